@@ -1,0 +1,1 @@
+"""Pixel Mean Flows in PyTorch."""

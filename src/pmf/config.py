@@ -1,0 +1,306 @@
+"""Every option of a run: typed, documented, checked. The defaults are the paper's pMF-B/16 recipe.
+
+A YAML under ``configs/`` states only what differs. Reading files is ``configfile.py``'s work; this module
+imports neither torch nor yaml, so that a typo is reported in milliseconds.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, model_validator
+
+
+def number_name(value: Any) -> Any:
+    """``500`` for 500 and 500.0, ``0.9999`` for 0.9999: numbers as they stand in file names and in YAML."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value
+    return str(int(value)) if float(value).is_integer() else repr(value)
+
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[FiniteFloat, Field(gt=0)]
+NonNegativeFloat = Annotated[FiniteFloat, Field(ge=0)]
+Fraction = Annotated[FiniteFloat, Field(ge=0, le=1)]
+# YAML has lists only; pydantic's strict mode would refuse them as tuples.
+Interval = Annotated[tuple[Fraction, Fraction], Field(strict=False)]
+Betas = Annotated[tuple[Fraction, Fraction], Field(strict=False)]
+
+
+class Section(BaseModel):
+    """Frozen, keyword-only, no unknown keys, no silent conversion of strings to numbers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class ModelConfig(Section):
+    """Which network."""
+
+    name: str = "pmf_b_16"
+    """A row of the table in pmf/net/sizes.py."""
+
+
+class ObjectiveConfig(Section):
+    """The training objective: times, noise, guidance, weighting."""
+
+    parameterization: Literal["x", "u"] = "x"
+    """What the network's heads predict: the image (the paper's choice) or the velocity itself."""
+    derivative: Literal["auto", "jvp", "dual"] = "auto"
+    """How du/dt is taken: torch.func.jvp, tangents carried beside the primal, or the faster one available."""
+    data_proportion: Fraction = 0.5
+    """Share of each micro-batch trained as plain flow matching (r = t)."""
+    time_mean: FiniteFloat = 0.8
+    """Mean of the normal under the logit-normal time distribution (P_mean)."""
+    time_std: PositiveFloat = 0.8
+    """Its standard deviation (P_std)."""
+    uniform_time_fraction: Fraction = 0.0
+    """Probability that a row's t and r are uniform instead (0.1 in the recipe of the H models)."""
+    noise_scale: PositiveFloat = 1.0
+    """Standard deviation of the noise at t = 1, in units of the [-1, 1] image range."""
+    guidance_beta: NonNegativeFloat = 1.0
+    """Exponent of the power law of training guidance scales; larger favours small scales."""
+    guidance_max: PositiveFloat = 7.0
+    """Training guidance scales lie in [1, 1 + guidance_max]."""
+    label_drop: Fraction = 0.1
+    """Probability of the null label; its count is drawn per micro-batch and applied to the first rows."""
+    adaptive_power: NonNegativeFloat = 1.0
+    """Exponent p of the adaptive weight 1 / (loss + epsilon)^p."""
+    adaptive_epsilon: PositiveFloat = 0.01
+    """The epsilon of the adaptive weight."""
+
+
+class DataConfig(Section):
+    """Where images come from and how they are prepared."""
+
+    kind: Literal["parquet", "imagefolder", "synthetic", "digits"] = "parquet"
+    """Hugging Face Parquet, a folder of class folders, generated images, or the embedded 8x8 digits."""
+    path: str | None = None
+    """Folder of the data set. Parquet: the folder that holds data/SPLIT-*.parquet (or the files themselves)."""
+    split: str = "train"
+    """Which Parquet files: SPLIT-*.parquet."""
+    image_column: str = "image"
+    """Parquet column with the encoded image: a struct {bytes, path} or plain bytes."""
+    label_column: str = "label"
+    """Parquet column with the integer label."""
+    image_size: Positive = 256
+    """Side of the square training image, in pixels, after the ADM centre crop."""
+    channels: Literal[1, 3] = 3
+    """1 for grey, 3 for RGB; images of any other mode are converted."""
+    num_classes: Positive = 1000
+    """Labels are 0 ... num_classes - 1; num_classes itself is the null label."""
+    num_images: Positive = 1024
+    """Size of the synthetic set; ignored by the others."""
+    horizontal_flip: bool = False
+    """Mirror each image with probability one half (a function of seed, epoch and image)."""
+    num_workers: NonNegative = 8
+    """Decoding processes per rank. The order of samples does not depend on it."""
+    prefetch_factor: Positive = 4
+    """Micro-batches each worker prepares ahead."""
+    pin_memory: bool = True
+    """Page-locked batches, for asynchronous copies to a GPU."""
+
+
+class TrainingConfig(Section):
+    """Batch, length, precision, and what is written when."""
+
+    global_batch_size: Positive = 1024
+    """Images per optimizer step over all ranks: micro_batch_size x accumulation x ranks, always."""
+    micro_batch_size: Positive | None = None
+    """Images per forward pass on one rank; null means global_batch_size / ranks (no accumulation)."""
+    max_steps: Positive | None = None
+    """Length of the run in optimizer steps. Give this or epochs."""
+    epochs: PositiveFloat | None = None
+    """Length of the run in passes over the data. Give this or max_steps."""
+    seed: NonNegative = 42
+    """Weights at start, order of samples and every random draw are functions of it."""
+    mixed_precision: Literal["no", "bf16", "fp16"] = "bf16"
+    """Autocast of the matrix products; weights and residual stream stay float32."""
+    tf32: bool = True
+    """Allow TF32 for the float32 matrix products that remain on CUDA."""
+    gradient_clip: PositiveFloat | None = None
+    """Largest global gradient norm; null leaves gradients alone, as the paper does."""
+    output_dir: str = "runs/default"
+    """The run folder."""
+    log_every: Positive = 50
+    """Steps between lines in metrics.jsonl."""
+    sample_every: NonNegative = 5000
+    """Steps between sample grids; 0 never."""
+    checkpoint_every: Positive = 5000
+    """Steps between checkpoints; the last step is always saved."""
+    keep_checkpoints: Positive = 3
+    """Newest checkpoints kept."""
+    num_threads: Positive | None = None
+    """CPU threads of torch per process; null leaves torch's own choice."""
+
+
+class OptimizerConfig(Section):
+    """Muon or Adam, and the learning rate over time."""
+
+    name: Literal["muon", "nadamw", "adamw"] = "muon"
+    """muon: Muon for matrices and Nesterov AdamW for the rest; or one of the two Adams for everything."""
+    lr: NonNegativeFloat = 1e-3
+    """Peak learning rate, shared by Muon and Adam."""
+    schedule: Literal["constant", "warmup_constant", "warmup_cosine"] = "constant"
+    """Learning rate over time; warmup_cosine reproduces the official schedule, see optim/schedule.py."""
+    warmup_steps: NonNegative = 0
+    """Linear warm-up from 0."""
+    min_lr_factor: Fraction = 0.0
+    """Floor of the cosine, as a fraction of lr."""
+    momentum: Fraction = 0.95
+    """Muon's momentum."""
+    betas: Betas = (0.9, 0.95)
+    """Adam's moment decays."""
+    eps: PositiveFloat = 1e-8
+    """Adam's denominator and Muon's normaliser."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Decoupled weight decay on every parameter."""
+
+
+class EmaConfig(Section):
+    """Averages of the weights; every one of them is kept and saved."""
+
+    half_lives_kimg: list[PositiveFloat] = [500, 1000, 2000]
+    """Half-lives of the kept weight averages, in thousands of images."""
+    decays: list[Fraction] = []
+    """Constant decays per step of further averages (0.9999 in MeanFlow)."""
+
+
+class SamplingConfig(Section):
+    """How images are generated, in grids during training and by eval.py."""
+
+    num_steps: Positive = 1
+    """Network evaluations per image."""
+    omega: Annotated[FiniteFloat, Field(ge=1)] = 8.5
+    """Guidance scale."""
+    interval: Interval = (0.1, 0.7)
+    """Guidance interval [t_min, t_max]."""
+    ema: Annotated[str, BeforeValidator(number_name)] = "2000"
+    """Which weights: a half-life in kimg, a decay, or "online" (as in checkpoint file names ema_*)."""
+    batch_size: Positive = 64
+    """Images per forward pass and rank."""
+    final_images: NonNegative = 0
+    """PNGs written into samples/final when training ends, class-balanced; 0 none."""
+
+
+class TrackingConfig(Section):
+    """Where metrics go besides metrics.jsonl."""
+
+    wandb: bool = False
+    """Also log to Weights & Biases (metrics.jsonl is always written)."""
+    project: str = "pmf"
+    """Its project."""
+    name: str | None = None
+    """Its run name; null takes the run folder's."""
+
+
+class Config(Section):
+    """One run."""
+
+    model: ModelConfig = ModelConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    data: DataConfig = DataConfig()
+    training: TrainingConfig = TrainingConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    ema: EmaConfig = EmaConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _check_across_fields(self) -> Config:
+        for key, problem in _cross_field_problems(self):
+            raise CrossFieldError(key, problem)
+        return self
+
+
+class CrossFieldError(ValueError):
+    """Values that are fine alone and wrong together; ``key`` is the dotted key to point at."""
+
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(f"{key} {problem}")
+        self.key = key
+        self.problem = problem
+
+
+def _cross_field_problems(config: Config) -> list[tuple[str, str]]:
+    problems: list[tuple[str, str]] = []
+    training, optimizer, sampling, data = config.training, config.optimizer, config.sampling, config.data
+    if (training.max_steps is None) == (training.epochs is None):
+        problems.append(("training.max_steps", "or training.epochs must be given, and not both"))
+    micro = training.micro_batch_size
+    if micro is not None and training.global_batch_size % micro:
+        problems.append(
+            (
+                "training.micro_batch_size",
+                f"is {micro}, which does not divide training.global_batch_size {training.global_batch_size}; "
+                f"nearest divisors: {nearest_divisors(training.global_batch_size, micro)}",
+            )
+        )
+    if sampling.interval[0] >= sampling.interval[1]:
+        bounds = list(sampling.interval)
+        problems.append(("sampling.interval", f"is {bounds}; it must be [t_min, t_max] with t_min < t_max"))
+    if optimizer.schedule == "constant" and optimizer.warmup_steps:
+        problems.append(("optimizer.warmup_steps", "needs optimizer.schedule: warmup_constant or warmup_cosine"))
+    if training.max_steps is not None and optimizer.warmup_steps > training.max_steps:
+        problems.append(
+            (
+                "optimizer.warmup_steps",
+                f"is {optimizer.warmup_steps}, more than training.max_steps {training.max_steps}",
+            )
+        )
+    if data.kind in ("parquet", "imagefolder") and not data.path:
+        problems.append(("data.path", f"is missing; data.kind {data.kind} needs the folder of the data set"))
+    names = ema_names(config.ema)
+    if len(set(names)) != len(names):
+        problems.append(("ema.half_lives_kimg", f"and ema.decays name one average twice: {', '.join(names)}"))
+    if sampling.ema not in (*names, "online"):
+        problems.append(("sampling.ema", f'is "{sampling.ema}"; choose one of: {", ".join((*names, "online"))}'))
+    return problems
+
+
+def ema_names(ema: EmaConfig) -> list[str]:
+    """Names of the kept averages, as in the checkpoint's files: ``500`` for a half-life, ``0.9999`` for a decay."""
+    return [number_name(value) for value in (*ema.half_lives_kimg, *ema.decays)]
+
+
+def nearest_divisors(total: int, wanted: int) -> str:
+    """The divisors of ``total`` next below and next above ``wanted``, for error texts."""
+    divisors = [d for d in range(1, total + 1) if total % d == 0]
+    below = [d for d in divisors if d <= wanted][-1:]
+    above = [d for d in divisors if d > wanted][:1]
+    return ", ".join(str(d) for d in below + above)
+
+
+def accumulation_steps(training: TrainingConfig, world_size: int) -> int:
+    """Micro-batches per rank and step, so that micro x accumulation x world = global.
+
+    Raises:
+        CrossFieldError: where no whole number does it.
+    """
+    if training.global_batch_size % world_size:
+        raise CrossFieldError(
+            "training.global_batch_size",
+            f"is {training.global_batch_size}, not a multiple of the {world_size} processes; nearest multiples: "
+            f"{_nearest_multiples(training.global_batch_size, world_size)}",
+        )
+    per_rank = training.global_batch_size // world_size
+    micro = training.micro_batch_size or per_rank
+    if per_rank % micro:
+        raise CrossFieldError(
+            "training.micro_batch_size",
+            f"is {micro}, which does not divide the {per_rank} images per process (training.global_batch_size "
+            f"{training.global_batch_size} on {world_size} processes); nearest divisors: "
+            f"{nearest_divisors(per_rank, micro)}",
+        )
+    return per_rank // micro
+
+
+def _nearest_multiples(value: int, factor: int) -> str:
+    multiples = {math.floor(value / factor) * factor, math.ceil(value / factor) * factor} - {0}
+    return ", ".join(str(m) for m in sorted(multiples))
+
+
+def as_plain(config: Config) -> dict[str, Any]:
+    """Nested dicts, lists and scalars: what config.yaml and state.json hold."""
+    return config.model_dump(mode="json")

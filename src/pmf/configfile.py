@@ -1,0 +1,202 @@
+"""Configs on disk: strict YAML with line numbers, ``key=value`` overrides, one-line errors."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from pmf.config import Config, CrossFieldError, as_plain
+from pmf.errors import UserError
+
+# YAML 1.1, which PyYAML speaks, takes 1e-4 for a string and "no" for false. These follow YAML 1.2.
+_INT = re.compile(r"[-+]?[0-9]+")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+_WORDS: dict[str, Any] = {"true": True, "false": False, "null": None, "~": None, "": None}
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
+
+
+@dataclass
+class _Document:
+    """Plain values of a YAML file and where each key stands, by dotted key."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    places: dict[str, str] = field(default_factory=dict)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file, apply ``section.key=value`` overrides and check everything.
+
+    Raises:
+        UserError: with file and line, for anything that is not a valid config.
+    """
+    path = Path(path)
+    document = _read(path)
+    for override in overrides:
+        _apply_override(document, override)
+    return _validate(document, str(path))
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Write every resolved value as YAML that ``load_config`` reads back to an equal config."""
+    path.write_text(dump_config(config))
+
+
+def dump_config(config: Config) -> str:
+    """Every resolved value as YAML."""
+    return yaml.safe_dump(as_plain(config), sort_keys=False, default_flow_style=None)
+
+
+def config_from_plain(values: dict[str, Any], where: str) -> Config:
+    """A config from nested plain values (a checkpoint's own record); ``where`` names the source in errors."""
+    return _validate(_Document(values), where)
+
+
+def _read(path: Path) -> _Document:
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        known = ", ".join(sorted(str(p) for p in Path("configs").glob("*.yaml"))) or "none in ./configs"
+        raise UserError(f"{path}: cannot read this config ({_reason(error)}); known configs: {known}") from None
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
+        raise UserError(f"{place}: invalid YAML: {error.problem or error.context}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: invalid YAML: {' '.join(str(error).split())}") from None
+    document = _Document()
+    if node is not None:
+        if not isinstance(node, yaml.MappingNode):
+            raise UserError(f"{path}:1: a config is a mapping of sections: {', '.join(Config.model_fields)}")
+        document.values = _plain(node, path, "", document.places)
+    return document
+
+
+def _plain(node: yaml.Node, path: Path, key: str, places: dict[str, str]) -> Any:
+    """Values of a YAML node; records the place of each key and refuses duplicates and tags."""
+    place = f"{path}:{node.start_mark.line + 1}"
+    places.setdefault(key, place)
+    if isinstance(node, yaml.MappingNode):
+        values: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            name = str(key_node.value)
+            dotted = f"{key}.{name}" if key else name
+            here = f"{path}:{key_node.start_mark.line + 1}"
+            if name in values:
+                raise UserError(f"{here}: {dotted} stands here a second time (first at {places[dotted]}); remove one")
+            places[dotted] = here
+            values[name] = _plain(value_node, path, dotted, places)
+        return values
+    if isinstance(node, yaml.SequenceNode):
+        return [_plain(item, path, f"{key}.{i}", places) for i, item in enumerate(node.value)]
+    if not node.tag.startswith("tag:yaml.org,2002:"):
+        raise UserError(f"{place}: {key} has the tag {node.tag}; configs hold plain values only")
+    text = _expand(node.value, place, key)
+    return text if node.style in ("'", '"', "|", ">") else _scalar(text)
+
+
+def _scalar(text: str) -> Any:
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
+    if _INT.fullmatch(text):
+        return int(text)
+    if _FLOAT.fullmatch(text):
+        return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+    return text
+
+
+def _expand(text: str, place: str, key: str) -> str:
+    """``${NAME}`` from the environment; an unset name is an error, never an empty string."""
+
+    def value(match: re.Match[str]) -> str:
+        if match[1] not in os.environ:
+            raise UserError(f"{place}: {key} uses ${{{match[1]}}}, which is not set; export it or write the value")
+        return os.environ[match[1]]
+
+    return _VARIABLE.sub(value, text)
+
+
+def _apply_override(document: _Document, override: str) -> None:
+    key, separator, text = override.partition("=")
+    place = f"command line: {override}"
+    if not separator or not re.fullmatch(r"\w+(\.\w+)*", key):
+        raise UserError(f"{place}: an override is section.key=value, e.g. training.seed=1")
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError:
+        raise UserError(f"{place}: the value is not valid YAML; quote it") from None
+    places: dict[str, str] = {}
+    value = None if node is None else _plain(node, Path(place), key, places)
+    target = document.values
+    *parents, last = key.split(".")
+    for name in parents:
+        if not isinstance(target.get(name), dict):
+            target[name] = {}
+        target = target[name]
+    target[last] = value
+    document.places[key] = place
+
+
+def _validate(document: _Document, where: str) -> Config:
+    # A section written with nothing below it is the section's defaults.
+    values = {name: {} if section is None else section for name, section in document.values.items()}
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_first_problem(error, document.places, where)) from None
+
+
+def _first_problem(error: ValidationError, places: dict[str, str], where: str) -> str:
+    """One line for the first error: place, key, what it is, what is allowed."""
+    problem = error.errors(include_url=False)[0]
+    cause = problem.get("ctx", {}).get("error")
+    if isinstance(cause, CrossFieldError):
+        return f"{_place(places, cause.key, where)}: {cause}"
+    key = ".".join(str(part) for part in problem["loc"])
+    place = _place(places, key, where)
+    if problem["type"] == "extra_forbidden":
+        return f"{place}: unknown key {key}{_suggestion(key)}"
+    message = problem["msg"][0].lower() + problem["msg"][1:]
+    return f"{place}: {key} is {problem['input']!r}: {message}{_did_you_mean(problem)}"
+
+
+def _place(places: dict[str, str], key: str, where: str) -> str:
+    while key and key not in places:
+        key = key.rpartition(".")[0]
+    return places.get(key, where)
+
+
+def _suggestion(key: str) -> str:
+    section = key.rpartition(".")[0]
+    known = list(_known_keys(Config))
+    siblings = [k for k in known if k.rpartition(".")[0] == section] or list(Config.model_fields)
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else f"; allowed here: {', '.join(siblings)}"
+
+
+def _known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, info in model.model_fields.items():
+        yield prefix + name
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            yield from _known_keys(info.annotation, f"{prefix}{name}.")
+
+
+def _did_you_mean(problem: Any) -> str:
+    if problem["type"] != "literal_error":
+        return ""
+    allowed = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
+    close = difflib.get_close_matches(str(problem["input"]), allowed, n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def _reason(error: Exception) -> str:
+    return error.strerror or str(error) if isinstance(error, OSError) else "not UTF-8 text"
