@@ -98,6 +98,7 @@ def _plain(node: yaml.Node, path: Path, key: str, places: dict[str, str]) -> Any
         return values
     if isinstance(node, yaml.SequenceNode):
         return [_plain(item, path, f"{key}.{i}", places) for i, item in enumerate(node.value)]
+    assert isinstance(node, yaml.ScalarNode)
     if not node.tag.startswith("tag:yaml.org,2002:"):
         raise UserError(f"{place}: {key} has the tag {node.tag}; configs hold plain values only")
     text = _expand(node.value, place, key)

@@ -1,0 +1,46 @@
+"""Data sets, the order of their images, and the loader that hands them to a rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pmf.config import DataConfig
+from pmf.data.digits import open_digits
+from pmf.data.imagefolder import ImageFolderSource
+from pmf.data.loader import Batch, Loader, create_loader
+from pmf.data.parquet import ParquetSource
+from pmf.data.sampler import steps_per_epoch
+from pmf.data.source import Sample, Source
+from pmf.data.synthetic import SyntheticSource
+from pmf.data.transforms import center_crop, decode, to_unit_range
+
+__all__ = [
+    "SOURCES",
+    "Batch",
+    "Loader",
+    "Sample",
+    "Source",
+    "center_crop",
+    "create_loader",
+    "create_source",
+    "decode",
+    "steps_per_epoch",
+    "to_unit_range",
+]
+
+# A new kind of data set is a line here and one in config.DataConfig.kind.
+SOURCES: dict[str, Callable[[DataConfig, int], Source]] = {
+    "parquet": lambda config, seed: ParquetSource(config),
+    "imagefolder": lambda config, seed: ImageFolderSource(config),
+    "synthetic": SyntheticSource,
+    "digits": lambda config, seed: open_digits(config),
+}
+
+
+def create_source(config: DataConfig, seed: int) -> Source:
+    """Open the data set that ``data.kind`` names; ``seed`` shapes the synthetic one only.
+
+    Raises:
+        UserError: one line, for anything missing or unsuitable; see the source's own file.
+    """
+    return SOURCES[config.kind](config, seed)

@@ -1,0 +1,202 @@
+"""Micro-batches for one rank, decoded by worker processes, in an order that no number of processes can change."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from pmf.config import DataConfig
+from pmf.data.sampler import epoch_batches, epoch_flips, steps_per_epoch
+from pmf.data.source import Sample, Source
+from pmf.errors import UserError
+
+
+@dataclass
+class Batch:
+    """One micro-batch of one rank."""
+
+    images: torch.Tensor
+    """uint8 (b, channels, image_size, image_size)."""
+    labels: torch.Tensor
+    """int64 (b,), in [0, num_classes)."""
+    indices: torch.Tensor
+    """int64 (b,): which images of the source these are."""
+    step: int
+    """The optimizer step that they belong to."""
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory; called by torch's loader."""
+        return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.indices.pin_memory(), self.step)
+
+
+class Loader:
+    """Iterates over the micro-batches of a rank; each ``iter`` starts again at ``start_step``.
+
+    Raises:
+        UserError: while iterating, for an image or label that cannot be used; one line, without a worker's traceback.
+    """
+
+    def __init__(self, batches: DataLoader[Batch | UserError]) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        for item in self._batches:
+            if isinstance(item, UserError):
+                raise item
+            yield item
+
+
+def create_loader(
+    source: Source,
+    config: DataConfig,
+    *,
+    seed: int,
+    global_batch_size: int,
+    micro_batch_size: int,
+    rank: int,
+    world_size: int,
+    start_step: int,
+    num_steps: int,
+) -> Loader:
+    """Steps ``start_step`` ... ``start_step + num_steps - 1`` of a run, as rank ``rank`` sees them.
+
+    Rank r owns positions [r B / world, (r + 1) B / world) of every global batch of B images and gets them in
+    micro-batches, in order. Resuming needs no state but the step.
+
+    Args:
+        source: the data set.
+        config: its section: flips, workers, prefetching, pinning.
+        seed: of the run; order and flips are functions of it.
+        global_batch_size: images per optimizer step over all ranks.
+        micro_batch_size: images per yielded batch.
+        rank: this process, in [0, world_size).
+        world_size: number of processes.
+        start_step: first optimizer step, counted from the start of the run.
+        num_steps: number of optimizer steps.
+
+    Raises:
+        UserError: for a data set smaller than one global batch.
+        ValueError: unless ``micro_batch_size * world_size`` divides ``global_batch_size``.
+    """
+    if global_batch_size % (micro_batch_size * world_size):
+        raise ValueError(f"{micro_batch_size=} times {world_size=} does not divide {global_batch_size=}")
+    accumulation = global_batch_size // (micro_batch_size * world_size)
+    schedule = _Schedule(
+        seed=seed,
+        global_batch_size=global_batch_size,
+        micro_batch_size=micro_batch_size,
+        accumulation=accumulation,
+        first_position=rank * accumulation * micro_batch_size,
+        start_step=start_step,
+        num_steps=num_steps,
+        steps_per_epoch=steps_per_epoch(len(source), global_batch_size),
+    )
+    workers = config.num_workers
+    batches = DataLoader(
+        _MicroBatches(source, schedule, config.horizontal_flip),
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=config.prefetch_factor if workers else None,
+        pin_memory=config.pin_memory and torch.cuda.is_available(),
+        worker_init_fn=_start_worker,
+        multiprocessing_context=_context() if workers else None,
+        # Without its own generator, torch would draw the workers' seeds from the global one.
+        generator=torch.Generator(),
+    )
+    return Loader(batches)
+
+
+def _context() -> multiprocessing.context.BaseContext:
+    """How workers start.
+
+    Forking this process would copy locks held by the threads of CUDA, NCCL and trackers, and hang now and then;
+    spawning imports torch once per worker. A fork server imports it once, in a process with no threads, and forks that.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
+def _start_worker(worker: int) -> None:
+    # Ctrl-C reaches the whole process group; the parent decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+@dataclass(frozen=True)
+class _Schedule:
+    seed: int
+    global_batch_size: int
+    micro_batch_size: int
+    accumulation: int
+    first_position: int
+    start_step: int
+    num_steps: int
+    steps_per_epoch: int
+
+
+@dataclass(frozen=True)
+class _MicroBatch:
+    """The place of a micro-batch in the run."""
+
+    step: int
+    epoch: int
+    row: int
+    """Number of the global batch in its epoch."""
+    begin: int
+    """First position in the global batch."""
+
+
+class _MicroBatches(IterableDataset[Batch | UserError]):
+    """Worker w of W makes micro-batches w, w + W, ...; torch's round robin over workers restores the order."""
+
+    def __init__(self, source: Source, schedule: _Schedule, horizontal_flip: bool) -> None:
+        self.source = source
+        self.schedule = schedule
+        self.horizontal_flip = horizontal_flip
+
+    def __iter__(self) -> Iterator[Batch | UserError]:
+        worker = get_worker_info()
+        first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        total = self.schedule.num_steps * self.schedule.accumulation
+        places = map(self._place, range(first, total, stride))
+        try:
+            for epoch, group in itertools.groupby(places, lambda place: place.epoch):
+                yield from self._epoch(epoch, list(group))
+        except UserError as error:
+            # As a value: torch would wrap an exception from a worker in its traceback.
+            yield error
+
+    def _place(self, number: int) -> _MicroBatch:
+        schedule = self.schedule
+        steps, part = divmod(number, schedule.accumulation)
+        step = schedule.start_step + steps
+        epoch, row = divmod(step, schedule.steps_per_epoch)
+        return _MicroBatch(step, epoch, row, schedule.first_position + part * schedule.micro_batch_size)
+
+    def _epoch(self, epoch: int, places: list[_MicroBatch]) -> Iterator[Batch]:
+        schedule, size = self.schedule, self.schedule.micro_batch_size
+        num_samples = len(self.source)
+        batches = epoch_batches(num_samples, schedule.global_batch_size, schedule.seed, epoch, self.source.block_starts)
+        indices = np.stack([batches[place.row, place.begin : place.begin + size] for place in places])
+        del batches
+        flips = epoch_flips(num_samples, schedule.seed, epoch) if self.horizontal_flip else None
+        samples = self.source.samples(indices.reshape(-1))
+        for place, row in zip(places, indices):
+            chunk = list(itertools.islice(samples, size))
+            yield _assemble(chunk, row, None if flips is None else flips[row], place.step)
+
+
+def _assemble(samples: list[Sample], indices: np.ndarray, flips: np.ndarray | None, step: int) -> Batch:
+    images = np.stack([sample.image for sample in samples])
+    if flips is not None:
+        images[flips] = images[flips, :, :, ::-1]
+    labels = torch.tensor([sample.label for sample in samples])
+    return Batch(torch.from_numpy(images), labels, torch.from_numpy(indices.copy()), step)

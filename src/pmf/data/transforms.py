@@ -1,0 +1,95 @@
+"""From encoded bytes to the square uint8 training image, byte for byte as the papers prepare it."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+import torch
+from PIL import Image
+
+
+class ImageError(ValueError):
+    """Bytes that are not an image this library can use; the text is one line."""
+
+
+def decode(data: bytes, channels: int, size: int) -> np.ndarray:
+    """Decode, convert and centre-crop one image. EXIF orientation is not applied, as in the papers.
+
+    Args:
+        data: an encoded image of any format and mode that Pillow reads.
+        channels: 1 for grey, 3 for RGB; transparency is dropped.
+        size: side of the result in pixels.
+
+    Returns:
+        uint8 (channels, size, size).
+
+    Raises:
+        ImageError: for anything that cannot be decoded, and for images of more than
+            ``PIL.Image.MAX_IMAGE_PIXELS`` pixels.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Pillow only warns up to twice its limit; a bomb must not take a worker's memory.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data))
+        cropped = center_crop(_convert(image, "L" if channels == 1 else "RGB"), size)
+    except MemoryError:
+        raise
+    except Exception as error:  # Broken files make Pillow raise OSError, SyntaxError, struct.error, zlib.error, ...
+        raise ImageError(_one_line(error)) from None
+    pixels = np.asarray(cropped)
+    return np.ascontiguousarray(pixels[None] if channels == 1 else pixels.transpose(2, 0, 1))
+
+
+def _one_line(error: Exception) -> str:
+    # Pillow names the in-memory file by its address, which helps nobody.
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not an image file that Pillow knows"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _convert(image: Image.Image, mode: str) -> Image.Image:
+    if image.mode.startswith("I"):
+        image = _sixteen_to_eight_bits(image)
+    elif image.mode == "F":
+        raise ImageError("float pixels (mode F) have no known range; convert the file to 8 or 16 bits")
+    elif image.mode in ("P", "PA"):
+        # Straight to RGB, Pillow warns about palettes with transparency; the colours are the same.
+        image = image.convert("RGBA")
+    return image.convert(mode)
+
+
+def _sixteen_to_eight_bits(image: Image.Image) -> Image.Image:
+    """Grey of 0..65535 to 0..255, rounded; Pillow's own conversion clips at 255."""
+    values = np.asarray(image).astype(np.int64)
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65535:
+        raise ImageError(f"32-bit grey values {low}..{high} are outside 0..65535; convert the file to 8 or 16 bits")
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+
+
+def center_crop(image: Image.Image, size: int) -> Image.Image:
+    """ADM's centre crop: halve with a box filter while possible, bicubic to the exact short side, cut the middle.
+
+    Args:
+        image: mode L or RGB, any width and height.
+        size: side of the result in pixels.
+
+    Returns:
+        The image of ``size`` x ``size`` pixels in the same mode.
+    """
+    while min(image.size) >= 2 * size:
+        width, height = image.size
+        image = image.resize((width // 2, height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    width, height = (round(side * scale) for side in image.size)
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - size) // 2, (height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def to_unit_range(images: torch.Tensor) -> torch.Tensor:
+    """uint8 of any shape to float32 in [-1, 1], on the tensor's device, with the papers' rounding."""
+    return (images.float() / 255 - 0.5) / 0.5

@@ -1,0 +1,1 @@
+"""The papers: objective, derivative, guidance, sampler."""

@@ -1,0 +1,111 @@
+"""u, v, and the total derivative of u along the flow.
+
+V = u + (t - r) stopgrad(du/dt), and du/dt is the derivative of u(z, r, t) along (dz, dr, dt) = (v_c, 0, 1)
+(MeanFlow equation 6, pMF equation 10). No gradient flows through du/dt, and rows with r = t do not use it: so it is
+taken without a graph and only for the rows after the flow-matching ones. This is the only file that knows torch.func.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pmf.flow.network import Network, head
+from pmf.flow.parameterization import Parameterization
+
+# torch's own, when it loads its forward-mode rules; nothing a user could do about it.
+warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowPoint:
+    """Where the network is evaluated: z (B, C, H, W); t, h = t - r, omega, t_min, t_max, labels (B,)."""
+
+    z: Tensor
+    t: Tensor
+    h: Tensor
+    omega: Tensor
+    t_min: Tensor
+    t_max: Tensor
+    labels: Tensor
+
+    def last(self, rows: int) -> FlowPoint:
+        """The last ``rows`` rows."""
+        start = self.z.shape[0] - rows
+        return FlowPoint(**{f.name: getattr(self, f.name)[start:] for f in fields(self)})
+
+    def conditions(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The network's arguments after z and h."""
+        return self.omega, self.t_min, self.t_max, self.labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Velocities:
+    """u, v: (B, C, H, W) with graph; du_dt: (K, C, H, W) of the last K rows, without."""
+
+    u: Tensor
+    v: Tensor
+    du_dt: Tensor
+
+
+Derivative = Callable[[Network, Parameterization, FlowPoint, Tensor], Velocities]
+
+
+def jvp_derivative(network: Network, parameterization: Parameterization, point: FlowPoint, v_c: Tensor) -> Velocities:
+    """By ``torch.func.jvp`` of the u head, in a pass of its own: works with any network.
+
+    Args:
+        v_c: (K, C, H, W) tangent of z for the last K rows.
+    """
+    outputs = network(point.z, point.h, *point.conditions(), heads="uv")
+    u = parameterization.to_velocity(head(outputs.u), point.z, point.t)
+    v = parameterization.to_velocity(head(outputs.v), point.z, point.t)
+    part = point.last(v_c.shape[0])
+    frozen = _without_graph(network)
+
+    def average_velocity(z: Tensor, t: Tensor, h: Tensor) -> Tensor:
+        output = frozen(z, h, *part.conditions(), heads="u").u
+        return parameterization.to_velocity(output, z, t)
+
+    one = torch.ones_like(part.t)  # r stays, so dh = dt
+    du_dt = _directional(average_velocity, (part.z, part.t, part.h), (v_c, one, one))
+    return Velocities(u=u, v=v, du_dt=du_dt)
+
+
+def dual_derivative(network: Network, parameterization: Parameterization, point: FlowPoint, v_c: Tensor) -> Velocities:
+    """By the network's own tangents, carried beside the training pass (pmf/net/dual.py): the fast form.
+
+    Args:
+        v_c: (K, C, H, W) tangent of z for the last K rows.
+    """
+    outputs = network(point.z, point.h, *point.conditions(), heads="uv", z_tangent=v_c)
+    output_u = head(outputs.u)
+    part = point.last(v_c.shape[0])
+    primal = output_u.detach()[point.z.shape[0] - v_c.shape[0] :]
+    tangents = (head(outputs.u_tangent), v_c, torch.ones_like(part.t))
+    du_dt = _directional(parameterization.to_velocity, (primal, part.z, part.t), tangents)
+    return Velocities(
+        u=parameterization.to_velocity(output_u, point.z, point.t),
+        v=parameterization.to_velocity(head(outputs.v), point.z, point.t),
+        du_dt=du_dt,
+    )
+
+
+DERIVATIVES: dict[str, Derivative] = {"auto": dual_derivative, "jvp": jvp_derivative, "dual": dual_derivative}
+
+
+def _directional(function: Callable[..., Tensor], primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]) -> Tensor:
+    return torch.func.jvp(function, primals, tangents)[1]
+
+
+def _without_graph(network: Network) -> Callable[..., Any]:
+    """The network with detached weights. Under no_grad alone forward AD would still record the tangents' graph."""
+    if not isinstance(network, nn.Module):
+        return network
+    weights = {name: weight.detach() for name, weight in network.named_parameters()}
+    return lambda *args, **kwargs: torch.func.functional_call(network, weights, args, kwargs)

@@ -1,0 +1,156 @@
+"""Every random number of a training step, named.
+
+t, r: times, 1 is noise, r <= t; e: noise; omega: guidance scale, active for t in [t_min, t_max];
+"flow-matching rows" (FM) have r = t. Rows are ordered: FM rows first, and the rows whose label is dropped are the
+first ones again, as in the official code. Scalars are drawn on the host, so that how many rows each pass of the
+step needs is known there and nothing waits for the device.
+
+A draw has two stages: standard normals and uniforms (:class:`StandardDraws`), then the distributions of the method
+as pure functions of them (official pmf.py: sample_tr, sample_cfg_scale, sample_cfg_interval, cond_drop).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pmf.config import ObjectiveConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class StandardDraws:
+    """Standard normals (``normal_*``) and uniforms on [0, 1) (``uniform_*``); (B,) on the CPU but for ``normal_e``."""
+
+    normal_t: Tensor
+    normal_r: Tensor
+    uniform_mask: Tensor
+    uniform_t: Tensor
+    uniform_r: Tensor
+    uniform_t_min: Tensor
+    uniform_t_max: Tensor
+    uniform_omega: Tensor
+    uniform_drop: Tensor
+    normal_e: Tensor
+    """(B, C, H, W) on the images' device."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Times:
+    """t and r, (B,) each, r <= t."""
+
+    t: Tensor
+    r: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draws:
+    """What one step of the objective needs beyond images, labels and weights; tensors on the images' device.
+
+    Attributes:
+        t, r, omega, t_min, t_max: (B,).
+        e: (B, C, H, W).
+        num_flow_matching: the first so many rows have r = t.
+        num_dropped: the first so many rows lose their label.
+        unconditional_rows: (U,) int64, ascending: rows that keep their label and whose guidance scale at t is not 1;
+            only they need the unconditional velocity.
+        perceptual_rows: (P,) int64, ascending: rows with t below the perceptual threshold.
+    """
+
+    t: Tensor
+    r: Tensor
+    omega: Tensor
+    t_min: Tensor
+    t_max: Tensor
+    e: Tensor
+    num_flow_matching: int
+    num_dropped: int
+    unconditional_rows: Tensor
+    perceptual_rows: Tensor
+
+
+def draw_standard(images: Tensor, generator: torch.Generator) -> StandardDraws:
+    """Draw from a CPU generator; the noise comes from a generator on the images' device that it seeds.
+
+    Args:
+        images: (B, C, H, W); shape, dtype and device count.
+        generator: on the CPU.
+    """
+    rows, dtype = images.shape[0], images.dtype
+    normals = torch.randn(2, rows, generator=generator, dtype=dtype)
+    uniforms = torch.rand(7, rows, generator=generator, dtype=dtype)
+    noise_seed = int(torch.randint(2**62, (), generator=generator))
+    noise_generator = torch.Generator(images.device).manual_seed(noise_seed)
+    normal_e = torch.randn(images.shape, generator=noise_generator, dtype=dtype, device=images.device)
+    return StandardDraws(
+        normal_t=normals[0],
+        normal_r=normals[1],
+        uniform_mask=uniforms[0],
+        uniform_t=uniforms[1],
+        uniform_r=uniforms[2],
+        uniform_t_min=uniforms[3],
+        uniform_t_max=uniforms[4],
+        uniform_omega=uniforms[5],
+        uniform_drop=uniforms[6],
+        normal_e=normal_e,
+    )
+
+
+def shape_draws(standard: StandardDraws, settings: ObjectiveConfig, perceptual_max_t: float) -> Draws:
+    """The distributions of the method from standard normals and uniforms; deterministic."""
+    rows = standard.normal_t.shape[0]
+    num_flow_matching = int(rows * settings.data_proportion)
+    num_dropped = int((standard.uniform_drop < settings.label_drop).sum())
+    times = sample_times(standard, settings, num_flow_matching)
+    omega = guidance_scales(standard.uniform_omega, settings.guidance_beta, settings.guidance_max)
+    t_min, t_max = 0.5 * standard.uniform_t_min, 0.5 + 0.5 * standard.uniform_t_max
+    t_min[:num_flow_matching], t_max[:num_flow_matching] = 0.0, 1.0
+    guided = active_scale(omega, times.t, t_min, t_max) != 1
+    guided[:num_dropped] = False
+    device = standard.normal_e.device
+
+    def move(tensor: Tensor) -> Tensor:
+        return tensor.to(device, non_blocking=True)
+
+    return Draws(
+        t=move(times.t),
+        r=move(times.r),
+        omega=move(omega),
+        t_min=move(t_min),
+        t_max=move(t_max),
+        e=standard.normal_e * settings.noise_scale,
+        num_flow_matching=num_flow_matching,
+        num_dropped=num_dropped,
+        unconditional_rows=move(guided.nonzero()[:, 0]),
+        perceptual_rows=move((times.t < perceptual_max_t).nonzero()[:, 0]),
+    )
+
+
+def sample_times(standard: StandardDraws, settings: ObjectiveConfig, num_flow_matching: int) -> Times:
+    """Two logit-normal times, or with some probability two uniform ones; r := t on FM rows, then sorted.
+
+    The official order matters: because r := t comes before the sorting, an FM row's t is one draw and not the larger
+    of two.
+    """
+    t = torch.sigmoid(standard.normal_t * settings.time_std + settings.time_mean)
+    r = torch.sigmoid(standard.normal_r * settings.time_std + settings.time_mean)
+    uniform = standard.uniform_mask < settings.uniform_time_fraction
+    t = torch.where(uniform, standard.uniform_t, t)
+    r = torch.where(uniform, standard.uniform_r, r)
+    r[:num_flow_matching] = t[:num_flow_matching]
+    return Times(t=torch.maximum(t, r), r=torch.minimum(t, r))
+
+
+def guidance_scales(uniform: Tensor, beta: float, excess: float) -> Tensor:
+    """omega on [1, 1 + excess] with density proportional to omega^-beta, by the inverse of its distribution."""
+    if beta == 1.0:
+        return torch.exp(uniform * math.log1p(excess))
+    power = 1.0 - beta
+    return torch.exp(torch.log1p(uniform * math.expm1(power * math.log1p(excess))) / power)
+
+
+def active_scale(omega: Tensor, t: Tensor, t_min: Tensor, t_max: Tensor) -> Tensor:
+    """omega inside the guidance interval, 1 outside; all (B,)."""
+    return torch.where((t >= t_min) & (t <= t_max), omega, torch.ones_like(omega))

@@ -1,0 +1,179 @@
+"""The pixel mean flow objective (pMF section 3; official pmf.py forward).
+
+x: image in [-1, 1]; e: noise; t in [0, 1], 1 is noise; r <= t; z = (1 - t) x + t e;
+u(z, r, t): average velocity over [r, t]; v: instantaneous velocity; V = u + (t - r) du/dt;
+v_t, v_g: velocity of the true image, and with guidance; v_c, v_u: predicted with label and without.
+
+To change the loss, change this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pmf.config import ObjectiveConfig
+from pmf.flow.derivative import DERIVATIVES, FlowPoint, Velocities
+from pmf.flow.draws import Draws, draw_standard, shape_draws
+from pmf.flow.guidance import GuidanceVelocities, guidance_velocities, guided_target
+from pmf.flow.network import Network
+from pmf.flow.parameterization import PARAMETERIZATIONS, per_image
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerceptualTerm:
+    """A distance between a denoised image and the true one.
+
+    Attributes:
+        name: as it appears in the logs.
+        weight: factor of the weighted distance in the loss.
+        distance: (P, C, H, W) prediction and image, both in [-1, 1], to (P,); no gradient to the image is needed.
+    """
+
+    name: str
+    weight: float
+    distance: Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Every field of the step before the loss; (B, C, H, W) unless said.
+
+    Attributes:
+        guidance: v_c and v_u of the rows of the guidance pass.
+        velocities: u, v and, for the rows with r < t, du/dt.
+        compound: V = u + (t - r) stopgrad(du/dt).
+        v_t: velocity of the true image.
+        v_g: guided target, after the label drop; without graph.
+    """
+
+    z: Tensor
+    v_t: Tensor
+    guidance: GuidanceVelocities
+    velocities: Velocities
+    compound: Tensor
+    v_g: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossTerms:
+    """What a step minimises and what is worth watching.
+
+    Attributes:
+        total: scalar with graph. With the adaptive weight it stays near 2 whatever happens; watch the raw parts.
+        raw_u, raw_v: (B,) squared errors summed over channels and pixels, before the adaptive weight.
+        weighted_u, weighted_v, weighted_perceptual: (B,) after it.
+        logs: detached scalars; ``loss_u`` and ``loss_v`` are plain means over all elements.
+    """
+
+    total: Tensor
+    raw_u: Tensor
+    raw_v: Tensor
+    weighted_u: Tensor
+    weighted_v: Tensor
+    weighted_perceptual: Tensor
+    logs: dict[str, Tensor]
+
+
+class PixelMeanFlow:
+    """Draws, then a deterministic loss of network, images, labels and draws."""
+
+    def __init__(
+        self,
+        settings: ObjectiveConfig,
+        *,
+        num_classes: int,
+        perceptual: Sequence[PerceptualTerm] = (),
+        perceptual_max_t: float = 1.0,
+    ) -> None:
+        self.settings = settings
+        self.null_label = num_classes
+        self.perceptual = tuple(perceptual)
+        self.perceptual_max_t = perceptual_max_t
+        self.parameterization = PARAMETERIZATIONS[settings.parameterization]
+        self.derivative = DERIVATIVES[settings.derivative]
+
+    def draw(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Draws:
+        """Draw every random number of one micro-batch.
+
+        Args:
+            images: (B, C, H, W) in [-1, 1].
+            labels: (B,) int64.
+            generator: on the CPU; a function of (seed, step, micro-batch).
+        """
+        return shape_draws(draw_standard(images, generator), self.settings, self.perceptual_max_t)
+
+    def loss(self, network: Network, images: Tensor, labels: Tensor, draws: Draws) -> LossTerms:
+        """The loss of one micro-batch, deterministic.
+
+        Args:
+            images: (B, C, H, W) in [-1, 1].
+            labels: (B,) int64 in [0, num_classes).
+        """
+        step = self.evaluate(network, images, labels, draws)
+        raw_u = (step.compound - step.v_g).square().sum((1, 2, 3))
+        raw_v = (step.velocities.v - step.v_g).square().sum((1, 2, 3))
+        weighted_u, weighted_v = self._adaptive(raw_u), self._adaptive(raw_v)
+        logs = {
+            "loss_u": raw_u.detach().mean() / images[0].numel(),
+            "loss_v": raw_v.detach().mean() / images[0].numel(),
+        }
+        weighted_perceptual = self._perceptual(step, images, draws, logs)
+        total = (weighted_u + weighted_v + weighted_perceptual).mean()
+        return LossTerms(
+            total=total,
+            raw_u=raw_u,
+            raw_v=raw_v,
+            weighted_u=weighted_u,
+            weighted_v=weighted_v,
+            weighted_perceptual=weighted_perceptual,
+            logs={"loss": total.detach(), **logs},
+        )
+
+    def evaluate(self, network: Network, images: Tensor, labels: Tensor, draws: Draws) -> Evaluation:
+        """Run the network where the loss needs it; see :meth:`loss` for the arguments."""
+        z = (1 - per_image(draws.t)) * images + per_image(draws.t) * draws.e
+        v_t = self.parameterization.true_velocity(images, draws.e, z, draws.t)
+        guidance = guidance_velocities(network, self.parameterization, z, labels, self.null_label, draws)
+
+        dropped_labels = labels.clone()
+        dropped_labels[: draws.num_dropped] = self.null_label
+        point = FlowPoint(
+            z=z,
+            t=draws.t,
+            h=draws.t - draws.r,
+            omega=draws.omega,
+            t_min=draws.t_min,
+            t_max=draws.t_max,
+            labels=dropped_labels,
+        )
+        velocities = self.derivative(network, self.parameterization, point, guidance.conditional)
+
+        first = draws.num_flow_matching
+        compound = torch.cat(
+            (velocities.u[:first], velocities.u[first:] + per_image(point.h[first:]) * velocities.du_dt)
+        )
+        # On the flow-matching rows the training pass had the inputs of the conditional guidance pass.
+        v_c = torch.cat((velocities.v[:first].detach(), guidance.conditional))
+        v_g = guided_target(v_t, v_c, guidance.unconditional, draws)
+        return Evaluation(z=z, v_t=v_t, guidance=guidance, velocities=velocities, compound=compound, v_g=v_g)
+
+    def _adaptive(self, loss: Tensor) -> Tensor:
+        """Loss over stopgrad((loss + epsilon)^p), per row (MeanFlow section 4.3)."""
+        return loss / (loss.detach() + self.settings.adaptive_epsilon) ** self.settings.adaptive_power
+
+    def _perceptual(self, step: Evaluation, images: Tensor, draws: Draws, logs: dict[str, Tensor]) -> Tensor:
+        """Weighted distances of the denoised image z - t u, on the rows below the time threshold; 0 on others: (B,)."""
+        rows = draws.perceptual_rows
+        total = images.new_zeros(images.shape[0])
+        if not self.perceptual or not len(rows):
+            return total
+        denoised = step.z[rows] - per_image(draws.t[rows]) * step.velocities.u[rows]
+        for term in self.perceptual:
+            distance = term.distance(denoised, images[rows])  # (P,)
+            logs[f"loss_{term.name}"] = distance.detach().sum() / images.shape[0]
+            total = total.index_add(0, rows, term.weight * self._adaptive(distance))
+        return total

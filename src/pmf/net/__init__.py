@@ -1,0 +1,1 @@
+"""Networks: pure functions of tensors."""

@@ -1,0 +1,116 @@
+"""Forward-mode differentiation beside a shared primal.
+
+Training needs u with its graph for every row, and du/dt without a graph for the rows with r < t. Instead of a second
+forward pass under ``torch.func.jvp``, a :class:`Dual` carries both through one pass: each operation computes its value
+as ever and adds the tangent by its own derivative rule, from activations that are there already. A composite layer is
+written once, for tensors, and works on duals because the operations it is made of do.
+
+Rules see the primal and the weights detached, so a tangent never joins the autograd graph. A linear map costs a
+tangent one matrix product; generic forward AD, which must allow for a tangent of the weight, runs three.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(eq=False)
+class Dual:
+    """A tensor and the directional derivative of its last rows.
+
+    Attributes:
+        value: (B, ...), with whatever autograd graph it has.
+        tangent: (K, ...), K <= B, without a graph; row k belongs to row B - K + k of ``value``.
+    """
+
+    value: Tensor
+    tangent: Tensor
+
+    @property
+    def primal(self) -> Tensor:
+        """The rows of ``value`` that have a tangent, detached: (K, ...)."""
+        return self.value.detach()[self.value.shape[0] - self.tangent.shape[0] :]
+
+    def __add__(self, other: Tensor | Dual) -> Dual:
+        if isinstance(other, Dual):
+            return Dual(self.value + other.value, self.tangent + other.tangent)
+        value = self.value + other
+        return Dual(value, self.tangent.expand(-1, *value.shape[1:]))
+
+    def __mul__(self, other: Tensor | Dual) -> Dual:
+        if isinstance(other, Dual):
+            return Dual(self.value * other.value, self.tangent * other.primal + self.primal * other.tangent)
+        return Dual(self.value * other, self.tangent * other.detach())
+
+
+Operand = Tensor | Dual
+
+
+def value_of(x: Operand) -> Tensor:
+    """The value alone."""
+    return x.value if isinstance(x, Dual) else x
+
+
+def map_linear(function: Callable[[Tensor], Tensor], x: Operand) -> Operand:
+    """Apply a row-wise map that is linear and has no weights (reshapes, slices, rotations): its own tangent rule."""
+    if isinstance(x, Dual):
+        return Dual(function(x.value), function(x.tangent))
+    return function(x)
+
+
+def concatenate(parts: Sequence[Operand], dim: int) -> Operand:
+    """``torch.cat`` where parts without a tangent have the tangent zero."""
+    value = torch.cat([value_of(part) for part in parts], dim)
+    known = [part.tangent for part in parts if isinstance(part, Dual)]
+    if not known:
+        return value
+    rows = known[0].shape[0]
+    tangents = [part.tangent if isinstance(part, Dual) else torch.zeros_like(part[:rows]) for part in parts]
+    return Dual(value, torch.cat(tangents, dim))
+
+
+def silu(x: Operand) -> Operand:
+    """x sigmoid(x)."""
+    if isinstance(x, Dual):
+        gate = torch.sigmoid(x.primal)
+        return Dual(F.silu(x.value), x.tangent * gate * (1 + x.primal * (1 - gate)))
+    return F.silu(x)
+
+
+def sinusoids(x: Operand, frequencies: Tensor) -> Operand:
+    """cos, then sin, of x times each frequency: (B,) and (n,) -> (B, 2 n)."""
+    if isinstance(x, Dual):
+        angle, rate = x.primal[:, None] * frequencies, x.tangent[:, None] * frequencies
+        tangent = torch.cat((-angle.sin() * rate, angle.cos() * rate), dim=-1)
+        return Dual(_sinusoids(x.value, frequencies), tangent)
+    return _sinusoids(x, frequencies)
+
+
+def _sinusoids(x: Tensor, frequencies: Tensor) -> Tensor:
+    angle = x[:, None] * frequencies
+    return torch.cat((angle.cos(), angle.sin()), dim=-1)
+
+
+class Linear(nn.Linear):
+    """``nn.Linear`` on tensors and duals."""
+
+    def forward(self, x: Operand) -> Operand:  # type: ignore[override]
+        """(B, ..., in) -> (B, ..., out)."""
+        if isinstance(x, Dual):
+            return Dual(super().forward(x.value), F.linear(x.tangent, self.weight.detach()))
+        return super().forward(x)
+
+
+class Conv2d(nn.Conv2d):
+    """``nn.Conv2d`` with stride and no padding, on tensors and duals."""
+
+    def forward(self, x: Operand) -> Operand:  # type: ignore[override]
+        """(B, in, H, W) -> (B, out, H / stride, W / stride)."""
+        if isinstance(x, Dual):
+            return Dual(super().forward(x.value), F.conv2d(x.tangent, self.weight.detach(), stride=self.stride))
+        return super().forward(x)

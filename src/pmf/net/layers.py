@@ -1,0 +1,193 @@
+"""The layers of the pixel transformer: written for tensors, and through their parts good for duals too."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from pmf.net.attention import attention
+from pmf.net.dual import Conv2d, Dual, Linear, Operand, map_linear, silu, sinusoids, value_of
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + 1e-6) times a weight, in float32 at least."""
+
+    eps = 1e-6
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Operand) -> Operand:
+        """(B, ..., width) -> the same shape."""
+        if isinstance(x, Dual):
+            return Dual(self._value(x.value), self._tangent(x))
+        return self._value(x)
+
+    def _value(self, x: Tensor) -> Tensor:
+        x = _at_least_float32(x)
+        if forward_ad.unpack_dual(x).tangent is not None:  # the fused kernel has no forward-mode derivative on CUDA
+            return x * self._inverse_rms(x) * self.weight
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+    def _inverse_rms(self, x: Tensor) -> Tensor:
+        return torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
+
+    def _tangent(self, x: Dual) -> Tensor:
+        primal, tangent = _at_least_float32(x.primal), _at_least_float32(x.tangent)
+        inverse = self._inverse_rms(primal)
+        unit = primal * inverse
+        return inverse * (tangent - unit * (unit * tangent).mean(-1, keepdim=True)) * self.weight.detach()
+
+
+class Rotation(nn.Module):
+    """2-D rotary position embedding of the patch tokens; the condition tokens in front stay as they are.
+
+    Channels are interleaved complex pairs; the first half of them turns with the row, the second with the column.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, head_width: int, grid: int, num_condition_tokens: int, theta: float = 1e4) -> None:
+        super().__init__()
+        per_axis = head_width // 2
+        frequencies = theta ** -(torch.arange(0, per_axis, 2, dtype=torch.float32) / per_axis)  # (d / 4,)
+        angle = torch.arange(grid, dtype=torch.float32)[:, None] * frequencies  # (grid, d / 4)
+        rows = angle[:, None].expand(grid, grid, -1)
+        columns = angle[None].expand(grid, grid, -1)
+        patches = torch.cat((rows, columns), -1).flatten(0, 1)  # (patches, d / 2)
+        angles = torch.cat((patches.new_zeros(num_condition_tokens, per_axis), patches))  # (T, d / 2)
+        self.register_buffer("cos", angles.cos(), persistent=False)
+        self.register_buffer("sin", angles.sin(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., T, d) -> the same shape."""
+        real, imaginary = x.unflatten(-1, (-1, 2)).unbind(-1)
+        turned = (real * self.cos - imaginary * self.sin, real * self.sin + imaginary * self.cos)
+        return torch.stack(turned, dim=-1).flatten(-2)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention without biases, with RMS-normed and rotated queries and keys."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = Linear(width, width, bias=False)
+        self.key = Linear(width, width, bias=False)
+        self.value = Linear(width, width, bias=False)
+        self.output = Linear(width, width, bias=False)
+        self.query_norm = RMSNorm(width // num_heads)
+        self.key_norm = RMSNorm(width // num_heads)
+
+    def forward(self, x: Operand, rotation: Rotation) -> Operand:
+        """(B, T, width) -> the same shape."""
+        value = map_linear(self._split_heads, self.value(x))  # (B, heads, T, d)
+        dtype = value_of(value).dtype
+
+        def rotate(tensor: Tensor) -> Tensor:
+            return rotation(tensor).to(dtype)
+
+        query = map_linear(rotate, self.query_norm(map_linear(self._split_heads, self.query(x))))
+        key = map_linear(rotate, self.key_norm(map_linear(self._split_heads, self.key(x))))
+        return self.output(map_linear(_merge_heads, attention(query, key, value)))  # (B, T, width)
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        return rearrange(x, "b t (heads d) -> b heads t d", heads=self.num_heads)
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)), without biases."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.gate = Linear(width, hidden, bias=False)
+        self.up = Linear(width, hidden, bias=False)
+        self.down = Linear(hidden, width, bias=False)
+
+    def forward(self, x: Operand) -> Operand:
+        """(B, T, width) -> the same shape."""
+        return self.down(silu(self.gate(x)) * self.up(x))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block whose two residual branches are scaled by vectors that start at zero."""
+
+    def __init__(self, width: int, num_heads: int, mlp_width: int) -> None:
+        super().__init__()
+        self.norm1 = RMSNorm(width)
+        self.attention = Attention(width, num_heads)
+        self.attention_gate = nn.Parameter(torch.zeros(width))
+        self.norm2 = RMSNorm(width)
+        self.mlp = SwiGLU(width, mlp_width)
+        self.mlp_gate = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Operand, rotation: Rotation) -> Operand:
+        """(B, T, width) -> the same shape."""
+        x = x + self.attention(self.norm1(x), rotation) * self.attention_gate
+        return x + self.mlp(self.norm2(x)) * self.mlp_gate
+
+
+class ScalarEmbedding(nn.Module):
+    """A scalar per sample through 256 sinusoids (cosines first) and a two-layer MLP."""
+
+    frequencies: Tensor
+
+    def __init__(self, width: int, num_sinusoids: int = 256) -> None:
+        super().__init__()
+        half = num_sinusoids // 2
+        exponents = torch.arange(half, dtype=torch.float32) / half
+        self.register_buffer("frequencies", torch.exp(-math.log(1e4) * exponents), persistent=False)
+        self.hidden = Linear(num_sinusoids, width)
+        self.output = Linear(width, width)
+
+    def forward(self, x: Operand) -> Operand:
+        """(B,) -> (B, width)."""
+        return self.output(silu(self.hidden(sinusoids(x, self.frequencies))))
+
+
+class PatchEmbedding(nn.Module):
+    """Patches through a narrow bottleneck to the width of the network."""
+
+    def __init__(self, channels: int, patch_size: int, bottleneck: int, width: int) -> None:
+        super().__init__()
+        self.bottleneck = Conv2d(channels, bottleneck, patch_size, stride=patch_size)
+        self.expansion = Conv2d(bottleneck, width, 1)
+
+    def forward(self, images: Operand) -> Operand:
+        """(B, C, H, W) -> (B, patches, width)."""
+        features = self.expansion(self.bottleneck(images))  # (B, width, H / p, W / p)
+        return map_linear(lambda x: rearrange(x, "b d h w -> b (h w) d"), features)
+
+
+class PatchOutput(nn.Module):
+    """Patch tokens to pixels: RMSNorm and a linear layer that starts at zero."""
+
+    def __init__(self, width: int, patch_size: int, channels: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.channels = channels
+        self.norm = RMSNorm(width)
+        self.linear = Linear(width, patch_size * patch_size * channels)
+
+    def forward(self, tokens: Operand) -> Operand:
+        """(B, patches, width) -> (B, C, H, W)."""
+        return map_linear(self._unpatchify, self.linear(self.norm(tokens)))
+
+    def _unpatchify(self, x: Tensor) -> Tensor:
+        side = math.isqrt(x.shape[1])
+        return rearrange(x, "b (h w) (p q c) -> b c (h p) (w q)", h=side, p=self.patch_size, q=self.patch_size)
+
+
+def _merge_heads(x: Tensor) -> Tensor:
+    return rearrange(x, "b heads t d -> b t (heads d)")
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

@@ -1,0 +1,76 @@
+"""Reading the golden vectors: numbers made by running the official JAX code, described by each file's ``meta``.
+
+PMF_GOLDEN_DIR names another folder of the same format, with other seeds and sizes; nothing below the loader may
+assume a size.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pmf.convert import from_official
+from pmf.net.pixel_transformer import PixelTransformer
+
+FOLDER = Path(os.environ.get("PMF_GOLDEN_DIR", Path(__file__).parents[1] / "golden"))
+
+
+class Golden:
+    """One file: ``meta`` and its arrays as tensors."""
+
+    def __init__(self, name: str) -> None:
+        with np.load(FOLDER / f"{name}.npz") as arrays:
+            self.meta: dict[str, Any] = json.loads(str(arrays["meta"]))
+            self.arrays = {key: arrays[key] for key in arrays.files if key != "meta"}
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.arrays
+
+    def __getitem__(self, key: str) -> Tensor:
+        return torch.from_numpy(self.arrays[key])
+
+    def image(self, key: str) -> Tensor:
+        """NHWC array as an NCHW tensor."""
+        return self[key].permute(0, 3, 1, 2).contiguous()
+
+    def scalar(self, key: str) -> Tensor:
+        """(B,1,1,1) or (B,) array as a (B,) tensor."""
+        return self[key].flatten()
+
+    def group(self, prefix: str) -> dict[str, Tensor]:
+        """All tensors under a prefix, by the rest of their name."""
+        return {key[len(prefix) :]: self[key] for key in self.arrays if key.startswith(prefix)}
+
+
+def build_network(
+    settings: dict[str, Any], weights: dict[str, Tensor], mlp_width: int | None = None
+) -> PixelTransformer:
+    """Our network with official weights; ``settings`` is the ``net`` entry of a file's meta."""
+    network = PixelTransformer(
+        image_size=settings["input_size"],
+        patch_size=settings["patch_size"],
+        channels=settings.get("in_channels", 3),
+        num_classes=settings["num_classes"],
+        width=settings["hidden_size"],
+        depth=settings["depth"],
+        head_depth=settings["aux_head_depth"],
+        num_heads=settings["num_heads"],
+        mlp_width=mlp_width,
+    )
+    network.load_state_dict(from_official(weights, network.state_dict()))
+    return network
+
+
+def relative_error(ours: Tensor, golden: Tensor) -> float:
+    """Largest over samples of max|a - b| / max|b|; rows of small t are a thousand times the others, so per sample."""
+    assert ours.shape == golden.shape, f"{tuple(ours.shape)} against {tuple(golden.shape)}"
+    if not golden.numel():
+        return 0.0
+    difference = (ours.detach() - golden).flatten(1).abs().amax(1)
+    return float((difference / golden.flatten(1).abs().amax(1).clamp_min(1e-30)).max())
