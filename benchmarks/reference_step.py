@@ -1,0 +1,113 @@
+"""The pixel mean flow step as the papers and the official JAX code write it: oracle and baseline.
+
+Literal and slow on purpose: three guidance passes through both heads over every row, ``torch.func.jvp`` around the
+whole network over every row, attention written out. It shares no mathematics with pmf.flow; only the raw draws are
+common. Notation as in pmf/flow/pixel_mean_flow.py; source: official pmf.py, ``guidance_fn`` and ``forward``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pmf.config import ObjectiveConfig
+from pmf.flow.draws import StandardDraws
+from pmf.net.pixel_transformer import PixelTransformer
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceStep:
+    """Loss (scalar) and the fields that negative controls tamper with."""
+
+    loss: Tensor
+    raw_u: Tensor
+    raw_v: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """Deliberate mistakes, so that a comparison can show that it would notice them."""
+
+    derivative_factor: float = 1.0
+    tangent_is_true_velocity: bool = False
+    no_guidance: bool = False
+
+
+def reference_step(
+    network: PixelTransformer,
+    settings: ObjectiveConfig,
+    null_label: int,
+    images: Tensor,
+    labels: Tensor,
+    draws: StandardDraws,
+    fault: Fault | None = None,
+) -> ReferenceStep:
+    """One micro-batch, x-prediction, without perceptual terms.
+
+    Args:
+        images: (B, C, H, W) in [-1, 1].
+        labels: (B,) int64.
+        draws: raw numbers; everything derived from them is derived here again.
+    """
+    fault = fault or Fault()
+    x, rows = images, images.shape[0]
+
+    def column(scalar: Tensor) -> Tensor:
+        return scalar.to(x)[:, None, None, None]  # (B, 1, 1, 1)
+
+    def u_and_v(
+        z: Tensor, t: Tensor, h: Tensor, omega: Tensor, t_min: Tensor, t_max: Tensor, y: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        out = network(z, h.flatten(), omega.flatten(), t_min.flatten(), t_max.flatten(), y)
+        return (z - out.u) / t.clip(0.05, 1.0), (z - out.v) / t.clip(0.05, 1.0)
+
+    t = torch.sigmoid(column(draws.normal_t) * settings.time_std + settings.time_mean)
+    r = torch.sigmoid(column(draws.normal_r) * settings.time_std + settings.time_mean)
+    uniform = column(draws.uniform_mask) < settings.uniform_time_fraction
+    t = torch.where(uniform, column(draws.uniform_t), t)
+    r = torch.where(uniform, column(draws.uniform_r), r)
+    fm = column(torch.arange(rows)) < int(rows * settings.data_proportion)
+    r = torch.where(fm, t, r)
+    t, r = torch.maximum(t, r), torch.minimum(t, r)
+
+    e = draws.normal_e * settings.noise_scale
+    z = (1 - t) * x + t * e
+    v_t = (z - x) / t.clip(0.05, 1.0)
+    t_min = torch.where(fm, 0.0, 0.5 * column(draws.uniform_t_min))
+    t_max = torch.where(fm, 1.0, 0.5 + 0.5 * column(draws.uniform_t_max))
+    top = torch.log1p(torch.tensor(settings.guidance_max, dtype=x.dtype, device=x.device))
+    q, power = column(draws.uniform_omega), 1 - settings.guidance_beta
+    omega = torch.exp(q * top) if power == 0 else torch.exp(torch.log1p(q * torch.expm1(power * top)) / power)
+
+    zero, one = torch.zeros_like(t), torch.ones_like(t)
+    null = torch.full_like(labels, null_label)
+    with torch.no_grad():
+        v_c = u_and_v(z, t, zero, omega, zero, one, labels)[1]
+        v_u = u_and_v(z, t, zero, one, zero, one, null)[1]
+        v_g_fm = v_t + (1 - 1 / omega) * (v_c - v_u)
+        inside = torch.where((t >= t_min) & (t <= t_max), omega, 1.0)
+        v_c = u_and_v(z, t, zero, inside, zero, one, labels)[1]
+        v_g = torch.where(fm, v_g_fm, v_t + (1 - 1 / inside) * (v_c - v_u))
+
+    num_dropped = int((draws.uniform_drop < settings.label_drop).sum())
+    dropped = column(torch.arange(rows)) < num_dropped
+    y = torch.where(dropped.flatten(), null, labels)
+    v_g = torch.where(dropped, v_t, v_g)
+    if fault.no_guidance:
+        v_g = v_t
+
+    def u_function(z: Tensor, t: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+        return u_and_v(z, t, t - r, omega, t_min, t_max, y)
+
+    tangent = v_t if fault.tangent_is_true_velocity else v_c
+    u, du_dt, v = torch.func.jvp(u_function, (z, t, r), (tangent, one, zero), has_aux=True)
+    big_v = u + (t - r) * du_dt.detach() * fault.derivative_factor
+
+    def adaptive(loss: Tensor) -> Tensor:
+        return loss / ((loss + settings.adaptive_epsilon) ** settings.adaptive_power).detach()
+
+    raw_u = ((big_v - v_g) ** 2).sum((1, 2, 3))
+    raw_v = ((v - v_g) ** 2).sum((1, 2, 3))
+    return ReferenceStep(loss=(adaptive(raw_u) + adaptive(raw_v)).mean(), raw_u=raw_u, raw_v=raw_v)

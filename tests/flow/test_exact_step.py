@@ -1,0 +1,168 @@
+"""The step that trains equals the literal step of benchmarks/reference_step.py in float64, gradient by gradient.
+
+The loss value hides errors (the adaptive weight pins it near 2), so every comparison is over gradients.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.reference_step import Fault, reference_step
+from pmf.config import ObjectiveConfig
+from pmf.flow.draws import StandardDraws, draw_standard, shape_draws
+from pmf.flow.pixel_mean_flow import PixelMeanFlow
+from pmf.net.pixel_transformer import PixelTransformer
+
+ROWS, CLASSES = 8, 5
+# float64 through two orders of summation: measured 3e-13 at worst; the faults below are 1e-4 and more.
+EXACT = 1e-9
+
+
+def small_network() -> PixelTransformer:
+    """Every parameter random, gates and output layers too: at the usual start most gradients vanish."""
+    network = PixelTransformer(
+        image_size=8, patch_size=2, channels=3, num_classes=CLASSES, width=24, depth=3, head_depth=1, num_heads=2
+    ).double()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.copy_(1 + 0.1 * noise if "norm" in name else 0.3 * noise)
+    return network
+
+
+def inputs(rows: int = ROWS) -> tuple[Tensor, Tensor, StandardDraws]:
+    generator = torch.Generator().manual_seed(2)
+    images = torch.rand(rows, 3, 8, 8, generator=generator, dtype=torch.float64) * 2 - 1
+    labels = torch.randint(CLASSES, (rows,), generator=generator)
+    return images, labels, draw_standard(images, generator)
+
+
+def gradients(loss: Tensor, network: PixelTransformer) -> dict[str, Tensor]:
+    names, parameters = zip(*network.named_parameters(), strict=True)
+    return dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
+
+
+def worst_relative_error(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
+    return max(float((ours[name] - theirs[name]).norm() / theirs[name].norm()) for name in theirs)
+
+
+def compare(settings: ObjectiveConfig, standard: StandardDraws, images: Tensor, labels: Tensor, **fault: float) -> float:
+    network = small_network()
+    objective = PixelMeanFlow(settings, num_classes=CLASSES)
+    ours = objective.loss(network, images, labels, shape_draws(standard, settings, 1.0))
+    theirs = reference_step(network, settings, CLASSES, images, labels, standard, Fault(**fault))
+    if not fault:
+        torch.testing.assert_close(ours.raw_u, theirs.raw_u, rtol=EXACT, atol=0)
+        torch.testing.assert_close(ours.raw_v, theirs.raw_v, rtol=EXACT, atol=0)
+        torch.testing.assert_close(ours.total, theirs.loss, rtol=EXACT, atol=0)
+    return worst_relative_error(gradients(ours.total, network), gradients(theirs.loss, network))
+
+
+def with_drops(standard: StandardDraws, count: int) -> StandardDraws:
+    return dataclasses.replace(standard, uniform_drop=(torch.arange(len(standard.uniform_drop)) >= count).double())
+
+
+@pytest.mark.parametrize("derivative", ["jvp", "dual"])
+@pytest.mark.parametrize("dropped", range(ROWS + 1))
+def test_equals_the_literal_step_for_every_number_of_dropped_labels(derivative, dropped):
+    images, labels, standard = inputs()
+    settings = ObjectiveConfig(derivative=derivative)
+    assert compare(settings, with_drops(standard, dropped), images, labels) < EXACT
+
+
+@pytest.mark.parametrize("derivative", ["jvp", "dual"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data_proportion": 0.0},
+        {"data_proportion": 1.0},
+        {"data_proportion": 0.25, "noise_scale": 4.0},
+        {"guidance_beta": 2.0, "uniform_time_fraction": 0.5},
+        {"adaptive_power": 0.5, "adaptive_epsilon": 1e-3},
+        {"time_mean": -4.0},  # most times below the clip at 0.05
+    ],
+    ids=str,
+)
+def test_equals_the_literal_step_for_every_setting(derivative, changes):
+    images, labels, standard = inputs()
+    settings = ObjectiveConfig(derivative=derivative, **changes)
+    assert compare(settings, with_drops(standard, 3), images, labels) < EXACT
+
+
+@pytest.mark.parametrize("derivative", ["jvp", "dual"])
+def test_rows_with_a_guidance_scale_of_exactly_one_are_skipped_exactly(derivative):
+    images, labels, standard = inputs()
+    scales = standard.uniform_omega.clone()
+    scales[::2] = 0.0
+    standard = with_drops(dataclasses.replace(standard, uniform_omega=scales), 1)
+    settings = ObjectiveConfig(derivative=derivative)
+    draws = shape_draws(standard, settings, 1.0)
+    assert set(draws.unconditional_rows.tolist()) <= set(range(1, ROWS, 2))
+    assert compare(settings, standard, images, labels) < EXACT
+
+
+@pytest.mark.parametrize("derivative", ["jvp", "dual"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"derivative_factor": 0.0},
+        {"derivative_factor": 1.001},
+        {"tangent_is_true_velocity": True},
+        {"no_guidance": True},
+    ],
+    ids=str,
+)
+def test_the_comparison_notices_mistakes(derivative, fault):
+    images, labels, standard = inputs()
+    error = compare(ObjectiveConfig(derivative=derivative), with_drops(standard, 1), images, labels, **fault)
+    assert error > 1e5 * EXACT
+
+
+@pytest.mark.parametrize("derivative", ["jvp", "dual"])
+def test_the_derivative_leaves_no_graph_behind(derivative):
+    images, labels, standard = inputs()
+    settings = ObjectiveConfig(derivative=derivative)
+    objective = PixelMeanFlow(settings, num_classes=CLASSES)
+    step = objective.evaluate(small_network(), images, labels, shape_draws(standard, settings, 1.0))
+    assert step.velocities.u.requires_grad
+    assert not step.velocities.du_dt.requires_grad
+    assert not step.v_g.requires_grad
+    assert not step.guidance.conditional.requires_grad
+
+
+@pytest.mark.parametrize("derivative", ["jvp", "dual"])
+def test_autocast_trains_every_parameter(derivative):
+    """Guidance runs without gradient inside the same autocast region; its cached casts must not reach the training."""
+    images, labels, standard = inputs()
+    settings = ObjectiveConfig(derivative=derivative)
+    objective = PixelMeanFlow(settings, num_classes=CLASSES)
+    draws = shape_draws(standard, settings, 1.0)
+    network = small_network()
+    exact = gradients(objective.loss(network, images, labels, draws).total, network)
+    network = network.float()
+    images, draws = images.float(), shape_draws(standard, settings, 1.0)
+    draws = dataclasses.replace(
+        draws, **{k: v.float() for k, v in vars(draws).items() if isinstance(v, Tensor) and v.is_floating_point()}
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = objective.loss(network, images, labels, draws).total
+    rounded = gradients(loss, network)
+    flat = [torch.cat([g[name].flatten().double() for name in exact]) for g in (rounded, exact)]
+    assert torch.nn.functional.cosine_similarity(*flat, dim=0) > 0.98  # bf16 keeps 8 bits per product
+    for name, gradient in rounded.items():
+        assert float(gradient.norm()) > 0.2 * float(exact[name].norm()), name
+
+
+def test_raw_draws_are_a_function_of_the_generator():
+    images, _, _ = inputs()
+    first = draw_standard(images, torch.Generator().manual_seed(5))
+    again = draw_standard(images, torch.Generator().manual_seed(5))
+    other = draw_standard(images, torch.Generator().manual_seed(6))
+    for field in dataclasses.fields(StandardDraws):
+        assert torch.equal(getattr(first, field.name), getattr(again, field.name))
+        assert not torch.equal(getattr(first, field.name), getattr(other, field.name))
