@@ -1,0 +1,1 @@
+"""Oracles and timings; not part of the installed package."""

@@ -1,0 +1,240 @@
+import pickle
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from pmf.config import DataConfig
+from pmf.data import SOURCES, create_source
+from pmf.data.parquet import OPEN_FILES, ParquetSource
+from pmf.errors import UserError
+
+
+def fails(config: DataConfig) -> str:
+    """The one line of the error that opening this data set gives."""
+    with pytest.raises(UserError) as caught:
+        create_source(config, 0)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def parquet_config(path: Path | str, **fields: object) -> DataConfig:
+    return DataConfig.model_validate({"path": str(path), "image_size": 8, "num_classes": 10, **fields})
+
+
+def png(tmp_path: Path, value: int = 100) -> bytes:
+    file = tmp_path / f"{value}.png"
+    Image.new("RGB", (8, 8), (value, value, value)).save(file)
+    return file.read_bytes()
+
+
+def test_registry_has_every_kind_of_the_config() -> None:
+    assert set(SOURCES) == {"parquet", "imagefolder", "synthetic", "digits"}
+
+
+class CountingSource(ParquetSource):
+    """Records which row groups are read."""
+
+    def __init__(self, config: DataConfig) -> None:
+        super().__init__(config)
+        self.reads: Counter[int] = Counter()
+
+    def read_rows(self, group: int, indices: np.ndarray) -> dict[int, object]:
+        self.reads[group] += 1
+        return super().read_rows(group, indices)
+
+
+def test_each_row_group_is_read_once_and_only_if_needed(image_config: DataConfig) -> None:
+    source = CountingSource(image_config)
+    assert len(source) == 300
+    assert source.block_starts.tolist() == list(range(0, 300, 10))
+    indices = np.random.default_rng(0).permutation(300)[:150]
+    indices = indices[indices >= 20]
+    labels = [sample.label for sample in source.samples(indices)]
+    assert labels == indices.tolist()
+    assert set(source.reads.values()) == {1}
+    assert set(source.reads) == set((indices // 10).tolist())
+
+
+def test_images_do_not_depend_on_the_order_they_are_read_in(image_config: DataConfig) -> None:
+    source = create_source(image_config, 0)
+    forward = [sample.image for sample in source.samples(np.arange(300))]
+    backward = [sample.image for sample in source.samples(np.arange(300)[::-1])]
+    for a, b in zip(forward, backward[::-1]):
+        np.testing.assert_array_equal(a, b)
+    assert len({image.tobytes() for image in forward}) == 300
+
+
+def test_open_files_are_few_and_stay_at_home(tmp_path: Path) -> None:
+    for number in range(OPEN_FILES + 5):
+        table = pa.table({"image": [png(tmp_path)], "label": [number % 10]})
+        pq.write_table(table, tmp_path / f"train-{number:05d}.parquet")
+    source = ParquetSource(parquet_config(tmp_path))
+    labels = [sample.label for sample in source.samples(np.arange(len(source)))]
+    assert labels == [number % 10 for number in range(OPEN_FILES + 5)]
+    assert len(source._handles) == OPEN_FILES
+    copy = pickle.loads(pickle.dumps(source))
+    assert len(copy._handles) == 0
+    assert next(copy.samples(np.array([3]))).label == 3
+
+
+@pytest.mark.parametrize("layout", ["folder", "file", "glob", "plain", "large"])
+def test_layouts(tmp_path: Path, layout: str) -> None:
+    binary = pa.large_binary() if layout == "large" else pa.binary()
+    images = pa.array([png(tmp_path, value) for value in range(5)], binary)
+    struct = pa.StructArray.from_arrays([images, pa.array(["x"] * 5)], ["bytes", "path"])
+    column = images if layout == "plain" else struct
+    file = tmp_path / "train-00000.parquet"
+    pq.write_table(pa.table({"image": column, "label": pa.array(range(5), pa.int32())}), file)
+    path = {"file": str(file), "glob": f"{tmp_path}/*.parquet"}.get(layout, str(tmp_path))
+    samples = list(create_source(parquet_config(path), 0).samples(np.array([4, 0, 2])))
+    assert [sample.label for sample in samples] == [4, 0, 2]
+    assert [int(sample.image[0, 0, 0]) for sample in samples] == [4, 0, 2]
+
+
+def test_missing_path_and_no_match_say_what_is_there(tmp_path: Path) -> None:
+    missing = tmp_path / "nowhere"
+    assert fails(parquet_config(missing)) == (
+        f"{missing}: data.path does not exist; give the folder that holds data/train-*.parquet"
+    )
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "validation-0.parquet").touch()
+    text = fails(parquet_config(tmp_path))
+    assert f"no Parquet files match {tmp_path}/data/train-*.parquet or {tmp_path}/train-*.parquet" in text
+    assert "holds data, data/validation-0.parquet" in text
+    assert "data.split" in text
+    assert "no Parquet files match" in fails(parquet_config(f"{tmp_path}/x*.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+            "Git LFS pointer, not the Parquet file",
+        ),
+        (b"<!DOCTYPE html><html>Sign in</html>", "this is a web page, not Parquet"),
+        (b"PAR1" + bytes(100), "this Parquet file is truncated (no footer at its end); download it again"),
+        (b"", "this file is empty (0 bytes)"),
+        (b"\x89PNG....", "not a Parquet file, it starts with b'\\x89PNG....'"),
+        (b"PAR1" + bytes(100) + b"PAR1", "this Parquet file is damaged"),
+    ],
+)
+def test_what_is_not_parquet_is_recognised(tmp_path: Path, content: bytes, text: str) -> None:
+    file = tmp_path / "train-0.parquet"
+    file.write_bytes(content)
+    error = fails(parquet_config(tmp_path))
+    assert error.startswith(f"{file}: ")
+    assert text in error
+
+
+def test_columns_are_checked(tmp_path: Path) -> None:
+    file = tmp_path / "train-0.parquet"
+    pq.write_table(pa.table({"image": [b"x"], "fine_label": [1], "text": ["a"]}), file)
+    assert fails(parquet_config(file)) == (
+        f"{file}: there is no column 'label' (data.label_column); columns there: image, fine_label, text"
+    )
+    assert "column 'text' (data.image_column) is string; it must hold encoded images" in fails(
+        parquet_config(file, image_column="text", label_column="fine_label")
+    )
+    assert "column 'text' (data.label_column) is string; it must hold integers" in fails(
+        parquet_config(file, label_column="text")
+    )
+
+
+def test_an_empty_set_is_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": pa.array([], pa.binary()), "label": pa.array([], pa.int64())}), tmp_path / "e")
+    assert "the 1 Parquet files have no rows" in fails(parquet_config(tmp_path / "e"))
+
+
+@pytest.mark.parametrize(
+    ("image", "label", "text"),
+    [
+        (b"junk", 1, "this image cannot be decoded: not an image file that Pillow knows"),
+        (None, 1, "column image is null here"),
+        ("good", None, "column label is null here"),
+        ("good", 10, "label 10 is outside 0 ... 9"),
+        ("good", -1, "label -1 is outside 0 ... 9"),
+    ],
+)
+def test_bad_rows_are_named(tmp_path: Path, image: object, label: int | None, text: str) -> None:
+    good = png(tmp_path)
+    images = pa.array([good] * 7 + [good if image == "good" else image], pa.binary())
+    file = tmp_path / "train-0.parquet"
+    pq.write_table(pa.table({"image": images, "label": [0] * 7 + [label]}), file, row_group_size=3)
+    source = create_source(parquet_config(file), 0)
+    with pytest.raises(UserError) as caught:
+        list(source.samples(np.arange(8)))
+    assert str(caught.value).startswith(f"{file}, row 7: ")
+    assert text in str(caught.value)
+
+
+def test_a_file_that_vanishes_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "train-0.parquet"
+    pq.write_table(pa.table({"image": [png(tmp_path)], "label": [0]}), file)
+    source = create_source(parquet_config(file), 0)
+    file.unlink()
+    with pytest.raises(UserError, match="this file cannot be read: No such file"):
+        list(source.samples(np.arange(1)))
+
+
+@pytest.fixture
+def class_folders(tmp_path: Path) -> Path:
+    for label, name in enumerate(["ant", "bee", "cat"]):
+        (tmp_path / "set" / name / "deeper").mkdir(parents=True)
+        for i in range(label + 1):
+            colour = (label * 10 + i,) * 3
+            Image.new("RGB", (8, 8), colour).save(tmp_path / "set" / name / f"{i}.PNG")
+        (tmp_path / "set" / name / "notes.txt").touch()
+    Image.new("RGB", (8, 8), (99, 99, 99)).save(tmp_path / "set" / "ant" / "deeper" / "z.png")
+    (tmp_path / "set" / ".ipynb_checkpoints").mkdir()
+    return tmp_path / "set"
+
+
+def folder_config(path: Path, **fields: object) -> DataConfig:
+    return parquet_config(path, **{"kind": "imagefolder", "num_classes": 3, **fields})
+
+
+def test_class_folders_are_sorted_and_searched_in_depth(class_folders: Path) -> None:
+    source = create_source(folder_config(class_folders), 0)
+    assert source.block_starts is None
+    samples = list(source.samples(np.array([6, 0, 1, 2, 3, 4, 5])))
+    assert [int(sample.image[0, 0, 0]) for sample in samples] == [22, 0, 99, 10, 11, 20, 21]
+    assert [sample.label for sample in samples] == [2, 0, 0, 1, 1, 2, 2]
+
+
+def test_a_split_folder_is_used_where_there_is_one(class_folders: Path) -> None:
+    source = create_source(folder_config(class_folders.parent, split="set"), 0)
+    assert len(source) == 7
+
+
+def test_class_folder_errors(class_folders: Path, tmp_path: Path) -> None:
+    assert "data.path does not exist" in fails(folder_config(tmp_path / "nowhere"))
+    text = fails(folder_config(class_folders, num_classes=1000))
+    assert "there are 3 class folders (ant, bee, cat) but data.num_classes is 1000" in text
+    (tmp_path / "bare" / "a").mkdir(parents=True)
+    assert "the 1 class folders hold no images" in fails(folder_config(tmp_path / "bare", num_classes=1))
+    (class_folders / "bee" / "0.PNG").write_bytes(b"junk")
+    with pytest.raises(UserError, match=r"bee/0\.PNG: this image cannot be decoded: not an image"):
+        list(create_source(folder_config(class_folders), 0).samples(np.arange(7)))
+
+
+def test_synthetic_images_tell_their_class(tmp_path: Path) -> None:
+    config = DataConfig(kind="synthetic", image_size=16, num_classes=4, num_images=40)
+    source = create_source(config, 7)
+    samples = list(source.samples(np.arange(40)))
+    assert [sample.label for sample in samples] == [i % 4 for i in range(40)]
+    assert samples[0].image.shape == (3, 16, 16)
+    again = next(create_source(config, 7).samples(np.array([13])))
+    np.testing.assert_array_equal(again.image, samples[13].image)
+    other = next(create_source(config, 8).samples(np.array([13])))
+    assert (other.image != samples[13].image).mean() > 0.5
+    # The spectrum's magnitude does not see the phase, so that a nearest class mean finds every label.
+    spectra = np.abs(np.fft.fft2([sample.image.astype(float) for sample in samples])).reshape(40, -1)
+    means = np.stack([spectra[label:20:4].mean(0) for label in range(4)])
+    guesses = np.linalg.norm(spectra[20:, None] - means, axis=-1).argmin(-1)
+    assert guesses.tolist() == [i % 4 for i in range(20, 40)]
