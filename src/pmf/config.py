@@ -154,6 +154,8 @@ class OptimizerConfig(Section):
     """Adam's moment decays."""
     eps: PositiveFloat = 1e-8
     """Adam's denominator and Muon's normaliser."""
+    newton_schulz: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of Muon's orthogonalisation; auto is bfloat16 on CUDA and float32 elsewhere."""
     weight_decay: NonNegativeFloat = 0.0
     """Decoupled weight decay on every parameter."""
 
@@ -247,6 +249,17 @@ def _cross_field_problems(config: Config) -> list[tuple[str, str]]:
             (
                 "optimizer.warmup_steps",
                 f"is {optimizer.warmup_steps}, more than training.max_steps {training.max_steps}",
+            )
+        )
+    if (
+        optimizer.schedule == "warmup_cosine"
+        and training.max_steps
+        and 2 * optimizer.warmup_steps >= training.max_steps
+    ):
+        problems.append(
+            (
+                "optimizer.warmup_steps",
+                f"is {optimizer.warmup_steps}; warmup_cosine needs less than half of max_steps {training.max_steps}",
             )
         )
     if data.kind in ("parquet", "imagefolder") and not data.path:

@@ -51,7 +51,9 @@ def worst_relative_error(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> 
     return max(float((ours[name] - theirs[name]).norm() / theirs[name].norm()) for name in theirs)
 
 
-def compare(settings: ObjectiveConfig, standard: StandardDraws, images: Tensor, labels: Tensor, **fault: float) -> float:
+def compare(
+    settings: ObjectiveConfig, standard: StandardDraws, images: Tensor, labels: Tensor, **fault: float
+) -> float:
     network = small_network()
     objective = PixelMeanFlow(settings, num_classes=CLASSES)
     ours = objective.loss(network, images, labels, shape_draws(standard, settings, 1.0))

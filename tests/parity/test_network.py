@@ -54,8 +54,12 @@ def test_every_stage_equals_the_official_network(name):
         "mid/cfg_t_end_embedder": network.interval_end_embedding(point.t_max),
         "mid/y_embedder": network.label_embedding(point.labels),
     }
+
+    def record(key):
+        return lambda _module, _inputs, output: stages.update({key: output})
+
     hooks = [
-        module.register_forward_hook(lambda _m, _i, output, key=f"mid/{official_name(name)}": stages.update({key: output}))
+        module.register_forward_hook(record(f"mid/{official_name(name)}"))
         for name, module in network.named_modules()
         if name.rpartition(".")[0] in ("shared_blocks", "u_blocks", "v_blocks")
     ]

@@ -205,7 +205,7 @@ def test_logit_normal_times_equal_the_official_ones(case):
     normal = golden.scalar("logit_normal/n")
     ones = torch.ones_like(normal)
     standard = StandardDraws(
-        **{field: ones for field in StandardDraws.__dataclass_fields__} | {"normal_t": normal, "normal_r": normal}
+        **dict.fromkeys(StandardDraws.__dataclass_fields__, ones) | {"normal_t": normal, "normal_r": normal}
     )
     settings = ObjectiveConfig(time_mean=meta["P_mean"], time_std=meta["P_std"])
     times = sample_times(standard, settings, num_flow_matching=0)
@@ -228,7 +228,7 @@ def test_guidance_intervals_equal_the_official_ones():
     order = torch.argsort(~fm, stable=True)
     ones = torch.ones(rows)
     standard = StandardDraws(
-        **{field: ones for field in StandardDraws.__dataclass_fields__}
+        **dict.fromkeys(StandardDraws.__dataclass_fields__, ones)
         | {
             "uniform_t_min": golden.scalar("cfg_interval/u_tmin")[order],
             "uniform_t_max": golden.scalar("cfg_interval/u_tmax")[order],
@@ -250,7 +250,7 @@ def test_label_drop_equals_the_official_one(case):
     rows = len(uniform)
     ones = torch.ones(rows)
     standard = StandardDraws(
-        **{field: ones for field in StandardDraws.__dataclass_fields__}
+        **dict.fromkeys(StandardDraws.__dataclass_fields__, ones)
         | {"uniform_drop": uniform, "uniform_omega": 0.5 * ones, "normal_e": torch.zeros(rows, 1, 1, 1)}
     )
     # All rows flow-matching: guidance is on everywhere, so only the drop decides which rows are guided.

@@ -53,7 +53,7 @@ def guidance_velocities(
     if not len(z_both):
         return GuidanceVelocities(conditional=z_both, unconditional=z_both)
     zero, one = torch.zeros_like(t_both), torch.ones_like(t_both)
-    with torch.no_grad(), _no_weight_cache(z.device.type):
+    with torch.no_grad():
         output = network(z_both, zero, omega_both, zero, one, labels_both, heads="v")
     v = parameterization.to_velocity(head(output.v), z_both, t_both)
     split = z.shape[0] - first
@@ -70,17 +70,3 @@ def guided_target(v_t: Tensor, v_c: Tensor, unconditional: Tensor, draws: Draws)
     rows = draws.unconditional_rows
     weight = per_image(1 - 1 / draws.omega[rows])
     return v_t.index_add(0, rows, weight * (v_c[rows] - unconditional))
-
-
-def _no_weight_cache(device_type: str) -> torch.autocast:
-    """Autocast as it is outside, but keep no cast weights.
-
-    Autocast caches the low-precision copy of a weight. Made under no_grad, that copy has no gradient, and the training
-    pass that follows in the same autocast region would silently train nothing.
-    """
-    return torch.autocast(
-        device_type,
-        dtype=torch.get_autocast_dtype(device_type),
-        enabled=torch.is_autocast_enabled(device_type),
-        cache_enabled=False,
-    )

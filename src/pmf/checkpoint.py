@@ -1,0 +1,229 @@
+"""Checkpoints that are complete or absent.
+
+``checkpoints/step_00001000/`` holds model, averages and optimizer as safetensors, ``state.json`` and
+``manifest.json`` with size and sha256 of every file. It is written under a temporary name, flushed to disk and renamed;
+``latest`` names the newest. The layout knows nothing of the number of processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pmf.config import Config
+from pmf.configfile import config_from_plain
+from pmf.errors import UserError
+
+MANIFEST = "manifest.json"
+STATE = "state.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Everything a run continues from.
+
+    Attributes:
+        tensors: file stem (``model``, ``ema_500``, ``optimizer``) to named tensors.
+        state: plain values: step, images seen, config, and what the loop adds.
+    """
+
+    tensors: dict[str, dict[str, Tensor]]
+    state: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedWeights:
+    """Weights of one file and the config they were trained with; ``source`` names them for records."""
+
+    weights: dict[str, Tensor]
+    config: Config
+    source: str
+
+
+def save_checkpoint(run_folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
+    """Write, publish as ``latest``, then prune to the newest ``keep``. Called by one process.
+
+    Returns:
+        The checkpoint's folder.
+    """
+    folder = run_folder / "checkpoints"
+    final = folder / f"step_{checkpoint.state['step']:08d}"
+    temporary = folder / f".incomplete_{final.name}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    metadata = {"config": json.dumps(checkpoint.state["config"])}
+    for stem, tensors in checkpoint.tensors.items():
+        contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(contiguous, temporary / f"{stem}.safetensors", metadata=metadata)
+    (temporary / STATE).write_text(json.dumps(checkpoint.state, indent=1))
+    files = sorted(path for path in temporary.iterdir())
+    manifest = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files}
+    (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    for path in (*files, temporary / MANIFEST, temporary):
+        _flush(path)
+    if final.exists():  # the same step saved again after a resume
+        shutil.rmtree(final)
+    temporary.rename(final)
+    _flush(folder)
+    _point_latest_at(run_folder, final)
+    for old in list_checkpoints(run_folder)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Read a checkpoint after checking every file against the manifest.
+
+    Raises:
+        UserError: something is missing, truncated or altered.
+    """
+    problem = find_damage(folder)
+    if problem:
+        raise UserError(f"{folder}: {problem}; use an older checkpoint (--resume PATH)")
+    tensors = {path.stem: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
+    return Checkpoint(tensors=tensors, state=json.loads((folder / STATE).read_text()))
+
+
+def find_damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint's files, or None."""
+    manifest_path = folder / MANIFEST
+    try:
+        manifest = json.loads(manifest_path.read_text())
+    except OSError:
+        return f"has no {MANIFEST}, so it is not a complete checkpoint"
+    except ValueError:
+        return f"{MANIFEST} is not valid JSON"
+    for name, expected in manifest.items():
+        path = folder / name
+        if not path.exists():
+            return f"{name} is missing"
+        if path.stat().st_size != expected["bytes"]:
+            return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
+        if _sha256(path) != expected["sha256"]:
+            return f"{name} does not match its sha256"
+    return None
+
+
+def list_checkpoints(run_folder: Path) -> list[Path]:
+    """Published checkpoints, oldest first."""
+    folders = (run_folder / "checkpoints").glob("step_*")
+    return sorted(path for path in folders if re.fullmatch(r"step_\d{8,}", path.name))
+
+
+def find_resumable(run_folder: Path, warn: Any) -> Path | None:
+    """The newest undamaged checkpoint; ``warn`` is told about each damaged one that is passed over.
+
+    Raises:
+        UserError: there are checkpoints and all are damaged.
+    """
+    candidates = list_checkpoints(run_folder)
+    for path in reversed(candidates):
+        problem = find_damage(path)
+        if problem is None:
+            return path
+        warn(f"{path}: {problem}; trying the one before")
+    if candidates:
+        raise UserError(
+            f"{run_folder}: none of its {len(candidates)} checkpoints is intact; "
+            "start again in another training.output_dir, or repair one and name it with --resume PATH"
+        )
+    return None
+
+
+def load_weights(path: Path, which: str | None) -> SavedWeights:
+    """Weights for sampling, from a run folder, a checkpoint folder or one ``.safetensors`` file.
+
+    Args:
+        which: ``online`` or the name of an average; None is what the run's config samples with. A single file is
+            what it is.
+
+    Raises:
+        UserError: nothing there, or no such average (those there are listed).
+    """
+    file = path if path.is_file() else _weights_file(path, which)
+    if file.suffix != ".safetensors":
+        raise UserError(f"{file}: is not a .safetensors file; pickled weights are not loaded")
+    try:
+        with safe_open(file, "pt") as opened:
+            metadata = opened.metadata() or {}
+        weights = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file}: cannot be read as safetensors ({error})") from None
+    if "config" not in metadata:
+        raise UserError(f"{file}: carries no config, so it was not written by this library's training")
+    config = config_from_plain(json.loads(metadata["config"]), str(file))
+    return SavedWeights(weights=weights, config=config, source=f"{file.parent.name}/{file.name} {_sha256(file)[:16]}")
+
+
+def load_strictly(module: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
+    """Copy weights into a module; those of a head that it does not have may be left over.
+
+    Raises:
+        UserError: names the first missing or differing tensors.
+    """
+    own = module.state_dict()
+    problems = [f"{name} is missing" for name in own if name not in weights]
+    problems += [
+        f"{name} is {tuple(weights[name].shape)} there and {tuple(tensor.shape)} here"
+        for name, tensor in own.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    problems += [f"{name} is unknown here" for name in weights if name not in own and not name.startswith("v_")]
+    if problems:
+        raise UserError(
+            f"{where}: weights of another network: {'; '.join(problems[:3])}"
+            f"{f' and {len(problems) - 3} more' if len(problems) > 3 else ''}; "
+            "check model.name, data.image_size and data.num_classes"
+        )
+    module.load_state_dict({name: weights[name] for name in own})
+
+
+def _weights_file(path: Path, which: str | None) -> Path:
+    folder = path
+    if (path / "checkpoints").is_dir():
+        found = find_resumable(path, lambda message: print(f"warning: {message}"))
+        if found is None:
+            raise UserError(f"{path}: this run has no checkpoint yet")
+        folder = found
+    if which is None and (folder / STATE).exists():
+        which = json.loads((folder / STATE).read_text())["config"]["sampling"]["ema"]
+    stem = "model" if which == "online" else f"ema_{which}"
+    file = folder / f"{stem}.safetensors"
+    if not file.exists():
+        there = sorted(p.stem.removeprefix("ema_") for p in folder.glob("ema_*.safetensors"))
+        if not there:
+            raise UserError(f"{path}: is neither a run folder, a checkpoint folder nor a .safetensors file")
+        raise UserError(f"{folder}: has no average '{which}'; choose one of: {', '.join((*there, 'online'))}")
+    return file
+
+
+def _point_latest_at(run_folder: Path, checkpoint: Path) -> None:
+    temporary = run_folder / ".latest"
+    temporary.write_text(f"{checkpoint.relative_to(run_folder)}\n")
+    _flush(temporary)
+    temporary.replace(run_folder / "latest")
+    _flush(run_folder)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

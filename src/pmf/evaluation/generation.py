@@ -1,0 +1,146 @@
+"""Image i of a set is a function of (weights, seed, i): noise, labels, folders of PNGs."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pmf.config import Config
+from pmf.distributed import Stream, World, numpy_generator
+from pmf.errors import UserError
+from pmf.evaluation.images import contact_sheet, save_png, to_uint8
+from pmf.flow.network import Network
+from pmf.flow.parameterization import PARAMETERIZATIONS
+from pmf.flow.sampler import generate
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingPlan:
+    """Everything that decides what image i looks like, besides the weights.
+
+    Attributes:
+        labels: classes that are cycled through: image i has labels[i % len(labels)].
+        weights: what the weights are, for the record (checkpoint and average).
+    """
+
+    num_images: int
+    labels: tuple[int, ...]
+    seed: int
+    num_steps: int
+    omega: float
+    interval: tuple[float, float]
+    weights: str
+
+    def label(self, index: int) -> int:
+        """Class of image ``index``."""
+        return self.labels[index % len(self.labels)]
+
+
+def image_noise(seed: int, indices: Sequence[int], shape: tuple[int, int, int], scale: float) -> Tensor:
+    """Normal noise of standard deviation ``scale``, one generator per image: (len(indices), C, H, W) on the CPU."""
+    noise = [
+        numpy_generator(Stream.IMAGE_NOISE, seed, index).standard_normal(shape, dtype=np.float32) for index in indices
+    ]
+    return torch.from_numpy(np.stack(noise)) * scale
+
+
+def sample_images(
+    network: Network, config: Config, plan: SamplingPlan, indices: Sequence[int], device: torch.device
+) -> Tensor:
+    """Images ``indices`` of a plan.
+
+    Returns:
+        (len(indices), C, H, W) uint8 on ``device``.
+    """
+    data = config.data
+    noise = image_noise(
+        plan.seed, indices, (data.channels, data.image_size, data.image_size), config.objective.noise_scale
+    )
+    images = generate(
+        network,
+        PARAMETERIZATIONS[config.objective.parameterization],
+        noise.to(device),
+        torch.tensor([plan.label(index) for index in indices], device=device),
+        omega=plan.omega,
+        interval=plan.interval,
+        num_steps=plan.num_steps,
+    )
+    return to_uint8(images)
+
+
+def write_image_folder(
+    network: Network, config: Config, plan: SamplingPlan, folder: Path, world: World
+) -> Iterator[int]:
+    """Write ``000000.png`` ... and, when all are there, ``labels.csv``; yields how many images each batch added.
+
+    Ranks share the work by index. Images that an interrupted call of the same plan left are kept.
+
+    Raises:
+        UserError: the folder holds something other than (part of) this plan.
+    """
+    if world.is_main:
+        _claim_folder(folder, plan)
+    world.barrier()
+    mine = range(world.rank, plan.num_images, world.size)
+    missing = [index for index in mine if not (folder / _file_name(index)).exists()]
+    yield len(mine) - len(missing)
+    batch_size = config.sampling.batch_size
+    for start in range(0, len(missing), batch_size):
+        indices = missing[start : start + batch_size]
+        for index, image in zip(indices, sample_images(network, config, plan, indices, world.device), strict=True):
+            save_png(image, folder / _file_name(index))
+        yield len(indices)
+    world.barrier()
+    if world.is_main:
+        _write_labels(folder, plan)
+    world.barrier()
+
+
+def class_grid(network: Network, config: Config, plan: SamplingPlan, device: torch.device) -> Tensor:
+    """One row per class, for ten classes spread over the plan's, of ten images each: one (C, H, W) uint8 picture."""
+    classes = plan.labels[:: max(len(plan.labels) // 10, 1)][:10]
+    plan = replace(plan, labels=classes)
+    indices = [column * len(classes) + row for row in range(len(classes)) for column in range(10)]
+    batch_size = config.sampling.batch_size
+    batches = [
+        sample_images(network, config, plan, indices[start : start + batch_size], device)
+        for start in range(0, len(indices), batch_size)
+    ]
+    return contact_sheet(torch.cat(batches), columns=10)
+
+
+def _file_name(index: int) -> str:
+    return f"{index:06d}.png"
+
+
+def _claim_folder(folder: Path, plan: SamplingPlan) -> None:
+    """Note the plan in the folder, or check that the folder is this plan's."""
+    record = folder / "sampling.json"
+    wanted = json.loads(json.dumps(asdict(plan)))
+    if record.exists():
+        found = json.loads(record.read_text())
+        different = [key for key in wanted if found.get(key) != wanted[key]]
+        if different:
+            key = different[0]
+            raise UserError(
+                f"{folder}: holds images of another run of sample ({key} is {found.get(key)} there, {wanted[key]} "
+                "here); choose another --output or delete the folder"
+            )
+    elif folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder}: is not empty and holds no sampling.json; choose another --output")
+    folder.mkdir(parents=True, exist_ok=True)
+    record.write_text(json.dumps(wanted, indent=1))
+
+
+def _write_labels(folder: Path, plan: SamplingPlan) -> None:
+    with (folder / "labels.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "label"])
+        writer.writerows([_file_name(index), plan.label(index)] for index in range(plan.num_images))

@@ -1,0 +1,87 @@
+"""The folder of one run: what is in it, and where a run continues."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pmf.checkpoint import Checkpoint, find_resumable, list_checkpoints
+from pmf.config import Config, as_plain
+from pmf.configfile import save_config
+from pmf.errors import UserError
+
+RECORDED_PACKAGES = ("torch", "accelerate", "numpy", "pillow", "pyarrow", "safetensors")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """``config.yaml``, ``environment.json``, ``metrics.jsonl``, ``checkpoints/``, ``latest``, ``samples/``."""
+
+    path: Path
+
+    def resume_point(self, resume: str, say: Callable[[str], None]) -> Path | None:
+        """The checkpoint to continue from, or None for a fresh start.
+
+        Args:
+            resume: ``auto``, ``never``, or the path of a checkpoint or of a run folder.
+
+        Raises:
+            UserError: ``never`` in a folder that has checkpoints, a path without one, or only damaged ones.
+        """
+        if resume == "auto":
+            found = find_resumable(self.path, lambda message: say(f"warning: {message}"))
+            if found is None:
+                say(f"{self.path} holds no checkpoint: starting from scratch")
+            return found
+        if resume == "never":
+            if list_checkpoints(self.path):
+                raise UserError(
+                    f"{self.path}: holds checkpoints and --resume is never; nothing is overwritten, so choose another "
+                    "training.output_dir or delete the folder"
+                )
+            return None
+        named = Path(resume)
+        if list_checkpoints(named):
+            return find_resumable(named, lambda message: say(f"warning: {message}"))
+        if not named.is_dir():
+            raise UserError(f"--resume {resume}: there is no such folder; give auto, never, or a checkpoint folder")
+        return named
+
+    def open(self, config: Config, *, device: str, world_size: int) -> None:
+        """Create the folder and record config and environment."""
+        try:
+            (self.path / "samples").mkdir(parents=True, exist_ok=True)
+            save_config(config, self.path / "config.yaml")
+            environment = {
+                "command": sys.argv,
+                "python": platform.python_version(),
+                "platform": platform.platform(),
+                "packages": {name: version(name) for name in RECORDED_PACKAGES},
+                "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
+                "world_size": world_size,
+                "threads": torch.get_num_threads(),
+            }
+            (self.path / "environment.json").write_text(json.dumps(environment, indent=1))
+        except OSError as error:
+            raise UserError(
+                f"training.output_dir {self.path}: cannot be written ({error.strerror}); choose another"
+            ) from None
+
+    def changes(self, checkpoint: Checkpoint, config: Config) -> Iterator[str]:
+        """Each key whose value differs from the checkpoint's config."""
+        before, now = _flat(checkpoint.state["config"]), _flat(as_plain(config))
+        for key in sorted(before.keys() | now.keys()):
+            if before.get(key) != now.get(key):
+                yield f"{key} was {before.get(key)}, is {now.get(key)}"
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    return {f"{section}.{key}": value for section, keys in values.items() for key, value in keys.items()}

@@ -1,0 +1,109 @@
+"""From a checkpoint to a folder of PNGs, on any number of processes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from pmf.checkpoint import load_strictly, load_weights
+from pmf.config import Config, as_plain
+from pmf.configfile import config_from_plain
+from pmf.distributed import join_world
+from pmf.errors import UserError
+from pmf.evaluation.generation import SamplingPlan, write_image_folder
+from pmf.net.sizes import create_network
+
+
+def sample_folder(
+    *,
+    checkpoint: Path,
+    output: Path,
+    num_images: int,
+    labels: str,
+    seed: int,
+    ema: str | None,
+    overrides: Mapping[str, Any],
+) -> None:
+    """Write images 0 ... num_images - 1 and their labels; an interrupted folder is completed.
+
+    Args:
+        checkpoint: run folder, checkpoint folder or ``.safetensors`` file.
+        labels: ``all`` or comma-separated classes, cycled through.
+        ema: which average; None is the config's choice.
+        overrides: values for the config's sampling section; None keeps the config's.
+
+    Raises:
+        UserError: anything about the arguments or the checkpoint that does not fit.
+    """
+    if num_images < 1:
+        raise UserError(f"--num-images is {num_images}; ask for at least 1")
+    if not checkpoint.exists():
+        raise UserError(f"--checkpoint {checkpoint}: there is no such file or folder")
+    world = join_world()
+    saved = load_weights(checkpoint, ema)
+    config = _with_overrides(saved.config, overrides)
+    network = inference_network(config, saved.weights, world.device, where=str(checkpoint))
+    classes = _parse_labels(labels, config.data.num_classes)
+    plan = plan_samples(config, num_images=num_images, seed=seed, weights=saved.source, labels=classes)
+    bar = tqdm(total=-(-num_images // world.size), unit="image", disable=not world.is_main)
+    for count in write_image_folder(network, config, plan, output, world):
+        bar.update(count)
+    bar.close()
+    if world.is_main:
+        print(f"{num_images} images ({plan.weights}) in {output}")
+
+
+def inference_network(config: Config, weights: Mapping[str, Tensor], device: torch.device, where: str) -> nn.Module:
+    """A network without v head, holding ``weights``; ``where`` names their source in errors.
+
+    Raises:
+        UserError: the weights are those of another network.
+    """
+    network = create_network(
+        config.model.name,
+        image_size=config.data.image_size,
+        num_classes=config.data.num_classes,
+        channels=config.data.channels,
+        inference=True,
+    )
+    load_strictly(network, weights, where)
+    return network.to(device).eval()
+
+
+def plan_samples(
+    config: Config, *, num_images: int, seed: int, weights: str, labels: tuple[int, ...] | None = None
+) -> SamplingPlan:
+    """A plan with the config's sampling settings; ``labels`` None cycles through all classes."""
+    return SamplingPlan(
+        num_images=num_images,
+        labels=labels or tuple(range(config.data.num_classes)),
+        seed=seed,
+        num_steps=config.sampling.num_steps,
+        omega=config.sampling.omega,
+        interval=config.sampling.interval,
+        weights=weights,
+    )
+
+
+def _with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
+    values = as_plain(config)
+    values["sampling"] |= {key: value for key, value in overrides.items() if value is not None}
+    return config_from_plain(values, "command line")
+
+
+def _parse_labels(text: str, num_classes: int) -> tuple[int, ...]:
+    if text == "all":
+        return tuple(range(num_classes))
+    try:
+        labels = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"--labels {text}: give classes separated by commas, or all") from None
+    wrong = [label for label in labels if not 0 <= label < num_classes]
+    if wrong:
+        raise UserError(f"--labels {text}: {wrong[0]} is not in 0 ... {num_classes - 1}")
+    return labels

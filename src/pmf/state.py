@@ -1,0 +1,84 @@
+"""The state of a run between two steps, from and to a checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from pmf.checkpoint import Checkpoint, load_checkpoint, load_strictly
+from pmf.config import Config, as_plain
+from pmf.errors import UserError
+from pmf.optim.ema import WeightAverages
+from pmf.optim.muon import Muon
+
+
+@dataclass
+class Progress:
+    """How far the run is, and metrics summed since the last log line."""
+
+    step: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    window_steps: int = 0
+    window_sums: dict[str, float] = field(default_factory=dict)
+
+    def add(self, values: dict[str, float]) -> None:
+        """Count the metrics of one step."""
+        self.window_steps += 1
+        for name, value in values.items():
+            self.window_sums[name] = self.window_sums.get(name, 0.0) + value
+
+    def start_window(self) -> None:
+        """Forget the sums."""
+        self.window_steps, self.window_sums = 0, {}
+
+
+@dataclass
+class TrainingState:
+    """All that changes from step to step. Data order and draws are functions of the step and need no state."""
+
+    network: nn.Module
+    optimizer: Muon
+    averages: WeightAverages
+    scaler: torch.amp.GradScaler | None
+    progress: Progress = field(default_factory=Progress)
+
+    def to_checkpoint(self, config: Config, world_size: int) -> Checkpoint:
+        """Named tensors and plain values; the tensors are the live ones."""
+        tensors = {
+            "model": dict(self.network.state_dict()),
+            "optimizer": self.optimizer.named_state(self.network),
+            **{f"ema_{name}": self.averages.state(name) for name in self.averages.names},
+        }
+        state = {
+            "format": 1,
+            "step": self.progress.step,
+            "images_seen": self.progress.step * config.training.global_batch_size,
+            "world_size": world_size,
+            "progress": asdict(self.progress),
+            "scaler": self.scaler.state_dict() if self.scaler is not None else None,
+            "config": as_plain(config),
+        }
+        return Checkpoint(tensors=tensors, state=state)
+
+    def restore(self, path: Path) -> Checkpoint:
+        """Continue from a checkpoint folder, bit for bit.
+
+        Raises:
+            UserError: damaged files, another network or optimizer, or an average that is not there.
+        """
+        checkpoint = load_checkpoint(path)
+        load_strictly(self.network, checkpoint.tensors["model"], str(path))
+        there = [stem.removeprefix("ema_") for stem in checkpoint.tensors if stem.startswith("ema_")]
+        for name in self.averages.names:
+            if name not in there:
+                raise UserError(f"{path}: has no average '{name}'; in the ema section choose from: {', '.join(there)}")
+            self.averages.load(name, checkpoint.tensors[f"ema_{name}"])
+        self.optimizer.load_named_state(self.network, checkpoint.tensors["optimizer"])
+        if self.scaler is not None and checkpoint.state["scaler"] is not None:
+            self.scaler.load_state_dict(checkpoint.state["scaler"])
+        self.progress = Progress(**checkpoint.state["progress"])
+        return checkpoint

@@ -1,0 +1,312 @@
+"""The training loop: Accelerate around a loss module, one optimizer step at a time.
+
+Step k of a run is a function of (config, seed, k): its samples, its draws and its learning rate are recomputed from
+k, so a checkpoint stores nothing about them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from pmf.checkpoint import save_checkpoint
+from pmf.config import Config, CrossFieldError, accumulation_steps
+from pmf.data import create_source
+from pmf.data.loader import Batch, create_loader
+from pmf.data.sampler import steps_per_epoch
+from pmf.data.transforms import to_unit_range
+from pmf.distributed import Stream, World, torch_generator
+from pmf.errors import UserError
+from pmf.evaluation.generation import SamplingPlan, class_grid, write_image_folder
+from pmf.evaluation.images import save_png
+from pmf.flow.draws import Draws
+from pmf.flow.pixel_mean_flow import LossTerms, PixelMeanFlow
+from pmf.net.sizes import create_network
+from pmf.optim.ema import WeightAverages
+from pmf.optim.groups import create_optimizer
+from pmf.optim.schedule import learning_rate
+from pmf.run_folder import RunFolder
+from pmf.sampling import inference_network, plan_samples
+from pmf.state import TrainingState
+from pmf.tracking import MetricsLog
+
+MAX_SKIPPED_IN_A_ROW = 20
+
+
+class LossModule(nn.Module):
+    """Network and objective as one module: the derivative must run inside the module that DDP wraps.
+
+    Taken around a wrapped network it fails, or silently leaves the gradients of each rank to themselves.
+    """
+
+    def __init__(self, network: nn.Module, objective: PixelMeanFlow) -> None:
+        super().__init__()
+        self.network = network
+        self.objective = objective
+
+    def forward(self, images: Tensor, labels: Tensor, draws: Draws) -> LossTerms:
+        """See :meth:`PixelMeanFlow.loss`."""
+        return self.objective.loss(self.network, images, labels, draws)
+
+
+class Trainer:
+    """One run, from its config to its last checkpoint."""
+
+    def __init__(self, config: Config, *, resume: str = "auto") -> None:
+        """Build everything, continue from a checkpoint if there is one.
+
+        Args:
+            resume: ``auto`` (the newest intact checkpoint of the run folder, if any), ``never``, or a checkpoint.
+
+        Raises:
+            UserError: config, data, hardware and run folder do not fit together.
+        """
+        training = config.training
+        self.config = config
+        self.accelerator = create_accelerator(config)
+        self.world = World(
+            rank=self.accelerator.process_index,
+            size=self.accelerator.num_processes,
+            device=self.accelerator.device,
+            barrier=self.accelerator.wait_for_everyone,
+        )
+        try:
+            self.accumulation = accumulation_steps(training, self.world.size)
+        except CrossFieldError as error:
+            raise UserError(str(error)) from None
+        self.micro_batch_size = training.global_batch_size // self.world.size // self.accumulation
+        with self.accelerator.main_process_first():  # one process may have to build the data set
+            self.source = create_source(config.data, training.seed)
+        self.steps_per_epoch = steps_per_epoch(len(self.source), training.global_batch_size)
+        self.max_steps = training.max_steps or math.ceil((training.epochs or 0) * self.steps_per_epoch)
+
+        network = create_network(
+            config.model.name,
+            image_size=config.data.image_size,
+            num_classes=config.data.num_classes,
+            channels=config.data.channels,
+            generator=torch_generator(Stream.WEIGHTS, training.seed),
+        ).to(self.world.device)
+        self.objective = PixelMeanFlow(config.objective, num_classes=config.data.num_classes)
+        optimizer = create_optimizer(network, config.optimizer)
+        averages = WeightAverages(network, config.ema)
+        self.module, self.optimizer = self.accelerator.prepare(LossModule(network, self.objective), optimizer)
+        self.state = TrainingState(network, optimizer, averages, self.accelerator.scaler)
+        self.run_folder = RunFolder(Path(training.output_dir))
+        self._start_or_resume(resume)
+
+    def say(self, message: str) -> None:
+        """Print on the main rank, without tearing the progress bar."""
+        if self.world.is_main:
+            tqdm.write(message)
+
+    def train(self) -> None:
+        """Run to the last step, then write the final samples."""
+        training, progress = self.config.training, self.state.progress
+        log = MetricsLog(self.run_folder.path, self.config, resumed_step=progress.step) if self.world.is_main else None
+        stream = iter(self._batches())
+        bar = tqdm(
+            total=self.max_steps,
+            initial=progress.step,
+            unit="step",
+            disable=not self.world.is_main,
+            mininterval=0.5 if sys.stderr.isatty() else 15,
+        )
+        busy = 0.0
+        while progress.step < self.max_steps:
+            started = time.perf_counter()
+            self.train_step([next(stream) for _ in range(self.accumulation)])
+            busy += time.perf_counter() - started
+            bar.update()
+            if progress.step % training.log_every == 0 or progress.step == self.max_steps:
+                metrics = self._window_metrics(busy)
+                busy = 0.0
+                bar.set_postfix({key: f"{metrics[key]:.4g}" for key in ("loss_u", "lr", "images_per_second")})
+                if log:
+                    log.write(metrics)
+            if training.sample_every and progress.step % training.sample_every == 0:
+                self._save_grid(f"step_{progress.step:08d}.png")
+            if progress.step % training.checkpoint_every == 0 or progress.step == self.max_steps:
+                self.save()
+        bar.close()
+        if log:
+            log.close()
+        self._write_final_samples()
+        self.accelerator.end_training()
+
+    def train_step(self, batches: list[Batch]) -> None:
+        """One optimizer step over this rank's micro-batches; a non-finite gradient on any rank skips it on all."""
+        training, progress, network = self.config.training, self.state.progress, self.state.network
+        rate = learning_rate(self.config.optimizer, progress.step, self.max_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        logs = [self._backward(batch, micro) for micro, batch in enumerate(batches)]
+        self.accelerator.unscale_gradients()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
+        means = {name: torch.stack([log[name] for log in logs]).mean() for name in logs[0]}
+        # The only wait for the device in a step.
+        *values, norm_value = torch.stack([*means.values(), norm]).tolist()
+        finite = math.isfinite(norm_value)  # gradients are averaged over ranks, so all ranks agree
+        if finite and training.gradient_clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(network.parameters(), training.gradient_clip, norm)
+        if finite or self.state.scaler is not None:
+            self.optimizer.step()  # a loss scaler that overflowed does no step, but lowers its scale
+        self.optimizer.zero_grad()
+        progress.step += 1
+        if finite:
+            progress.skipped_in_a_row = 0
+            images_seen = progress.step * training.global_batch_size
+            self.state.averages.update(images_seen, training.global_batch_size)
+            progress.add({**dict(zip(means, values, strict=True)), "grad_norm": norm_value})
+        else:
+            self._count_skipped(batches)
+
+    def save(self) -> None:
+        """Write a checkpoint; called by all ranks."""
+        self.state.progress.window_sums = self._mean_over_ranks(self.state.progress.window_sums)
+        if self.world.is_main:
+            checkpoint = self.state.to_checkpoint(self.config, self.world.size)
+            save_checkpoint(self.run_folder.path, checkpoint, keep=self.config.training.keep_checkpoints)
+        self.world.barrier()
+
+    def _backward(self, batch: Batch, micro: int) -> dict[str, Tensor]:
+        """Gradients of one micro-batch; ranks synchronise in the last one of a step."""
+        images = to_unit_range(batch.images.to(self.world.device, non_blocking=True))
+        labels = batch.labels.to(self.world.device, non_blocking=True)
+        number = self.world.rank * self.accumulation + micro
+        generator = torch_generator(Stream.DRAWS, self.config.training.seed, batch.step, number)
+        draws = self.objective.draw(images, labels, generator)
+        last = micro == self.accumulation - 1
+        with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
+            terms: LossTerms = self.module(images, labels, draws)
+            self.accelerator.backward(terms.total / self.accumulation)
+        return terms.logs
+
+    def _batches(self) -> Any:
+        training, step = self.config.training, self.state.progress.step
+        return create_loader(
+            self.source,
+            self.config.data,
+            seed=training.seed,
+            global_batch_size=training.global_batch_size,
+            micro_batch_size=self.micro_batch_size,
+            rank=self.world.rank,
+            world_size=self.world.size,
+            start_step=step,
+            num_steps=max(self.max_steps - step, 0),
+        )
+
+    def _count_skipped(self, batches: list[Batch]) -> None:
+        progress = self.state.progress
+        progress.skipped += 1
+        progress.skipped_in_a_row += 1
+        if progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            samples = ", ".join(str(index) for index in batches[-1].indices[:8].tolist())
+            raise UserError(
+                f"step {progress.step}: the gradient was not finite {progress.skipped_in_a_row} times in a row (last "
+                f"samples of rank {self.world.rank}: {samples}, ...); lower optimizer.lr or set training.gradient_clip"
+            )
+
+    def _window_metrics(self, seconds: float) -> dict[str, float]:
+        """Means over the steps since the last line and over ranks; called by all ranks."""
+        progress, batch_size = self.state.progress, self.config.training.global_batch_size
+        sums = self._mean_over_ranks(progress.window_sums)
+        steps = max(progress.window_steps, 1)
+        metrics = {
+            "step": progress.step,
+            "images": progress.step * batch_size,
+            "epoch": progress.step / self.steps_per_epoch,
+            **{name: value / steps for name, value in sums.items()},
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "skipped": progress.skipped,
+            "images_per_second": steps * batch_size / seconds,
+        }
+        if self.world.device.type == "cuda":
+            metrics["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        progress.start_window()
+        return metrics
+
+    def _mean_over_ranks(self, sums: dict[str, float]) -> dict[str, float]:
+        if self.world.size == 1 or not sums:
+            return dict(sums)
+        values = torch.tensor(list(sums.values()), dtype=torch.float64, device=self.world.device)
+        return dict(zip(sums, self.accelerator.reduce(values, "mean").tolist(), strict=True))
+
+    def _start_or_resume(self, resume: str) -> None:
+        training = self.config.training
+        path = self.run_folder.resume_point(resume, self.say)
+        if path is not None:
+            saved = self.state.restore(path)
+            self.say(f"resuming from {path} (step {self.state.progress.step} of {self.max_steps})")
+            for line in self.run_folder.changes(saved, self.config):
+                self.say(f"changed since that checkpoint: {line}")
+        self.world.barrier()
+        if self.world.is_main:
+            self.run_folder.open(self.config, device=str(self.world.device), world_size=self.world.size)
+        self.world.barrier()
+        parameters = sum(p.numel() for p in self.state.network.parameters())
+        self.say(
+            f"world: {self.world.size} process(es) on {self.world.device.type}; batch {training.global_batch_size} = "
+            f"{self.micro_batch_size} x {self.accumulation} accumulation x {self.world.size}; "
+            f"{self.config.model.name} with {parameters:,} parameters; {len(self.source):,} images, "
+            f"{self.steps_per_epoch} steps an epoch, {self.max_steps} steps in all; run folder {self.run_folder.path}"
+        )
+
+    def _sampling_network(self) -> nn.Module:
+        """The average that the sampling section names, without its v head."""
+        which = self.config.sampling.ema
+        weights = self.state.network.state_dict() if which == "online" else self.state.averages.state(which)
+        return inference_network(self.config, weights, self.world.device, where=which)
+
+    def _plan(self, num_images: int) -> SamplingPlan:
+        weights = f"step {self.state.progress.step}, {self.config.sampling.ema}"
+        return plan_samples(self.config, num_images=num_images, seed=self.config.training.seed, weights=weights)
+
+    def _save_grid(self, name: str) -> None:
+        """Ten classes, ten images each, always of the same noise; the main rank does it alone."""
+        if self.world.is_main:
+            path = self.run_folder.path / "samples" / name
+            grid = class_grid(self._sampling_network(), self.config, self._plan(0), self.world.device)
+            save_png(grid, path)
+            self.say(f"samples: {path}")
+
+    def _write_final_samples(self) -> None:
+        number = self.config.sampling.final_images
+        if self.config.training.sample_every or number:
+            self._save_grid("final.png")
+        if number:
+            folder = self.run_folder.path / "samples" / f"final_step_{self.state.progress.step:08d}"
+            network = self._sampling_network()
+            for _ in write_image_folder(network, self.config, self._plan(number), folder, self.world):
+                pass
+            self.say(f"{number} samples: {folder}")
+
+
+def create_accelerator(config: Config) -> Accelerator:
+    """Process group, device and precision.
+
+    Raises:
+        UserError: the device cannot do the precision asked for.
+    """
+    precision = config.training.mixed_precision
+    on_gpu = torch.cuda.is_available()
+    if precision == "bf16" and on_gpu and not torch.cuda.is_bf16_supported():
+        raise UserError("training.mixed_precision is bf16, which this GPU does not support; choose fp16 or no")
+    if precision == "fp16" and not on_gpu:
+        raise UserError("training.mixed_precision is fp16, which needs a CUDA GPU; choose bf16 or no")
+    if config.training.num_threads is not None:
+        torch.set_num_threads(config.training.num_threads)
+    if config.training.tf32:
+        torch.set_float32_matmul_precision("high")
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    return Accelerator(mixed_precision=precision, cpu=not on_gpu, kwargs_handlers=[ddp])
