@@ -251,17 +251,6 @@ def _cross_field_problems(config: Config) -> list[tuple[str, str]]:
                 f"is {optimizer.warmup_steps}, more than training.max_steps {training.max_steps}",
             )
         )
-    if (
-        optimizer.schedule == "warmup_cosine"
-        and training.max_steps
-        and 2 * optimizer.warmup_steps >= training.max_steps
-    ):
-        problems.append(
-            (
-                "optimizer.warmup_steps",
-                f"is {optimizer.warmup_steps}; warmup_cosine needs less than half of max_steps {training.max_steps}",
-            )
-        )
     if data.kind in ("parquet", "imagefolder") and not data.path:
         problems.append(("data.path", f"is missing; data.kind {data.kind} needs the folder of the data set"))
     names = ema_names(config.ema)

@@ -90,6 +90,8 @@ class Trainer:
         self.steps_per_epoch = steps_per_epoch(len(self.source), training.global_batch_size)
         self.max_steps = training.max_steps or math.ceil((training.epochs or 0) * self.steps_per_epoch)
 
+        learning_rate(config.optimizer, 0, self.max_steps)  # a schedule that does not fit is an error now
+
         network = create_network(
             config.model.name,
             image_size=config.data.image_size,
@@ -166,7 +168,7 @@ class Trainer:
         if finite:
             progress.skipped_in_a_row = 0
             images_seen = progress.step * training.global_batch_size
-            self.state.averages.update(images_seen, training.global_batch_size)
+            self.state.averages.update(network, images_seen, training.global_batch_size)
             progress.add({**dict(zip(means, values, strict=True)), "grad_norm": norm_value})
         else:
             self._count_skipped(batches)

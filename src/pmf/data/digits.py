@@ -50,6 +50,7 @@ def write_digits(file: Path) -> None:
     import datasets
     from sklearn.datasets import load_digits
 
+    datasets.disable_progress_bars()
     digits = load_digits()
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=[str(i) for i in range(10)]))
     # The scans count 0 ... 16 dark pixels in squares of 4 x 4.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pmf.config import OptimizerConfig
@@ -54,4 +55,12 @@ def create_optimizer(network: nn.Module, config: OptimizerConfig) -> Muon:
         betas=config.betas,
         eps=config.eps,
         weight_decay=config.weight_decay,
+        newton_schulz_dtype=_newton_schulz_dtype(network, config),
     )
+
+
+def _newton_schulz_dtype(network: nn.Module, config: OptimizerConfig) -> torch.dtype | None:
+    """bfloat16 where tensor cores make it pay and it is asked for or left open; None is the weights' own."""
+    on_gpu = all(parameter.device.type == "cuda" for parameter in network.parameters())
+    low = config.newton_schulz == "bfloat16" or (config.newton_schulz == "auto" and on_gpu)
+    return torch.bfloat16 if low else None

@@ -213,9 +213,9 @@ def _gradient(parameter: Tensor) -> Tensor:
 
 def _stacks(matrices: list[Tensor]) -> list[list[Tensor]]:
     """Matrices of one shape and dtype, in stacks of at most STACK_ELEMENTS (of one matrix where that is larger)."""
-    by_shape: dict[tuple[int, ...], list[Tensor]] = {}
+    by_shape: dict[tuple[torch.Size, torch.dtype], list[Tensor]] = {}
     for matrix in matrices:
-        by_shape.setdefault(tuple(matrix.shape), []).append(matrix)
+        by_shape.setdefault((matrix.shape, matrix.dtype), []).append(matrix)
     stacks = []
     for same in by_shape.values():
         size = max(1, STACK_ELEMENTS.get(same[0].device.type, 1) // same[0].numel())
