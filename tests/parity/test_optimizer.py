@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pmf.config import EmaConfig, OptimizerConfig
 from pmf.net.sizes import SIZES, create_network
-from pmf.optim.ema import WeightAverages
+from pmf.optim.ema import WeightAverages, half_life_decay
 from pmf.optim.groups import optimizer_kind, parameter_groups
 from pmf.optim.muon import Muon
 from tests.parity.golden import FOLDER, Golden
@@ -144,6 +144,11 @@ def test_averages_along_the_constant_run(golden, constant_run):
             parameter.data.copy_(constant_run.history[step][name])
         averages.update(weights, step * OFFICIAL_IMAGES_PER_STEP, OFFICIAL_IMAGES_PER_STEP)
     for half_life in half_lives:
+        for step in range(1, golden.meta["steps"] + 1):
+            images_seen = step * OFFICIAL_IMAGES_PER_STEP
+            beta = half_life_decay(float(half_life), images_seen, OFFICIAL_IMAGES_PER_STEP)
+            # the official beta is a float32 of at most 1
+            assert beta == pytest.approx(float(golden[f"ema{half_life}/beta/step{step}"]), abs=1e-7)
         ours = dict(zip(weights.names, averages.state(half_life).values(), strict=True))
         for name, average in golden.group(f"ema{half_life}/params/step{golden.meta['steps']}/").items():
             torch.testing.assert_close(ours[name], average, rtol=0, atol=AVERAGE)

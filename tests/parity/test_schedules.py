@@ -32,8 +32,8 @@ def test_learning_rates(golden):
             min_lr_factor=meta["lr_min_factor"] or 0.0,
         )
         ours = [learning_rate(config, count, meta["num_epochs"] * per_epoch) for count in range(len(rates))]
-        # 1e-6 of the rate, and of the peak where the official float32 1 + cos cancels near the floor
-        assert ours == pytest.approx(rates, rel=1e-6, abs=1e-7 * meta["base_lr"]), case
+        # 1e-6 of the rate; near a floor of 0, two float32 roundings of the official 1 + cos (measured 1.2e-7)
+        assert ours == pytest.approx(rates, rel=1e-6, abs=2e-7 * meta["base_lr"]), case
 
 
 def test_half_life_betas(golden):

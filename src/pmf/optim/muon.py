@@ -26,8 +26,8 @@ def orthogonalize(matrices: Tensor, steps: int = 5, eps: float = 1e-8, dtype: to
     """Pull all singular values of each matrix towards 1 (Newton-Schulz, as optax.contrib.muon).
 
     With X = U S V^T, a X + (b X X^T + c (X X^T)^2) X = U (a S + b S^3 + c S^5) V^T: singular vectors stay, singular
-    values pass through an odd polynomial whose coefficients trade exactness for speed: within five steps all but the
-    smallest lie in about [0.7, 1.2]. It needs S <= 1 at the start, which the Frobenius norm guarantees. X X^T is
+    values pass through an odd polynomial whose coefficients trade exactness for speed: after five steps those that
+    were above 0.002 lie in [0.68, 1.21]. It needs S <= 1 at the start, which the Frobenius norm guarantees. X X^T is
     formed on the shorter side. A zero matrix stays zero.
 
     Args:

@@ -1,0 +1,150 @@
+"""Milliseconds of one optimizer step: Muon with its matrices stacked, one by one, and as shipped, against AdamW.
+
+Times are interleaved (one step of each in turn) and the median is reported. ``as shipped`` stacks up to the device's
+limit in pmf/optim/muon.py; this is where that limit comes from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from pmf.optim import muon
+
+Shapes = dict[tuple[int, ...], int]
+
+
+def transformer_shapes(*, width: int, mlp: int, head_width: int, blocks: int, patch: int, classes: int) -> Shapes:
+    """How many parameters of each shape a two-headed pixel transformer has; ``patch`` is that of 3-channel images."""
+    rows: list[tuple[int, tuple[int, ...]]] = [
+        (4 * blocks, (width, width)),
+        (2 * blocks, (mlp, width)),
+        (blocks, (width, mlp)),
+        (4 * blocks, (width,)),
+        (2 * blocks, (head_width,)),
+        *[(4, shape) for shape in ((width, 256), (width, width), (width,), (width,))],
+        *[(2, shape) for shape in ((3 * patch * patch, width), (3 * patch * patch,), (width,))],
+        *[(1, shape) for shape in ((128, 3, patch, patch), (128,), (width, 128, 1, 1), (width,))],
+        # positions, condition tokens, and the label table as the official code has it: in 3-D, so no matrix for Muon
+        *[(1, (1, count, width)) for count in (276, 20, classes)],
+    ]
+    counts: Shapes = {}
+    for count, shape in rows:
+        counts[shape] = counts.get(shape, 0) + count
+    return counts
+
+
+PRESETS = {
+    "tiny": transformer_shapes(width=64, mlp=170, head_width=16, blocks=6, patch=2, classes=11),
+    "b16": transformer_shapes(width=768, mlp=2048, head_width=64, blocks=24, patch=16, classes=1001),
+}
+
+
+def create_parameters(shapes: Shapes, device: str) -> list[nn.Parameter]:
+    """Random weights with random gradients."""
+    generator = torch.Generator(device).manual_seed(0)
+    parameters = []
+    for shape, count in shapes.items():
+        for _ in range(count):
+            parameter = nn.Parameter(torch.randn(shape, generator=generator, device=device))
+            parameter.grad = torch.randn(shape, generator=generator, device=device)
+            parameters.append(parameter)
+    return parameters
+
+
+def create_muon_step(
+    shapes: Shapes, device: str, stack_elements: int, dtype: torch.dtype | None = None
+) -> Callable[[], object]:
+    """One step with stacks of at most so many elements."""
+    parameters = create_parameters(shapes, device)
+    groups = [
+        {"kind": "muon", "params": [p for p in parameters if p.ndim == 2]},
+        {"kind": "nadamw", "params": [p for p in parameters if p.ndim != 2]},
+    ]
+    optimizer = muon.Muon(groups, newton_schulz_dtype=dtype)
+
+    def step() -> None:
+        muon.STACK_ELEMENTS[device] = stack_elements
+        optimizer.step()
+
+    return step
+
+
+def median_milliseconds(steps: dict[str, Callable[[], object]], repeats: int, device: str) -> dict[str, float]:
+    """Each candidate once to warm up, then ``repeats`` rounds of all of them."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for round_number in range(repeats + 1):
+        for name, step in steps.items():
+            _wait_for(device)
+            begin = time.perf_counter()
+            step()
+            _wait_for(device)
+            if round_number:
+                times[name].append(1e3 * (time.perf_counter() - begin))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def environment(device: str) -> dict[str, str | int]:
+    """Hardware, versions, date and command."""
+    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return {
+        "cpu": models[0].partition(":")[2].strip() if models else platform.processor(),
+        "gpu": torch.cuda.get_device_name() if device == "cuda" else "none",
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "load_before": f"{os.getloadavg()[0]:.2f}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": " ".join(sys.argv),
+    }
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="tiny")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--repeats", type=int, default=21)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    shapes, device = PRESETS[arguments.preset], arguments.device
+    report = environment(device)
+    shipped = muon.STACK_ELEMENTS[device]
+    adamw = torch.optim.AdamW(create_parameters(shapes, device), foreach=True)
+    steps: dict[str, Callable[[], object]] = {
+        "torch AdamW": adamw.step,
+        "Muon one by one": create_muon_step(shapes, device, 1),
+        "Muon stacked": create_muon_step(shapes, device, 2**26),
+        "Muon as shipped": create_muon_step(shapes, device, shipped),
+    }
+    if device == "cuda":
+        steps["Muon as shipped, bfloat16 products"] = create_muon_step(shapes, device, shipped, torch.bfloat16)
+    milliseconds = median_milliseconds(steps, arguments.repeats, device)
+    print(f"{'':>36} {'ms':>10} {'to AdamW':>9} {'to one by one':>14}")
+    for name, value in milliseconds.items():
+        to_adamw, to_looped = value / milliseconds["torch AdamW"], value / milliseconds["Muon one by one"]
+        print(f"{name:>36} {value:>10.2f} {to_adamw:>9.2f} {to_looped:>14.2f}")
+    if arguments.json:
+        settings = {"preset": arguments.preset, "device": device, "repeats": arguments.repeats}
+        arguments.json.write_text(json.dumps({**report, **settings, "milliseconds": milliseconds}, indent=2) + "\n")
+
+
+def _wait_for(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+"""Run under torchrun by test_training.py: the averaged gradients of one step, and the world that produced them."""
+
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from pmf.training import Trainer
+from tests.test_training import tiny_config
+
+if __name__ == "__main__":
+    output, run = sys.argv[1:]
+    trainer = Trainer(
+        tiny_config(Path(f"{run}_{torch.distributed.is_torchelastic_launched()}"), "training.global_batch_size=32")
+    )
+    gradients = {}
+    trainer.optimizer.step = lambda: gradients.update(
+        {name: p.grad.clone() for name, p in trainer.state.network.named_parameters()}
+    )
+    # Gates and output layers start at zero and hide most gradients; start elsewhere, equally on all ranks.
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in trainer.state.network.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
+    batches = iter(trainer._batches())
+    trainer.train_step([next(batches) for _ in range(trainer.accumulation)])
+    if trainer.world.is_main:
+        save_file({**gradients, "world_size": torch.tensor(trainer.world.size)}, output)
+    trainer.accelerator.end_training()

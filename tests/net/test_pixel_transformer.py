@@ -1,0 +1,132 @@
+"""What the network computes, for whom, and that its dual pass is its derivative."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pmf.errors import UserError
+from pmf.net.attention import attention
+from pmf.net.dual import Dual
+from pmf.net.pixel_transformer import PixelTransformer
+from pmf.net.sizes import SIZES, create_network
+
+
+def network(**changes) -> PixelTransformer:
+    settings = {
+        "image_size": 8,
+        "patch_size": 2,
+        "channels": 3,
+        "num_classes": 4,
+        "width": 16,
+        "depth": 3,
+        "head_depth": 1,
+        "num_heads": 2,
+    }
+    net = PixelTransformer(**{**settings, **changes}).double()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64), alpha=0.3)
+    return net
+
+
+def arguments(rows: int = 4) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(1)
+    z = torch.randn(rows, 3, 8, 8, generator=generator, dtype=torch.float64)
+    h, omega, t_min, t_max = torch.rand(4, rows, generator=generator, dtype=torch.float64)
+    return z, h, 1 + omega, t_min, t_max, torch.randint(5, (rows,), generator=generator)
+
+
+def test_only_the_heads_that_are_asked_for_are_computed():
+    net, inputs = network(), arguments()
+    both = net(*inputs)
+    ran = []
+    for name in ("u_blocks", "v_blocks"):
+        getattr(net, name)[0].register_forward_hook(lambda *_, name=name: ran.append(name))
+    only_u, only_v = net(*inputs, heads="u"), net(*inputs, heads="v")
+    assert ran == ["u_blocks", "v_blocks"]
+    assert only_u.v is None
+    assert only_v.u is None
+    assert torch.equal(only_u.u, both.u)
+    assert torch.equal(only_v.v, both.v)
+
+
+def test_an_inference_network_has_no_v_head_and_the_same_u():
+    net, inputs = network(), arguments()
+    light = network(inference=True)
+    light.load_state_dict({name: net.state_dict()[name] for name in light.state_dict()})
+    assert torch.equal(light(*inputs, heads="u").u, net(*inputs, heads="u").u)
+    assert not [name for name in light.state_dict() if name.startswith("v_")]
+    with pytest.raises(ValueError, match="no v head"):
+        light(*inputs)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4])
+def test_the_dual_pass_is_the_derivative_of_the_last_rows(rows):
+    net, (z, h, *conditions) = network(), arguments()
+    z_tangent = torch.randn(rows, 3, 8, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    outputs = net(z, h, *conditions, z_tangent=z_tangent)
+    last = [part[-rows:] for part in (z, h, *conditions)]
+
+    def u(z, h):
+        return net(z, h, *last[2:], heads="u").u
+
+    _, expected = torch.func.jvp(u, (last[0], last[1]), (z_tangent, torch.ones_like(last[1])))
+    # float64, two ways of the same chain rule
+    torch.testing.assert_close(outputs.u_tangent, expected.detach(), rtol=1e-11, atol=1e-11)
+    epsilon = 1e-6
+    difference = (u(last[0] + epsilon * z_tangent, last[1] + epsilon) - u(*last[:2])) / epsilon
+    # a one-sided difference is wrong by epsilon times the second derivative
+    torch.testing.assert_close(outputs.u_tangent, difference.detach(), rtol=1e-3, atol=1e-3)
+    plain = net(z, h, *conditions)
+    assert torch.equal(outputs.u, plain.u)
+    assert torch.equal(outputs.v, plain.v)
+
+
+def test_the_dual_pass_gives_the_gradients_of_the_plain_one():
+    net, (z, *rest) = network(), arguments()
+    z_tangent = torch.ones_like(z[:2])
+    ours = torch.autograd.grad(net(z, *rest, z_tangent=z_tangent).u.square().sum(), net.u_blocks.parameters())
+    plain = torch.autograd.grad(net(z, *rest).u.square().sum(), net.u_blocks.parameters())
+    for a, b in zip(ours, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)  # the same operations
+
+
+def test_attention_is_the_same_written_out_and_fused():
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = torch.randn(3, 2, 2, 7, 4, generator=generator, dtype=torch.float64)
+    fused = attention(query, key, value)
+    written_out, _ = torch.func.jvp(lambda q: attention(q, key, value), (query,), (torch.ones_like(query),))
+    torch.testing.assert_close(fused, written_out, rtol=1e-12, atol=1e-12)
+    dual = attention(*(Dual(part, torch.zeros_like(part[:1])) for part in (query, key, value)))
+    assert torch.equal(dual.value, fused)
+    assert not dual.tangent.any()
+
+
+def test_condition_tokens_are_not_rotated_and_positions_matter():
+    net, (z, *rest) = network(), arguments()
+    plain = net(z, *rest, heads="u").u
+    shifted = net(z.roll(2, dims=-1), *rest, heads="u").u.roll(-2, dims=-1)
+    assert float((plain - shifted).detach().abs().max()) > 1e-2
+    assert bool((net.rotation.cos[:20] == 1).all())
+    assert bool((net.rotation.sin[:20] == 0).all())
+
+
+def test_a_new_network_predicts_zero_and_is_a_function_of_its_generator():
+    a, b, c = (
+        create_network("pmf_tiny_2", image_size=8, num_classes=4, generator=torch.Generator().manual_seed(seed))
+        for seed in (1, 1, 2)
+    )
+    z, *rest = (part.float() if part.is_floating_point() else part for part in arguments())
+    assert not a(z, *rest).u.any()
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+    assert not torch.equal(a.class_tokens, c.class_tokens)
+
+
+def test_sizes_are_checked_in_one_line():
+    with pytest.raises(UserError, match=r"choose one of: pmf_b_16, pmf_b_32"):
+        create_network("pmf_x", image_size=8, num_classes=4)
+    with pytest.raises(UserError, match=r"data.image_size is 250, .* patch size 16; use 240 or 256"):
+        create_network("pmf_b_16", image_size=250, num_classes=4)
+    assert {"pmf_b_16", "pmf_b_32", "pmf_l_16", "pmf_l_32", "pmf_h_16", "pmf_h_32"} <= SIZES.keys()

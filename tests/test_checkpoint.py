@@ -1,0 +1,141 @@
+"""Checkpoints are complete or absent."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from pmf.checkpoint import (
+    Checkpoint,
+    find_damage,
+    find_resumable,
+    list_checkpoints,
+    load_checkpoint,
+    load_strictly,
+    load_weights,
+    save_checkpoint,
+)
+from pmf.config import as_plain
+from pmf.configfile import config_from_plain
+from pmf.errors import UserError
+
+CONFIG = config_from_plain(
+    {
+        "data": {"kind": "digits"},
+        "training": {"max_steps": 3},
+        "ema": {"half_lives_kimg": [10]},
+        "sampling": {"ema": 10},
+    },
+    "test",
+)
+
+
+def save(run, step, keep=3):
+    generator = torch.Generator().manual_seed(step)
+    tensors = {
+        "model": {"a.weight": torch.randn(3, 4, generator=generator), "v_b": torch.randn(5, generator=generator)},
+        "ema_10": {"a.weight": torch.randn(4, 3, generator=generator).T, "v_b": torch.zeros(5)},
+    }
+    checkpoint = Checkpoint(tensors=tensors, state={"step": step, "config": as_plain(CONFIG), "x": [1, 0.1]})
+    return save_checkpoint(run, checkpoint, keep=keep), checkpoint
+
+
+def test_what_is_loaded_is_what_was_saved(tmp_path):
+    folder, saved = save(tmp_path, 7)
+    loaded = load_checkpoint(folder)
+    assert folder.name == "step_00000007"
+    assert loaded.state == saved.state
+    for stem, tensors in saved.tensors.items():
+        assert all(torch.equal(tensors[name], loaded.tensors[stem][name]) for name in tensors)
+    assert (tmp_path / "latest").read_text() == "checkpoints/step_00000007\n"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert sorted(manifest) == ["ema_10.safetensors", "model.safetensors", "state.json"]
+    assert all(entry["bytes"] == (folder / name).stat().st_size for name, entry in manifest.items())
+
+
+def test_only_the_newest_are_kept_and_saving_a_step_again_replaces_it(tmp_path):
+    for step in (1, 2, 3, 4):
+        save(tmp_path, step, keep=2)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step_00000003", "step_00000004"]
+    save(tmp_path, 4, keep=2)
+    assert find_damage(list_checkpoints(tmp_path)[-1]) is None
+
+
+DAMAGE = {
+    "truncated": lambda folder: (folder / "model.safetensors").write_bytes(
+        (folder / "model.safetensors").read_bytes()[:-9]
+    ),
+    "altered": lambda folder: (folder / "model.safetensors").write_bytes(
+        (folder / "model.safetensors").read_bytes()[:-1] + b"\x00"
+    ),
+    "missing": lambda folder: (folder / "ema_10.safetensors").unlink(),
+    "no manifest": lambda folder: (folder / "manifest.json").unlink(),
+    "torn manifest": lambda folder: (folder / "manifest.json").write_text("{"),
+    "altered state": lambda folder: (folder / "state.json").write_text("{}"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, damage):
+    older, _ = save(tmp_path, 1)
+    newer, _ = save(tmp_path, 2)
+    DAMAGE[damage](newer)
+    with pytest.raises(UserError, match="use an older checkpoint"):
+        load_checkpoint(newer)
+    warnings = []
+    assert find_resumable(tmp_path, warnings.append) == older
+    assert len(warnings) == 1
+    assert newer.name in warnings[0]
+    DAMAGE[damage](older)
+    with pytest.raises(UserError, match="none of its 2 checkpoints is intact"):
+        find_resumable(tmp_path, warnings.append)
+
+
+def test_an_unfinished_checkpoint_is_invisible(tmp_path):
+    save(tmp_path, 1)
+    unfinished = tmp_path / "checkpoints" / ".incomplete_step_00000002"
+    unfinished.mkdir()
+    (unfinished / "model.safetensors").write_bytes(b"half")
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step_00000001"]
+    save(tmp_path, 2)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step_00000001", "step_00000002"]
+    assert not unfinished.exists()
+
+
+def test_weights_load_from_a_run_a_checkpoint_and_a_file(tmp_path):
+    folder, saved = save(tmp_path, 3)
+    for path, which in ((tmp_path, None), (folder, "10"), (folder / "ema_10.safetensors", None)):
+        loaded = load_weights(path, which)
+        assert torch.equal(loaded.weights["a.weight"], saved.tensors["ema_10"]["a.weight"])
+        assert loaded.config == CONFIG
+        assert loaded.source.startswith("step_00000003/ema_10.safetensors ")
+    assert torch.equal(load_weights(tmp_path, "online").weights["v_b"], saved.tensors["model"]["v_b"])
+
+
+def test_what_is_no_weights_file_is_one_line(tmp_path):
+    folder, _ = save(tmp_path / "run", 3)
+    pickled = tmp_path / "weights.pt"
+    torch.save({"a": torch.zeros(1)}, pickled)
+    html = tmp_path / "page.safetensors"
+    html.write_text("<html>login</html>")
+    (tmp_path / "empty").mkdir()
+    for path, which, message in (
+        (pickled, None, "pickled weights are not loaded"),
+        (html, None, "cannot be read as safetensors"),
+        (folder, "20", "has no average '20'; choose one of: 10, online"),
+        (tmp_path / "empty", "10", "is neither a run folder, a checkpoint folder nor a .safetensors file"),
+    ):
+        with pytest.raises(UserError) as error:
+            load_weights(path, which)
+        assert message in str(error.value)
+
+
+def test_weights_of_another_network_are_refused_by_name():
+    module = torch.nn.Linear(4, 3)
+    with pytest.raises(UserError, match=r"here: weights of another network: bias is missing; weight is \(2, 4\) there"):
+        load_strictly(module, {"weight": torch.zeros(2, 4)}, "here")
+    with pytest.raises(UserError, match="extra is unknown here"):
+        load_strictly(module, {**module.state_dict(), "extra": torch.zeros(1)}, "here")
+    load_strictly(module, {**module.state_dict(), "v_blocks.0": torch.zeros(1)}, "here")  # a v head may be left over

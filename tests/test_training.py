@@ -1,0 +1,224 @@
+"""Whole runs: resuming bit for bit, one process against two, faults of numbers and of users."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, PartialState
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pmf.checkpoint import list_checkpoints
+from pmf.config import Config
+from pmf.configfile import load_config
+from pmf.data.loader import Batch
+from pmf.errors import UserError
+from pmf.training import MAX_SKIPPED_IN_A_ROW, Trainer
+from tests.launch import ROOT, TINY, run_command, train_tiny
+
+TIMES = {"images_per_second"}
+
+
+def tiny_config(output: Path, *overrides: str) -> Config:
+    return load_config(ROOT / "configs" / "digits.yaml", [*TINY, f"training.output_dir={output}", *overrides])
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerator():
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert not PartialState._shared_state
+
+
+def tensors_of(checkpoint: Path) -> dict[str, Tensor]:
+    files = sorted(checkpoint.glob("*.safetensors"))
+    return {f"{file.stem}/{name}": tensor for file in files for name, tensor in load_file(file).items()}
+
+
+def assert_same_run(a: Path, b: Path, step: int) -> None:
+    """Weights, optimizer and averages at a step, and every logged number but times, are equal to the bit."""
+    ours, theirs = (tensors_of(folder / "checkpoints" / f"step_{step:08d}") for folder in (a, b))
+    assert ours.keys() == theirs.keys()
+    assert {name.partition("/")[0] for name in ours} == {"model", "optimizer", "ema_0.05", "ema_10"}
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+    assert metrics_of(a) == metrics_of(b)
+
+
+def metrics_of(run: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+
+
+def cut_back_to(run: Path, copy: Path, step: int) -> None:
+    """A copy of a run as it was when it was killed some time after ``step``."""
+    shutil.copytree(run, copy)
+    for checkpoint in list_checkpoints(copy):
+        if int(checkpoint.name.removeprefix("step_")) > step:
+            shutil.rmtree(checkpoint)
+    (copy / "latest").write_text(f"checkpoints/step_{step:08d}\n")
+
+
+@pytest.mark.parametrize("extra", [(), ("data.num_workers=2", "training.mixed_precision=bf16")], ids=["fp32", "bf16"])
+def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(tmp_path, extra):
+    # 5 does not divide the logging interval: the open window of metrics is carried over too
+    extra = (*extra, "training.checkpoint_every=5", "training.log_every=4")
+    Trainer(tiny_config(tmp_path / "whole", *extra)).train()
+    cut_back_to(tmp_path / "whole", tmp_path / "resumed", 5)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    trainer = Trainer(tiny_config(tmp_path / "resumed", *extra))
+    assert trainer.state.progress.step == 5
+    trainer.train()
+    assert_same_run(tmp_path / "whole", tmp_path / "resumed", 12)
+    assert len(metrics_of(tmp_path / "whole")) == 3
+
+
+def test_two_processes_resume_to_the_bit_and_equal_one_process(tmp_path):
+    printed = train_tiny(tmp_path / "two", ranks=2)
+    assert "world: 2 process(es) on cpu; batch 16 = 8 x 1 accumulation x 2" in printed
+    cut_back_to(tmp_path / "two", tmp_path / "resumed", 6)
+    assert "step 6 of 12" in train_tiny(tmp_path / "resumed", ranks=2)
+    assert_same_run(tmp_path / "two", tmp_path / "resumed", 12)
+
+    # The same micro-batches and draws on one process, which adds gradients in another order. Newton-Schulz enlarges
+    # the rounding of directions with tiny singular values, so weights may move apart by a small part of a step (1e-3).
+    config = tiny_config(tmp_path / "one", "training.checkpoint_every=3", "training.max_steps=3")
+    Trainer(config).train()
+    train_tiny(tmp_path / "two_short", "training.checkpoint_every=3", "training.max_steps=3", ranks=2)
+    one, two = (tensors_of(tmp_path / run / "checkpoints" / "step_00000003") for run in ("one", "two_short"))
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], atol=2e-5, rtol=1e-4, msg=name)
+    for a, b in zip(metrics_of(tmp_path / "one"), metrics_of(tmp_path / "two_short"), strict=True):
+        assert a == pytest.approx(b, rel=1e-5)
+
+
+def test_gradients_on_two_processes_equal_those_on_one(tmp_path):
+    worker = str(ROOT / "tests" / "gradient_worker.py")
+    for ranks in (1, 2):
+        result = run_command(worker, str(tmp_path / f"{ranks}.safetensors"), str(tmp_path / "run"), ranks=ranks)
+        assert result.returncode == 0, result.stderr
+    one, two = (load_file(tmp_path / f"{ranks}.safetensors") for ranks in (1, 2))
+    assert int(two.pop("world_size")) == 2
+    assert int(one.pop("world_size")) == 1
+    assert len(one) == len(two) > 50
+    for name in one:
+        # Means of the same four micro-batch gradients in float32, added in another order.
+        difference = float((one[name] - two[name]).norm() / one[name].norm().clamp_min(1e-20))
+        assert difference < 1e-6 or float(one[name].norm()) == 0.0, name
+
+
+def test_samples_follow_the_seed_and_step_and_not_the_loader(tmp_path):
+    Trainer(tiny_config(tmp_path / "a", "data.num_workers=0")).train()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    Trainer(tiny_config(tmp_path / "b", "data.num_workers=2", "data.prefetch_factor=1")).train()
+    assert_same_run(tmp_path / "a", tmp_path / "b", 12)
+
+
+def poison(batch: Batch, trainer: Trainer) -> None:
+    """Make the loss of the next step NaN."""
+    original = trainer.objective._adaptive
+    trainer.objective._adaptive = lambda loss: original(loss) * float("nan")
+
+
+def test_a_non_finite_gradient_changes_nothing_and_is_counted(tmp_path):
+    trainer = Trainer(tiny_config(tmp_path / "run"))
+    batches = list(trainer._batches())
+    trainer.train_step(batches[0:2])
+    before = {
+        name: tensor.clone() for name, tensor in trainer.state.to_checkpoint(trainer.config, 1).tensors["model"].items()
+    }
+    average = {name: tensor.clone() for name, tensor in trainer.state.averages.state("10").items()}
+    moments = {k: v.clone() for k, v in trainer.state.optimizer.named_state(trainer.state.network).items()}
+    healthy = trainer.objective._adaptive
+    poison(batches[2], trainer)
+    trainer.train_step(batches[2:4])
+    assert trainer.state.progress.step == 2
+    assert trainer.state.progress.skipped == 1
+    for name, tensor in trainer.state.network.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    for name, tensor in trainer.state.averages.state("10").items():
+        assert torch.equal(tensor, average[name]), name
+    for name, tensor in trainer.state.optimizer.named_state(trainer.state.network).items():
+        assert torch.equal(tensor, moments[name]), name
+    trainer.objective._adaptive = healthy
+    trainer.train_step(batches[4:6])
+    assert trainer.state.progress.skipped_in_a_row == 0
+    assert all(math.isfinite(value) for value in trainer.state.progress.window_sums.values())
+
+
+def test_too_many_non_finite_gradients_in_a_row_end_the_run(tmp_path):
+    trainer = Trainer(tiny_config(tmp_path / "run", "training.max_steps=30"))
+    batches = list(trainer._batches())
+    poison(batches[0], trainer)
+    with pytest.raises(UserError, match=f"not finite {MAX_SKIPPED_IN_A_ROW} times in a row"):
+        for step in range(30):
+            trainer.train_step(batches[2 * step : 2 * step + 2])
+
+
+def test_gradient_clipping_limits_the_norm_that_the_optimizer_sees(tmp_path):
+    trainer = Trainer(tiny_config(tmp_path / "run", "training.gradient_clip=0.5"))
+    seen = []
+    step = trainer.state.optimizer.step
+
+    def spy(*args, **kwargs):
+        gradients = [p.grad for p in trainer.state.network.parameters()]
+        seen.append(float(torch.nn.utils.get_total_norm(gradients)))
+        return step(*args, **kwargs)
+
+    trainer.state.optimizer.step = spy
+    trainer.optimizer.optimizer = trainer.state.optimizer
+    trainer.train_step(list(trainer._batches())[:2])
+    assert seen == [pytest.approx(0.5, rel=1e-4)]
+    assert trainer.state.progress.window_sums["grad_norm"] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.name=pmf_b_99"], "model.name is 'pmf_b_99'; choose one of: pmf_b_16"),
+        (["data.image_size=9"], "data.image_size is 9, not a multiple of pmf_tiny_2's patch size 2; use 8 or 10"),
+        (["data.num_classes=11"], "data.num_classes is 11; data.kind digits needs data.num_classes: 10"),
+        (["training.global_batch_size=4000", "training.micro_batch_size=null"], "the data set has only 1797 images"),
+        (["training.mixed_precision=fp16"], "training.mixed_precision is fp16, which needs a CUDA GPU"),
+        (
+            ["optimizer.schedule=warmup_cosine", "optimizer.warmup_steps=6"],
+            "optimizer.warmup_steps is 6, but warmup_cosine needs more than twice that many steps and the run has 12",
+        ),
+    ],
+)
+def test_what_does_not_fit_together_is_one_line(tmp_path, overrides, message):
+    with pytest.raises(UserError) as error:
+        Trainer(tiny_config(tmp_path / "run", *overrides))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_resuming_refuses_what_it_cannot_continue(tmp_path):
+    Trainer(tiny_config(tmp_path / "run")).train()
+    for resume, overrides, message in (
+        ("never", [], "holds checkpoints and --resume is never"),
+        (str(tmp_path / "nowhere"), [], "there is no such folder"),
+        ("auto", ["data.image_size=16"], "weights of another network: position_embedding is (1, 36, 64) there"),
+        ("auto", ["ema.half_lives_kimg=[77]", "sampling.ema=77"], "has no average '77'"),
+        ("auto", ["optimizer.name=adamw"], "is of another run: "),
+    ):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        with pytest.raises(UserError) as error:
+            Trainer(tiny_config(tmp_path / "run", *overrides), resume=resume)
+        assert message in str(error.value)
+
+
+def test_user_errors_end_a_command_with_one_line_and_status_2(tmp_path):
+    result = run_command("train.py", "--config", "configs/digits.yaml", "optimizer.lr=fast")
+    assert result.returncode == 2
+    assert result.stderr == (
+        "error: command line: optimizer.lr=fast: optimizer.lr is 'fast': input should be a valid number\n"
+    )
+    result = run_command("train.py", "--config", "configs/digits.yaml", "--print-config", "training.seed=7")
+    assert result.returncode == 0
+    assert "seed: 7" in result.stdout
