@@ -76,7 +76,9 @@ def main() -> None:
     arguments = parser.parse_args()
     samples, labels = read_samples(arguments.folder)
     results = measure(samples, labels)
-    good = {name: value <= LIMITS[name] if name in AT_MOST else value >= LIMITS[name] for name, value in results.items()}
+    good = {
+        name: value <= LIMITS[name] if name in AT_MOST else value >= LIMITS[name] for name, value in results.items()
+    }
     print(f"{len(samples)} samples")
     for name, value in results.items():
         sign = "<=" if name in AT_MOST else ">="

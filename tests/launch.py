@@ -14,6 +14,7 @@ TINY = [
     "training.global_batch_size=16",
     "training.micro_batch_size=8",
     "training.max_steps=12",
+    "training.num_threads=1",
     "training.log_every=2",
     "training.sample_every=0",
     "training.checkpoint_every=6",
@@ -26,14 +27,14 @@ def run_command(*arguments: str, ranks: int = 1, cwd: Path = ROOT, **environment
     """Run a root command such as ``train.py`` (or any script), under torchrun for several ranks."""
     launcher = [sys.executable]
     if ranks > 1:
-        launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--master_port=0"]
+        launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--standalone"]
     return subprocess.run(
         [*launcher, *arguments],
         cwd=cwd,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=120,
         check=False,
     )
 

@@ -132,7 +132,7 @@ class TrainingConfig(Section):
     keep_checkpoints: Positive = 3
     """Newest checkpoints kept."""
     num_threads: Positive | None = None
-    """CPU threads of torch per process; null leaves torch's own choice."""
+    """CPU threads of torch per process; null is torch's own choice. On CPU, processes share the cores."""
 
 
 class OptimizerConfig(Section):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -306,9 +307,12 @@ def create_accelerator(config: Config) -> Accelerator:
         raise UserError("training.mixed_precision is bf16, which this GPU does not support; choose fp16 or no")
     if precision == "fp16" and not on_gpu:
         raise UserError("training.mixed_precision is fp16, which needs a CUDA GPU; choose bf16 or no")
-    if config.training.num_threads is not None:
-        torch.set_num_threads(config.training.num_threads)
     if config.training.tf32:
         torch.set_float32_matmul_precision("high")
-    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
-    return Accelerator(mixed_precision=precision, cpu=not on_gpu, kwargs_handlers=[ddp])
+    ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+    accelerator = Accelerator(mixed_precision=precision, cpu=not on_gpu, kwargs_handlers=[ddp])
+    threads = config.training.num_threads or torch.get_num_threads()
+    if not on_gpu:  # processes whose threads wait for each other's cores are ten times slower
+        threads = max(1, min(threads, (os.cpu_count() or 1) // accelerator.num_processes))
+    torch.set_num_threads(threads)
+    return accelerator
