@@ -24,9 +24,10 @@ NonNegative = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[FiniteFloat, Field(gt=0)]
 NonNegativeFloat = Annotated[FiniteFloat, Field(ge=0)]
 Fraction = Annotated[FiniteFloat, Field(ge=0, le=1)]
+Decay = Annotated[FiniteFloat, Field(ge=0, lt=1)]
 # YAML has lists only; pydantic's strict mode would refuse them as tuples.
 Interval = Annotated[tuple[Fraction, Fraction], Field(strict=False)]
-Betas = Annotated[tuple[Fraction, Fraction], Field(strict=False)]
+Betas = Annotated[tuple[Decay, Decay], Field(strict=False)]
 
 
 class Section(BaseModel):
@@ -119,6 +120,8 @@ class TrainingConfig(Section):
     """Autocast of the matrix products; weights and residual stream stay float32."""
     tf32: bool = True
     """Allow TF32 for the float32 matrix products that remain on CUDA."""
+    compile: bool = False
+    """Compile each transformer block with torch.compile; needs a C++ compiler on CPU, Triton on CUDA."""
     gradient_clip: PositiveFloat | None = None
     """Largest global gradient norm; null leaves gradients alone, as the paper does."""
     output_dir: str = "runs/default"
@@ -148,7 +151,7 @@ class OptimizerConfig(Section):
     """Linear warm-up from 0."""
     min_lr_factor: Fraction = 0.0
     """Floor of the cosine, as a fraction of lr."""
-    momentum: Fraction = 0.95
+    momentum: Decay = 0.95
     """Muon's momentum."""
     betas: Betas = (0.9, 0.95)
     """Adam's moment decays."""
@@ -165,7 +168,7 @@ class EmaConfig(Section):
 
     half_lives_kimg: list[PositiveFloat] = [500, 1000, 2000]
     """Half-lives of the kept weight averages, in thousands of images."""
-    decays: list[Fraction] = []
+    decays: list[Decay] = []
     """Constant decays per step of further averages (0.9999 in MeanFlow)."""
 
 

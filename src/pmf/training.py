@@ -100,6 +100,8 @@ class Trainer:
             channels=config.data.channels,
             generator=torch_generator(Stream.WEIGHTS, training.seed),
         ).to(self.world.device)
+        if training.compile:
+            network.compile_blocks()
         self.objective = PixelMeanFlow(config.objective, num_classes=config.data.num_classes)
         optimizer = create_optimizer(network, config.optimizer)
         averages = WeightAverages(network, config.ema)

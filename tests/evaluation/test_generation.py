@@ -60,7 +60,7 @@ def test_the_folder_is_the_same_for_one_process_and_two_and_after_an_interruptio
     assert again.returncode == 0, again.stderr
     assert hashes(tmp_path / "one") == one
 
-    rows = list(csv.DictReader((tmp_path / "one" / "labels.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "one" / "labels.csv").read_text().splitlines()))
     assert [row["file"] for row in rows] == names
     assert [int(row["label"]) for row in rows] == [index % 10 for index in range(23)]
 

@@ -36,17 +36,6 @@ class Dual:
         """The rows of ``value`` that have a tangent, detached: (K, ...)."""
         return self.value.detach()[self.value.shape[0] - self.tangent.shape[0] :]
 
-    def __add__(self, other: Tensor | Dual) -> Dual:
-        if isinstance(other, Dual):
-            return Dual(self.value + other.value, self.tangent + other.tangent)
-        value = self.value + other
-        return Dual(value, self.tangent.expand(-1, *value.shape[1:]))
-
-    def __mul__(self, other: Tensor | Dual) -> Dual:
-        if isinstance(other, Dual):
-            return Dual(self.value * other.value, self.tangent * other.primal + self.primal * other.tangent)
-        return Dual(self.value * other, self.tangent * other.detach())
-
 
 Operand = Tensor | Dual
 
@@ -54,6 +43,28 @@ Operand = Tensor | Dual
 def value_of(x: Operand) -> Tensor:
     """The value alone."""
     return x.value if isinstance(x, Dual) else x
+
+
+def add(x: Operand, y: Operand) -> Operand:
+    """x + y; what is no dual has the tangent zero."""
+    if isinstance(x, Dual) and isinstance(y, Dual):
+        return Dual(x.value + y.value, x.tangent + y.tangent)
+    if isinstance(y, Dual):
+        return add(y, x)
+    if isinstance(x, Dual):
+        value = x.value + y
+        return Dual(value, x.tangent.expand(-1, *value.shape[1:]))
+    return x + y
+
+
+def multiply(x: Operand, y: Operand) -> Operand:
+    """x y, where y has a tangent only if x has one (a gate or a weight has none)."""
+    if isinstance(x, Dual):
+        if isinstance(y, Dual):
+            return Dual(x.value * y.value, x.tangent * y.primal + x.primal * y.tangent)
+        return Dual(x.value * y, x.tangent * y.detach())
+    assert isinstance(y, Tensor)
+    return x * y
 
 
 def map_linear(function: Callable[[Tensor], Tensor], x: Operand) -> Operand:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from pmf.net.attention import attention
-from pmf.net.dual import Conv2d, Dual, Linear, Operand, map_linear, silu, sinusoids, value_of
+from pmf.net.dual import Conv2d, Dual, Linear, Operand, add, map_linear, multiply, silu, sinusoids, value_of
 
 
 class RMSNorm(nn.Module):
@@ -113,7 +113,7 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Operand) -> Operand:
         """(B, T, width) -> the same shape."""
-        return self.down(silu(self.gate(x)) * self.up(x))
+        return self.down(multiply(silu(self.gate(x)), self.up(x)))
 
 
 class Block(nn.Module):
@@ -130,8 +130,8 @@ class Block(nn.Module):
 
     def forward(self, x: Operand, rotation: Rotation) -> Operand:
         """(B, T, width) -> the same shape."""
-        x = x + self.attention(self.norm1(x), rotation) * self.attention_gate
-        return x + self.mlp(self.norm2(x)) * self.mlp_gate
+        x = add(x, multiply(self.attention(self.norm1(x), rotation), self.attention_gate))
+        return add(x, multiply(self.mlp(self.norm2(x)), self.mlp_gate))
 
 
 class ScalarEmbedding(nn.Module):

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pmf.net.dual import Dual, Operand, concatenate, map_linear, value_of
+from pmf.net.dual import Dual, Operand, add, concatenate, map_linear, value_of
 from pmf.net.layers import Block, PatchEmbedding, PatchOutput, Rotation, ScalarEmbedding
 
 NUM_CLASS_TOKENS = 8
@@ -170,6 +170,12 @@ class PixelTransformer(nn.Module):
             outputs.v = value_of(v).to(z.dtype)
         return outputs
 
+    def compile_blocks(self) -> None:
+        """Compile each block by itself, without graph breaks; blocks share the code, so few shapes are compiled."""
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.compile(fullgraph=True)
+
     def _embed(
         self, image: Operand, h: Operand, omega: Tensor, t_min: Tensor, t_max: Tensor, labels: Tensor
     ) -> Operand:
@@ -181,8 +187,8 @@ class PixelTransformer(nn.Module):
             (self.interval_end_tokens, self.interval_end_embedding(t_max)),
             (self.time_tokens, self.time_embedding(h)),
         ]
-        groups = [map_linear(lambda e: e[:, None], embedding) + tokens for tokens, embedding in conditions]
-        return concatenate([*groups, self.patch_embedding(image)], dim=1) + self.position_embedding
+        groups = [add(map_linear(lambda e: e[:, None], embedding), tokens) for tokens, embedding in conditions]
+        return add(concatenate([*groups, self.patch_embedding(image)], dim=1), self.position_embedding)
 
     def _run_head(self, x: Operand, blocks: nn.ModuleList | None, output: PatchOutput | None) -> Operand:
         assert blocks is not None and output is not None

@@ -1,0 +1,48 @@
+"""The compiled step is trusted because it equals the literal one, tangents included, for changing numbers of rows."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+
+from benchmarks.reference_step import reference_step
+from pmf.config import ObjectiveConfig
+from pmf.flow.draws import shape_draws
+from pmf.flow.pixel_mean_flow import PixelMeanFlow
+from tests.flow.test_exact_step import (
+    CLASSES,
+    EXACT,
+    gradients,
+    inputs,
+    small_network,
+    with_drops,
+    worst_relative_error,
+)
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on CPU needs a C++ compiler (g++)"),
+    pytest.mark.filterwarnings("ignore"),  # inductor's own
+]
+
+
+def test_compiled_gradients_equal_the_literal_ones_and_recompilations_are_bounded():
+    torch._dynamo.reset()
+    images, labels, standard = inputs()
+    settings = ObjectiveConfig(derivative="dual")
+    objective = PixelMeanFlow(settings, num_classes=CLASSES)
+    compiled, plain = small_network(), small_network()
+    compiled.compile_blocks()
+    counts = []
+    # Every number of dropped labels changes how many rows the guidance pass has.
+    for dropped in (0, 3, 6, 1, 4, 8):
+        draws = with_drops(standard, dropped)
+        ours = objective.loss(compiled, images, labels, shape_draws(draws, settings, 1.0)).total
+        theirs = reference_step(plain, settings, CLASSES, images, labels, draws).loss
+        assert worst_relative_error(gradients(ours, compiled), gradients(theirs, plain)) < EXACT
+        counts.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    # One graph for each kind of pass (guidance, u with tangent, v) and for its change to a dynamic number of rows.
+    assert counts[-1] == counts[2], "later row counts must not compile again"
+    assert counts[-1] <= 8
