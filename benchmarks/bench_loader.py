@@ -17,7 +17,7 @@ import numpy
 import PIL
 import pyarrow
 import torch
-from make_parquet import write_image_set
+from make_parquet import write_image_set  # type: ignore[import-not-found]
 
 from pmf.config import DataConfig
 from pmf.data import create_loader, create_source

@@ -8,6 +8,7 @@ common. Notation as in pmf/flow/pixel_mean_flow.py; source: official pmf.py, ``g
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -102,7 +103,8 @@ def reference_step(
         return u_and_v(z, t, t - r, omega, t_min, t_max, y)
 
     tangent = v_t if fault.tangent_is_true_velocity else v_c
-    u, du_dt, v = torch.func.jvp(u_function, (z, t, r), (tangent, one, zero), has_aux=True)
+    jvp: Any = torch.func.jvp(u_function, (z, t, r), (tangent, one, zero), has_aux=True)
+    u, du_dt, v = jvp
     big_v = u + (t - r) * du_dt.detach() * fault.derivative_factor
 
     def adaptive(loss: Tensor) -> Tensor:
