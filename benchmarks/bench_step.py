@@ -11,7 +11,6 @@ import argparse
 import datetime
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -145,9 +144,15 @@ def peak_memory(variant: str, preset: Preset, device: str, batch_size: int) -> f
         before = torch.cuda.memory_allocated()
         step.run(0)
         return (torch.cuda.max_memory_allocated() - before) / 2**30
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = resident_memory_peak()
     step.run(0)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
+    return (resident_memory_peak() - before) / 2**20
+
+
+def resident_memory_peak() -> int:
+    """KiB. From Linux' own account of this process image; getrusage would count the parent's memory at the fork."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0])
 
 
 def count_flops(variant: str, preset: Preset) -> int:
@@ -203,8 +208,8 @@ def main() -> None:
     if preset.threads:
         torch.set_num_threads(preset.threads)
 
-    times = time_variants(preset, arguments.variants, device, batch_size)
     memory = {v: in_new_process(peak_memory, v, preset, device, batch_size) for v in arguments.variants}
+    times = time_variants(preset, arguments.variants, device, batch_size)
     medians = {variant: statistics.median(values) for variant, values in times.items()}
     base = medians.get("literal", float("nan"))
     result: dict[str, Any] = {

@@ -1,44 +1,10 @@
-import hashlib
 import io
-import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from pmf.data.transforms import ImageError, center_crop, decode, to_unit_range
-
-GOLDEN = Path(os.environ.get("PMF_GOLDEN_DIR", "tests/golden")) / "I_center_crop.npz"
-VECTORS = dict(np.load(GOLDEN))
-CASES = json.loads(str(VECTORS["meta"]))["cases"]
-
-
-def golden_input(width: int, height: int, k: int) -> np.ndarray:
-    y, x = np.mgrid[0:height, 0:width].astype(np.int64)
-    red = (x * (3 + k) + y * 5 + (x * y) // 7) % 256
-    green = (x * x // 11 + y * (7 + k)) % 256
-    blue = ((x // 8 + y // 8) % 2) * 180 + (x * 13 + y * 29 * (k + 1)) % 76
-    return np.stack([red, green, blue], -1).astype(np.uint8)
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_center_crop_equals_the_official_bytes(name: str) -> None:
-    case = CASES[name]
-    pixels = golden_input(case["width"], case["height"], case["k"])
-    assert hashlib.sha256(pixels.tobytes()).hexdigest() == case["sha256_in"]
-    cropped = np.asarray(center_crop(Image.fromarray(pixels), case["target"]))
-    np.testing.assert_array_equal(cropped, VECTORS[name])
-    decoded = decode(encode(Image.fromarray(pixels)), 3, case["target"])
-    np.testing.assert_array_equal(decoded, VECTORS[name].transpose(2, 0, 1))
-
-
-def test_to_unit_range_equals_the_official_bits() -> None:
-    pixels = torch.from_numpy(VECTORS["process/in"])
-    assert np.array_equal(to_unit_range(pixels).numpy(), VECTORS["process/noflip"])
-    assert np.array_equal(to_unit_range(pixels.flip(1)).numpy(), VECTORS["process/flip"])
+from pmf.data.transforms import ImageError, center_crop, decode
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 900), (900, 7), (16, 16), (31, 32), (33, 65)])

@@ -12,7 +12,7 @@ from pmf.flow.derivative import DERIVATIVES, FlowPoint
 from pmf.flow.parameterization import PARAMETERIZATIONS
 from pmf.net.pixel_transformer import NUM_CONDITION_TOKENS, PixelTransformer
 from pmf.net.sizes import SIZES, create_network
-from tests.parity.golden import FOLDER, Golden, build_network, relative_error
+from tests.parity.golden import Golden, build_network, golden_path, relative_error
 
 # float32 against float32, other summation orders: measured 2e-7 ... 4e-7 (INDEX.md).
 RELATIVE = 2e-6
@@ -93,7 +93,7 @@ def test_derivative_equals_jax_jvp(derivative):
 @pytest.mark.parametrize("inference", [False, True])
 def test_names_shapes_and_counts_are_the_official_ones(name, inference):
     # The official H models train from the branch that rounds the SwiGLU width up.
-    table = json.loads((FOLDER / f"L_model_shapes_{'hsdp' if '_h_' in name else 'main'}.json").read_text())
+    table = json.loads(golden_path(f"L_model_shapes_{'hsdp' if '_h_' in name else 'main'}.json").read_text())
     golden = table[f"pmfDiT_{name[4:].upper()}" + ("/eval" if inference else "")]
     image_size = 512 if name.endswith("32") else 256
     with torch.device("meta"):
@@ -105,7 +105,7 @@ def test_names_shapes_and_counts_are_the_official_ones(name, inference):
 
 
 def test_initial_weights_have_the_official_statistics():
-    statistics = json.loads((FOLDER / "L_model_shapes_main.json").read_text())["init_statistics_h256"]
+    statistics = json.loads(golden_path("L_model_shapes_main.json").read_text())["init_statistics_h256"]
     classes = statistics["y_embedder.embedding_table._flax_embedding.weight"]["shape"][0] - 1
     # hidden 256, patch 8, depth 3 as the file's description says; the rest follows from its shapes.
     network = PixelTransformer(

@@ -13,7 +13,7 @@ from pmf.net.sizes import SIZES, create_network
 from pmf.optim.ema import WeightAverages, half_life_decay
 from pmf.optim.groups import optimizer_kind, parameter_groups
 from pmf.optim.muon import Muon
-from tests.parity.golden import FOLDER, Golden
+from tests.parity.golden import Golden, golden_path
 
 # Updates are at most about 1e-3 an element; float32 weights of order 1 round to 6e-8, Newton-Schulz in float32 adds as
 # much again. Measured by the makers against float64: 1.9e-7 after five steps.
@@ -156,7 +156,7 @@ def test_averages_along_the_constant_run(golden, constant_run):
 
 @pytest.mark.parametrize("name", [name for name in SIZES if "tiny" not in name])
 def test_elements_per_group_of_the_published_networks(name):
-    table = json.loads((FOLDER / f"L_model_shapes_{'hsdp' if '_h_' in name else 'main'}.json").read_text())
+    table = json.loads(golden_path(f"L_model_shapes_{'hsdp' if '_h_' in name else 'main'}.json").read_text())
     elements = table[f"pmfDiT_{name[4:].upper()}"]["elements_by_optimizer_group"]
     with torch.device("meta"):
         network = create_network(name, image_size=512 if name.endswith("32") else 256, num_classes=1000)
