@@ -155,6 +155,12 @@ def resident_memory_peak() -> int:
     return int(status.split("VmHWM:")[1].split()[0])
 
 
+def cpu_name() -> str:
+    """As Linux tells it."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
 def count_flops(variant: str, preset: Preset) -> int:
     """Floating point operations of forward and backward, on the CPU and averaged over four draws."""
     step = build_step(variant, preset, "cpu", 8)
@@ -215,9 +221,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "command": " ".join(sys.argv),
         "date": datetime.date.today().isoformat(),
-        "hardware": torch.cuda.get_device_name()
-        if device == "cuda"
-        else f"{platform.processor()} {platform.machine()}",
+        "hardware": torch.cuda.get_device_name() if device == "cuda" else cpu_name(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "threads": torch.get_num_threads(),
         "network": network,
