@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "errors": set(),
     "config": {"errors"},
     "configfile": {"errors", "config"},
-    "distributed": {"errors"},
+    "distributed": {"errors", "config"},
     "net": FLOOR,
     "optim": FLOOR,
     "data": FLOOR,
@@ -34,7 +34,7 @@ MAY_IMPORT = {
 # Library to the files (or folders) that may know it.
 HOMES = {
     "torch.func": ["flow/derivative.py"],
-    "accelerate": ["training.py", "distributed.py"],
+    "accelerate": ["distributed.py"],
     "yaml": ["configfile.py"],
     "pyarrow": ["data"],
     "datasets": ["data"],

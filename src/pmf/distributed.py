@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedDataParallelKwargs
 
+from pmf.config import TrainingConfig
 from pmf.errors import UserError
 
 
@@ -65,6 +67,29 @@ def join_world() -> World:
     return World(
         rank=state.process_index, size=state.num_processes, device=state.device, barrier=state.wait_for_everyone
     )
+
+
+def create_accelerator(training: TrainingConfig) -> Accelerator:
+    """Process group, device and precision.
+
+    Raises:
+        UserError: the device cannot do the precision asked for.
+    """
+    precision = training.mixed_precision
+    on_gpu = torch.cuda.is_available()
+    if precision == "bf16" and on_gpu and not torch.cuda.is_bf16_supported():
+        raise UserError("training.mixed_precision is bf16, which this GPU does not support; choose fp16 or no")
+    if precision == "fp16" and not on_gpu:
+        raise UserError("training.mixed_precision is fp16, which needs a CUDA GPU; choose bf16 or no")
+    if training.tf32:
+        torch.set_float32_matmul_precision("high")
+    ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+    accelerator = Accelerator(mixed_precision=precision, cpu=not on_gpu, kwargs_handlers=[ddp])
+    threads = training.num_threads or torch.get_num_threads()
+    if not on_gpu:  # processes whose threads wait for each other's cores are ten times slower
+        threads = max(1, min(threads, (os.cpu_count() or 1) // accelerator.num_processes))
+    torch.set_num_threads(threads)
+    return accelerator
 
 
 def is_main_rank() -> bool:

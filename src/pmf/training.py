@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -26,7 +23,7 @@ from pmf.data import create_source
 from pmf.data.loader import Batch, create_loader
 from pmf.data.sampler import steps_per_epoch
 from pmf.data.transforms import to_unit_range
-from pmf.distributed import Stream, World, torch_generator
+from pmf.distributed import Stream, World, create_accelerator, torch_generator
 from pmf.errors import UserError
 from pmf.evaluation.generation import SamplingPlan, class_grid, write_image_folder
 from pmf.evaluation.images import save_png
@@ -74,7 +71,7 @@ class Trainer:
         """
         training = config.training
         self.config = config
-        self.accelerator = create_accelerator(config)
+        self.accelerator = create_accelerator(training)
         self.world = World(
             rank=self.accelerator.process_index,
             size=self.accelerator.num_processes,
@@ -295,26 +292,3 @@ class Trainer:
             for _ in write_image_folder(network, self.config, self._plan(number), folder, self.world):
                 pass
             self.say(f"{number} samples: {folder}")
-
-
-def create_accelerator(config: Config) -> Accelerator:
-    """Process group, device and precision.
-
-    Raises:
-        UserError: the device cannot do the precision asked for.
-    """
-    precision = config.training.mixed_precision
-    on_gpu = torch.cuda.is_available()
-    if precision == "bf16" and on_gpu and not torch.cuda.is_bf16_supported():
-        raise UserError("training.mixed_precision is bf16, which this GPU does not support; choose fp16 or no")
-    if precision == "fp16" and not on_gpu:
-        raise UserError("training.mixed_precision is fp16, which needs a CUDA GPU; choose bf16 or no")
-    if config.training.tf32:
-        torch.set_float32_matmul_precision("high")
-    ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
-    accelerator = Accelerator(mixed_precision=precision, cpu=not on_gpu, kwargs_handlers=[ddp])
-    threads = config.training.num_threads or torch.get_num_threads()
-    if not on_gpu:  # processes whose threads wait for each other's cores are ten times slower
-        threads = max(1, min(threads, (os.cpu_count() or 1) // accelerator.num_processes))
-    torch.set_num_threads(threads)
-    return accelerator
