@@ -101,7 +101,11 @@ BAD = {
     ),
     "invalid yaml": ("training: {max_steps: 1\n", [], "run.yaml:2:1: invalid YAML:"),
     "list": ("- 1\n", [], "run.yaml:1: a config is a mapping of sections: model, objective, data"),
-    "tag": ("data: !!python/object:os.system x\n", [], "run.yaml:1: "),
+    "tag": (
+        "data: !!python/object:os.system x\n",
+        [],
+        "run.yaml:1: data has the tag tag:yaml.org,2002:python/object:os.system",
+    ),
     "unset variable": ("data:\n  path: ${PMF_SURELY_UNSET}\n", [], "run.yaml:2: data.path uses ${PMF_SURELY_UNSET}"),
     "nan": (VALID, ["optimizer.lr=.nan"], "command line: optimizer.lr=.nan: optimizer.lr is nan"),
     "negative lr": (VALID, ["optimizer.lr=-1"], "optimizer.lr is -1: input should be greater than or equal to 0"),
@@ -113,7 +117,7 @@ BAD = {
         "nearest divisors: 25, 50",
     ),
     "interval": (VALID, ["sampling.interval=[0.7, 0.1]"], "must be [t_min, t_max] with t_min < t_max"),
-    "interval length": (VALID, ["sampling.interval=[0.7]"], "sampling.interval"),
+    "interval length": (VALID, ["sampling.interval=[0.7]"], "sampling.interval.1 is [0.7]: field required"),
     "no length": ("data:\n  path: x\n", [], "training.max_steps or training.epochs must be given, and not both"),
     "two lengths": (VALID, ["training.epochs=3"], "training.max_steps or training.epochs must be given, and not both"),
     "warm-up": (
@@ -124,6 +128,11 @@ BAD = {
     "warm-up of a constant": (VALID, ["optimizer.warmup_steps=5"], "needs optimizer.schedule: warmup_constant"),
     "no path": ("training:\n  max_steps: 1\n", [], "data.path is missing; data.kind parquet needs"),
     "unknown average": (VALID, ["sampling.ema=77"], 'sampling.ema is "77"; choose one of: 500, 1000, 2000, online'),
+    "compiled jvp": (
+        VALID,
+        ["training.compile=true", "objective.derivative=jvp"],
+        "objective.derivative is jvp, which cannot pass compiled blocks",
+    ),
     "not an override": (VALID, ["seed"], "command line: seed: an override is section.key=value"),
 }
 

@@ -151,6 +151,8 @@ def load_weights(path: Path, which: str | None) -> SavedWeights:
     Raises:
         UserError: nothing there, or no such average (those there are listed).
     """
+    if path.is_file() and which is not None:
+        raise UserError(f"{path}: is one file of weights; leave out --ema {which}, or give the folder it is in")
     file = path if path.is_file() else _weights_file(path, which)
     if file.suffix != ".safetensors":
         raise UserError(f"{file}: is not a .safetensors file; pickled weights are not loaded")
@@ -187,6 +189,15 @@ def load_strictly(module: nn.Module, weights: Mapping[str, Tensor], where: str) 
             "check model.name, data.image_size and data.num_classes"
         )
     module.load_state_dict({name: weights[name] for name in own})
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """The first 16 hex digits of a sha256 over names and values."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _weights_file(path: Path, which: str | None) -> Path:

@@ -254,6 +254,8 @@ def _cross_field_problems(config: Config) -> list[tuple[str, str]]:
                 f"is {optimizer.warmup_steps}, more than training.max_steps {training.max_steps}",
             )
         )
+    if training.compile and config.objective.derivative == "jvp":
+        problems.append(("objective.derivative", "is jvp, which cannot pass compiled blocks; use dual or auto"))
     if data.kind in ("parquet", "imagefolder") and not data.path:
         problems.append(("data.path", f"is missing; data.kind {data.kind} needs the folder of the data set"))
     names = ema_names(config.ema)

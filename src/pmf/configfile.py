@@ -20,6 +20,7 @@ from pmf.errors import UserError
 _INT = re.compile(r"[-+]?[0-9]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 _WORDS: dict[str, Any] = {"true": True, "false": False, "null": None, "~": None, "": None}
+_PLAIN_TAGS = {"str", "int", "float", "bool", "null", "timestamp", "merge", "value"}
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
@@ -99,7 +100,7 @@ def _plain(node: yaml.Node, path: Path, key: str, places: dict[str, str]) -> Any
     if isinstance(node, yaml.SequenceNode):
         return [_plain(item, path, f"{key}.{i}", places) for i, item in enumerate(node.value)]
     assert isinstance(node, yaml.ScalarNode)
-    if not node.tag.startswith("tag:yaml.org,2002:"):
+    if node.tag.removeprefix("tag:yaml.org,2002:") not in _PLAIN_TAGS:
         raise UserError(f"{place}: {key} has the tag {node.tag}; configs hold plain values only")
     text = _expand(node.value, place, key)
     return text if node.style in ("'", '"', "|", ">") else _scalar(text)

@@ -26,8 +26,7 @@ class Stream(enum.IntEnum):
     FLIP = 3
     DRAWS = 4
     IMAGE_NOISE = 5
-    LABELS = 6
-    SYNTHETIC = 7
+    SYNTHETIC = 6
 
 
 def numpy_generator(stream: Stream, *key: int) -> np.random.Generator:
@@ -60,6 +59,13 @@ class World:
         """Whether this process writes and talks."""
         return self.rank == 0
 
+    def gather(self, value: Any) -> list[Any]:
+        """A plain value of every process, in order of rank."""
+        values: list[Any] = [value] * self.size
+        if self.size > 1:
+            torch.distributed.all_gather_object(values, value)
+        return values
+
 
 def join_world() -> World:
     """Find the processes that ``accelerate launch`` or ``torchrun`` started; alone, a world of one."""
@@ -77,12 +83,11 @@ def create_accelerator(training: TrainingConfig) -> Accelerator:
     """
     precision = training.mixed_precision
     on_gpu = torch.cuda.is_available()
-    if precision == "bf16" and on_gpu and not torch.cuda.is_bf16_supported():
+    if precision == "bf16" and on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UserError("training.mixed_precision is bf16, which this GPU does not support; choose fp16 or no")
     if precision == "fp16" and not on_gpu:
         raise UserError("training.mixed_precision is fp16, which needs a CUDA GPU; choose bf16 or no")
-    if training.tf32:
-        torch.set_float32_matmul_precision("high")
+    set_float32_precision(tf32=training.tf32)
     ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
     accelerator = Accelerator(mixed_precision=precision, cpu=not on_gpu, kwargs_handlers=[ddp])
     threads = training.num_threads or torch.get_num_threads()
@@ -90,6 +95,12 @@ def create_accelerator(training: TrainingConfig) -> Accelerator:
         threads = max(1, min(threads, (os.cpu_count() or 1) // accelerator.num_processes))
     torch.set_num_threads(threads)
     return accelerator
+
+
+def set_float32_precision(*, tf32: bool) -> None:
+    """How the float32 matrix products and convolutions that remain under autocast run on CUDA."""
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
 
 
 def is_main_rank() -> bool:
@@ -100,7 +111,8 @@ def is_main_rank() -> bool:
 def run_command(main: Callable[[], None]) -> None:
     """Run a command; a user's mistake becomes one line on stderr and exit status 2.
 
-    Before the process group exists every rank makes the same mistake, so only the main one reports it.
+    Before the process group exists every rank makes the same mistake, so only the main one reports it; after that any
+    rank may be the only one to know, so each reports.
     """
     try:
         main()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -74,6 +75,14 @@ class RunFolder:
             raise UserError(
                 f"training.output_dir {self.path}: cannot be written ({error.strerror}); choose another"
             ) from None
+
+    def set_aside_after(self, step: int, say: Callable[[str], None]) -> None:
+        """Rename checkpoints newer than the step that a run continues from: ``auto`` must not return to them."""
+        for path in list_checkpoints(self.path):
+            if int(path.name.removeprefix("step_")) > step:
+                target = path.with_name(f"abandoned_{path.name}_{time.time_ns()}")
+                path.rename(target)
+                say(f"set aside {target}: newer than step {step}, where this run continues")
 
     def changes(self, checkpoint: Checkpoint, config: Config) -> Iterator[str]:
         """Each key whose value differs from the checkpoint's config."""

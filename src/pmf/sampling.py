@@ -13,7 +13,7 @@ from tqdm import tqdm
 from pmf.checkpoint import load_strictly, load_weights
 from pmf.config import Config, as_plain
 from pmf.configfile import config_from_plain
-from pmf.distributed import join_world
+from pmf.distributed import join_world, set_float32_precision
 from pmf.errors import UserError
 from pmf.evaluation.generation import SamplingPlan, write_image_folder
 from pmf.net.sizes import create_network
@@ -42,11 +42,14 @@ def sample_folder(
     """
     if num_images < 1:
         raise UserError(f"--num-images is {num_images}; ask for at least 1")
+    if seed < 0:
+        raise UserError(f"--seed is {seed}; give 0 or more")
     if not checkpoint.exists():
         raise UserError(f"--checkpoint {checkpoint}: there is no such file or folder")
     world = join_world()
     saved = load_weights(checkpoint, ema)
     config = _with_overrides(saved.config, overrides)
+    set_float32_precision(tf32=config.training.tf32)
     network = inference_network(config, saved.weights, world.device, where=str(checkpoint))
     classes = _parse_labels(labels, config.data.num_classes)
     plan = plan_samples(config, num_images=num_images, seed=seed, weights=saved.source, labels=classes)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pmf.checkpoint import save_checkpoint
+from pmf.checkpoint import fingerprint, save_checkpoint
 from pmf.config import Config, CrossFieldError, accumulation_steps
 from pmf.data import create_source
 from pmf.data.loader import Batch, create_loader
@@ -104,7 +104,7 @@ class Trainer:
         averages = WeightAverages(network, config.ema)
         self.module, self.optimizer = self.accelerator.prepare(LossModule(network, self.objective), optimizer)
         self.state = TrainingState(network, optimizer, averages, self.accelerator.scaler)
-        self.run_folder = RunFolder(Path(training.output_dir))
+        self.run_folder = RunFolder(Path(training.output_dir).expanduser())
         self._start_or_resume(resume)
 
     def say(self, message: str) -> None:
@@ -124,16 +124,18 @@ class Trainer:
             disable=not self.world.is_main,
             mininterval=0.5 if sys.stderr.isatty() else 15,
         )
-        busy = 0.0
+        busy, timed_steps = 0.0, 0
         while progress.step < self.max_steps:
             started = time.perf_counter()
             self.train_step([next(stream) for _ in range(self.accumulation)])
             busy += time.perf_counter() - started
+            timed_steps += 1
             bar.update()
             if progress.step % training.log_every == 0 or progress.step == self.max_steps:
-                metrics = self._window_metrics(busy)
-                busy = 0.0
-                bar.set_postfix({key: f"{metrics[key]:.4g}" for key in ("loss_u", "lr", "images_per_second")})
+                metrics = self._window_metrics(images_per_second=timed_steps * training.global_batch_size / busy)
+                busy, timed_steps = 0.0, 0
+                shown = (key for key in ("loss_u", "lr", "images_per_second") if key in metrics)
+                bar.set_postfix({key: f"{metrics[key]:.4g}" for key in shown})
                 if log:
                     log.write(metrics)
             if training.sample_every and progress.step % training.sample_every == 0:
@@ -219,7 +221,7 @@ class Trainer:
                 f"samples of rank {self.world.rank}: {samples}, ...); lower optimizer.lr or set training.gradient_clip"
             )
 
-    def _window_metrics(self, seconds: float) -> dict[str, float]:
+    def _window_metrics(self, images_per_second: float) -> dict[str, float]:
         """Means over the steps since the last line and over ranks; called by all ranks."""
         progress, batch_size = self.state.progress, self.config.training.global_batch_size
         sums = self._mean_over_ranks(progress.window_sums)
@@ -231,7 +233,7 @@ class Trainer:
             **{name: value / steps for name, value in sums.items()},
             "lr": self.optimizer.param_groups[0]["lr"],
             "skipped": progress.skipped,
-            "images_per_second": steps * batch_size / seconds,
+            "images_per_second": images_per_second,
         }
         if self.world.device.type == "cuda":
             metrics["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
@@ -252,8 +254,14 @@ class Trainer:
             self.say(f"resuming from {path} (step {self.state.progress.step} of {self.max_steps})")
             for line in self.run_folder.changes(saved, self.config):
                 self.say(f"changed since that checkpoint: {line}")
-        self.world.barrier()
+        steps = self.world.gather(self.state.progress.step)
+        if len(set(steps)) > 1:
+            raise UserError(
+                f"training.output_dir {training.output_dir}: the processes found checkpoints of steps {steps}; the run "
+                "folder must be on storage that all of them share"
+            )
         if self.world.is_main:
+            self.run_folder.set_aside_after(self.state.progress.step, self.say)
             self.run_folder.open(self.config, device=str(self.world.device), world_size=self.world.size)
         self.world.barrier()
         parameters = sum(p.numel() for p in self.state.network.parameters())
@@ -271,7 +279,9 @@ class Trainer:
         return inference_network(self.config, weights, self.world.device, where=which)
 
     def _plan(self, num_images: int) -> SamplingPlan:
-        weights = f"step {self.state.progress.step}, {self.config.sampling.ema}"
+        which = self.config.sampling.ema
+        tensors = self.state.network.state_dict() if which == "online" else self.state.averages.state(which)
+        weights = f"step {self.state.progress.step}, {which}, {fingerprint(tensors)}"
         return plan_samples(self.config, num_images=num_images, seed=self.config.training.seed, weights=weights)
 
     def _save_grid(self, name: str) -> None:

@@ -125,18 +125,26 @@ def _claim_folder(folder: Path, plan: SamplingPlan) -> None:
     record = folder / "sampling.json"
     wanted = json.loads(json.dumps(asdict(plan)))
     if record.exists():
-        found = json.loads(record.read_text())
+        try:
+            found = json.loads(record.read_text())
+        except ValueError:
+            raise UserError(f"{record}: is not valid JSON; delete the folder or choose another") from None
         different = [key for key in wanted if found.get(key) != wanted[key]]
         if different:
             key = different[0]
             raise UserError(
                 f"{folder}: holds images of another run of sample ({key} is {found.get(key)} there, {wanted[key]} "
-                "here); choose another --output or delete the folder"
+                "here); delete the folder or choose another"
             )
-    elif folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder}: is not empty and holds no sampling.json; choose another --output")
-    folder.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps(wanted, indent=1))
+    elif folder.is_dir() and any(path.name != ".sampling.json" for path in folder.iterdir()):
+        raise UserError(f"{folder}: is not empty and holds no sampling.json; choose another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / ".sampling.json"
+        temporary.write_text(json.dumps(wanted, indent=1))
+        temporary.replace(record)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from None
 
 
 def _write_labels(folder: Path, plan: SamplingPlan) -> None:

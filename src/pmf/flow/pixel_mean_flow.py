@@ -169,6 +169,7 @@ class PixelMeanFlow:
         """Weighted distances of the denoised image z - t u, on the rows below the time threshold; 0 on others: (B,)."""
         rows = draws.perceptual_rows
         total = images.new_zeros(images.shape[0])
+        logs |= {f"loss_{term.name}": total.new_zeros(()) for term in self.perceptual}  # on every rank, every time
         if not self.perceptual or not len(rows):
             return total
         denoised = step.z[rows] - per_image(draws.t[rows]) * step.velocities.u[rows]
