@@ -1,7 +1,7 @@
 """Milliseconds of one optimizer step: Muon with its matrices stacked, one by one, and as shipped, against AdamW.
 
 Times are interleaved (one step of each in turn) and the median is reported. ``as shipped`` stacks up to the device's
-limit in pmf/optim/muon.py; this is where that limit comes from.
+limit in pmf/optim/sharding.py; this is where that limit comes from.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pmf.optim import muon
+from pmf.optim import sharding
+from pmf.optim.muon import Muon
 
 Shapes = dict[tuple[int, ...], int]
 
@@ -72,13 +73,11 @@ def create_muon_step(
         {"kind": "muon", "params": [p for p in parameters if p.ndim == 2]},
         {"kind": "nadamw", "params": [p for p in parameters if p.ndim != 2]},
     ]
-    optimizer = muon.Muon(groups, newton_schulz_dtype=dtype)
-
-    def step() -> None:
-        muon.STACK_ELEMENTS[device] = stack_elements
-        optimizer.step()
-
-    return step
+    shipped = sharding.STACK_ELEMENTS[device]
+    sharding.STACK_ELEMENTS[device] = stack_elements
+    optimizer = Muon(groups, newton_schulz_dtype=dtype)
+    sharding.STACK_ELEMENTS[device] = shipped
+    return optimizer.step
 
 
 def median_milliseconds(steps: dict[str, Callable[[], object]], repeats: int, device: str) -> dict[str, float]:
@@ -121,7 +120,7 @@ def main() -> None:
     arguments = parser.parse_args()
     shapes, device = PRESETS[arguments.preset], arguments.device
     report = environment(device)
-    shipped = muon.STACK_ELEMENTS[device]
+    shipped = sharding.STACK_ELEMENTS[device]
     adamw = torch.optim.AdamW(create_parameters(shapes, device), foreach=True)
     steps: dict[str, Callable[[], object]] = {
         "torch AdamW": adamw.step,

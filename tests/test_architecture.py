@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "state": FLOOR | {"checkpoint", "optim"},
     "run_folder": FLOOR | {"configfile", "checkpoint"},
     "sampling": FLOOR | {"configfile", "checkpoint", "net", "evaluation"},
+    "snapshots": FLOOR | {"checkpoint", "run_folder", "sampling", "state", "evaluation"},
     "training": None,  # everything but the commands
 }
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor
 
 from pmf.config import TrainingConfig
 from pmf.errors import UserError
@@ -65,6 +66,16 @@ class World:
         if self.size > 1:
             torch.distributed.all_gather_object(values, value)
         return values
+
+    def broadcast(self, tensor: Tensor, source: int) -> torch.distributed.Work:
+        """Start overwriting ``tensor`` with that of rank ``source``; for more than one process. Wait on the result."""
+        work = torch.distributed.broadcast(tensor, source, async_op=True)
+        assert work is not None, "asked for by async_op"
+        return work
+
+
+ALONE = World(rank=0, size=1, device=torch.device("cpu"), barrier=lambda: None)
+"""One process, as in a notebook; its device is only a default."""
 
 
 def join_world() -> World:

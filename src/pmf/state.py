@@ -47,7 +47,7 @@ class TrainingState:
     progress: Progress = field(default_factory=Progress)
 
     def to_checkpoint(self, config: Config, world_size: int) -> Checkpoint:
-        """Named tensors and plain values; the tensors are the live ones."""
+        """Named tensors and plain values, complete on the main rank only; called by all ranks."""
         tensors = {
             "model": dict(self.network.state_dict()),
             "optimizer": self.optimizer.named_state(self.network),

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pmf.checkpoint import fingerprint, save_checkpoint
+from pmf.checkpoint import save_checkpoint
 from pmf.config import Config, CrossFieldError, accumulation_steps
 from pmf.data import create_source
 from pmf.data.loader import Batch, create_loader
@@ -25,8 +25,6 @@ from pmf.data.sampler import steps_per_epoch
 from pmf.data.transforms import to_unit_range
 from pmf.distributed import Stream, World, create_accelerator, torch_generator
 from pmf.errors import UserError
-from pmf.evaluation.generation import SamplingPlan, class_grid, write_image_folder
-from pmf.evaluation.images import save_png
 from pmf.flow.draws import Draws
 from pmf.flow.pixel_mean_flow import LossTerms, PixelMeanFlow
 from pmf.net.sizes import create_network
@@ -34,7 +32,7 @@ from pmf.optim.ema import WeightAverages
 from pmf.optim.groups import create_optimizer
 from pmf.optim.schedule import learning_rate
 from pmf.run_folder import RunFolder
-from pmf.sampling import inference_network, plan_samples
+from pmf.snapshots import Snapshots
 from pmf.state import TrainingState
 from pmf.tracking import MetricsLog
 
@@ -100,11 +98,14 @@ class Trainer:
         if training.compile:
             network.compile_blocks()
         self.objective = PixelMeanFlow(config.objective, num_classes=config.data.num_classes)
-        optimizer = create_optimizer(network, config.optimizer)
-        averages = WeightAverages(network, config.ema)
+        optimizer = create_optimizer(network, config.optimizer, self.world)
+        averages = WeightAverages(network, config.ema, self.world)
         self.module, self.optimizer = self.accelerator.prepare(LossModule(network, self.objective), optimizer)
         self.state = TrainingState(network, optimizer, averages, self.accelerator.scaler)
         self.run_folder = RunFolder(Path(training.output_dir).expanduser())
+        self.snapshots = Snapshots(
+            config=config, state=self.state, world=self.world, run_folder=self.run_folder, say=self.say
+        )
         self._start_or_resume(resume)
 
     def say(self, message: str) -> None:
@@ -139,13 +140,13 @@ class Trainer:
                 if log:
                     log.write(metrics)
             if training.sample_every and progress.step % training.sample_every == 0:
-                self._save_grid(f"step_{progress.step:08d}.png")
+                self.snapshots.save_grid(f"step_{progress.step:08d}.png")
             if progress.step % training.checkpoint_every == 0 or progress.step == self.max_steps:
                 self.save()
         bar.close()
         if log:
             log.close()
-        self._write_final_samples()
+        self.snapshots.write_final()
         self.accelerator.end_training()
 
     def train_step(self, batches: list[Batch]) -> None:
@@ -178,8 +179,8 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint; called by all ranks."""
         self.state.progress.window_sums = self._mean_over_ranks(self.state.progress.window_sums)
+        checkpoint = self.state.to_checkpoint(self.config, self.world.size)
         if self.world.is_main:
-            checkpoint = self.state.to_checkpoint(self.config, self.world.size)
             save_checkpoint(self.run_folder.path, checkpoint, keep=self.config.training.keep_checkpoints)
         self.world.barrier()
 
@@ -271,34 +272,3 @@ class Trainer:
             f"{self.config.model.name} with {parameters:,} parameters; {len(self.source):,} images, "
             f"{self.steps_per_epoch} steps an epoch, {self.max_steps} steps in all; run folder {self.run_folder.path}"
         )
-
-    def _sampling_network(self) -> nn.Module:
-        """The average that the sampling section names, without its v head."""
-        which = self.config.sampling.ema
-        weights = self.state.network.state_dict() if which == "online" else self.state.averages.state(which)
-        return inference_network(self.config, weights, self.world.device, where=which)
-
-    def _plan(self, num_images: int) -> SamplingPlan:
-        which = self.config.sampling.ema
-        tensors = self.state.network.state_dict() if which == "online" else self.state.averages.state(which)
-        weights = f"step {self.state.progress.step}, {which}, {fingerprint(tensors)}"
-        return plan_samples(self.config, num_images=num_images, seed=self.config.training.seed, weights=weights)
-
-    def _save_grid(self, name: str) -> None:
-        """Ten classes, ten images each, always of the same noise; the main rank does it alone."""
-        if self.world.is_main:
-            path = self.run_folder.path / "samples" / name
-            grid = class_grid(self._sampling_network(), self.config, self._plan(0), self.world.device)
-            save_png(grid, path)
-            self.say(f"samples: {path}")
-
-    def _write_final_samples(self) -> None:
-        number = self.config.sampling.final_images
-        if self.config.training.sample_every or number:
-            self._save_grid("final.png")
-        if number:
-            folder = self.run_folder.path / "samples" / f"final_step_{self.state.progress.step:08d}"
-            network = self._sampling_network()
-            for _ in write_image_folder(network, self.config, self._plan(number), folder, self.world):
-                pass
-            self.say(f"{number} samples: {folder}")

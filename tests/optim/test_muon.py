@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from pmf.errors import UserError
-from pmf.optim import muon
-from pmf.optim.muon import Muon, orthogonalize
+from pmf.optim import sharding
+from pmf.optim.muon import Muon
+from pmf.optim.newton_schulz import orthogonalize
 from tests.optim.reference import Reference, newton_schulz
 
 SHAPES = {"wide": (5, 19), "tall": (23, 7), "square": (11, 11), "row": (1, 8), "column": (8, 1)}
@@ -101,7 +102,7 @@ def test_updates_equal_the_restatement(kind, shape, character):
 def test_stack_size_does_not_change_updates(limit, monkeypatch):
     reference, network = TwoKinds(torch.float64), TwoKinds(torch.float64)
     run(reference, reference.optimizer(), range(3))
-    monkeypatch.setitem(muon.STACK_ELEMENTS, "cpu", limit)
+    monkeypatch.setitem(sharding.STACK_ELEMENTS, "cpu", limit)
     run(network, network.optimizer(), range(3))
     for ours, theirs in zip(network.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=FLOAT64)

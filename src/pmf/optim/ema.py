@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from pmf.config import EmaConfig, number_name
+from pmf.distributed import ALONE, World
+from pmf.optim.sharding import assign_owners, collect
 from pmf.optim.strict import require_same_tensors
 
 
@@ -33,15 +35,21 @@ def half_life_decay(half_life_kimg: float, images_seen: int, images_per_step: in
 class WeightAverages:
     """One float32 average of all parameters per half-life and per constant decay; each starts as the weights.
 
-    Averages are of the parameters as they stand, frozen ones included, so that each is a complete set of weights.
+    Averages are of the parameters as they stand, frozen ones included, so that each is a complete set of weights. With
+    several processes each keeps and updates those of the parameters that it owns (:mod:`pmf.optim.sharding`).
     """
 
-    def __init__(self, network: nn.Module, config: EmaConfig) -> None:
+    def __init__(self, network: nn.Module, config: EmaConfig, world: World = ALONE) -> None:
         """Copy the network's parameters, on their device, once per average."""
+        self._world = world
         self._half_lives = {str(number_name(value)): value for value in config.half_lives_kimg}
         self._decays = {str(number_name(value)): value for value in config.decays}
+        parameters = dict(network.named_parameters())
+        owners = assign_owners([parameter.numel() for parameter in parameters.values()], world.size)
+        self._owners = dict(zip(parameters, owners, strict=True))
+        self._shapes = {key: torch.empty_like(p, dtype=torch.float32, device="meta") for key, p in parameters.items()}
         self._tensors = {
-            name: {key: parameter.detach().float().clone() for key, parameter in network.named_parameters()}
+            name: {key: p.detach().float().clone() for key, p in parameters.items() if self._owners[key] == world.rank}
             for name in (*self._half_lives, *self._decays)
         }
 
@@ -54,23 +62,29 @@ class WeightAverages:
     def update(self, network: nn.Module, images_seen: int, images_per_step: int) -> None:
         """Average in the weights after an optimizer step: average = beta average + (1 - beta) weights.
 
+        One fused operation moves all averages.
+
         Args:
             network: the one that the averages were made of.
             images_seen: images trained on, those of this step included.
             images_per_step: the global batch.
         """
-        weights = [parameter.detach().float() for parameter in network.parameters()]
-        for name, tensors in self._tensors.items():
-            beta = (
-                self._decays[name]
-                if name in self._decays
-                else half_life_decay(self._half_lives[name], images_seen, images_per_step)
-            )
-            torch._foreach_lerp_(list(tensors.values()), weights, 1 - beta)
+        weights = [p.detach().float() for key, p in network.named_parameters() if self._owners[key] == self._world.rank]
+        averages = [tensor for tensors in self._tensors.values() for tensor in tensors.values()]
+        steps = [1 - self._beta(name, images_seen, images_per_step) for name in self._tensors for _ in weights]
+        if averages:
+            torch._foreach_lerp_(averages, weights * len(self._tensors), steps)
 
-    def state(self, name: str) -> dict[str, Tensor]:
-        """The average's own tensors by parameter name (not copies)."""
-        return dict(self._tensors[name])
+    def state(self, name: str, *, everywhere: bool = False) -> dict[str, Tensor]:
+        """One average by parameter name; called by all ranks.
+
+        Args:
+            everywhere: for every rank; otherwise for the main one, and the others get an empty dict.
+
+        Returns:
+            With one process the average's own tensors, otherwise copies on the CPU.
+        """
+        return collect(self._world, self._tensors[name], self._shapes, self._owners, everywhere=everywhere)
 
     def load(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Overwrite one average, bit for bit.
@@ -78,7 +92,11 @@ class WeightAverages:
         Raises:
             UserError: names or shapes differ; names the first of them.
         """
-        own = self._tensors[name]
-        require_same_tensors(own, tensors, f"average '{name}'")
-        for key, tensor in own.items():
+        require_same_tensors(self._shapes, tensors, f"average '{name}'")
+        for key, tensor in self._tensors[name].items():
             tensor.copy_(tensors[key])
+
+    def _beta(self, name: str, images_seen: int, images_per_step: int) -> float:
+        if name in self._decays:
+            return self._decays[name]
+        return half_life_decay(self._half_lives[name], images_seen, images_per_step)

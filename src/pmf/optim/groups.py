@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pmf.config import OptimizerConfig
+from pmf.distributed import ALONE, World
 from pmf.optim.muon import Muon
 
 
@@ -46,8 +47,8 @@ def parameter_groups(network: nn.Module, config: OptimizerConfig) -> list[dict[s
     return [{"kind": kind, "params": parameters} for kind, parameters in groups.items()]
 
 
-def create_optimizer(network: nn.Module, config: OptimizerConfig) -> Muon:
-    """The optimizer of ``config`` over a network that already is on its device."""
+def create_optimizer(network: nn.Module, config: OptimizerConfig, world: World = ALONE) -> Muon:
+    """The optimizer of ``config`` over a network that already is on its device, divided among ``world``."""
     return Muon(
         parameter_groups(network, config),
         lr=config.lr,
@@ -56,6 +57,7 @@ def create_optimizer(network: nn.Module, config: OptimizerConfig) -> Muon:
         eps=config.eps,
         weight_decay=config.weight_decay,
         newton_schulz_dtype=_newton_schulz_dtype(network, config),
+        world=world,
     )
 
 

@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pmf.distributed import ALONE, World
+from pmf.optim.newton_schulz import orthogonalize
+from pmf.optim.sharding import Exchange, Share, collect, divide
 from pmf.optim.strict import require_same_tensors
 
 # What is remembered of each parameter; the names are those in checkpoints.
@@ -17,37 +20,6 @@ MOMENTS = {
     "nadamw": ("exp_avg", "exp_avg_sq"),
     "adamw": ("exp_avg", "exp_avg_sq"),
 }
-# Newton-Schulz takes matrices of one shape together, up to so many elements: on a GPU enough to fill it and little
-# enough not to matter beside the weights; on a CPU a large product is fastest alone.
-STACK_ELEMENTS = {"cpu": 2**15, "cuda": 2**26}
-
-
-def orthogonalize(matrices: Tensor, steps: int = 5, eps: float = 1e-8, dtype: torch.dtype | None = None) -> Tensor:
-    """Pull all singular values of each matrix towards 1 (Newton-Schulz, as optax.contrib.muon).
-
-    With X = U S V^T, a X + (b X X^T + c (X X^T)^2) X = U (a S + b S^3 + c S^5) V^T: singular vectors stay, singular
-    values pass through an odd polynomial whose coefficients trade exactness for speed: after five steps those that
-    were above 0.002 lie in [0.68, 1.21]. It needs S <= 1 at the start, which the Frobenius norm guarantees. X X^T is
-    formed on the shorter side. A zero matrix stays zero.
-
-    Args:
-        matrices: (..., rows, cols), float.
-        steps: applications of the polynomial.
-        eps: added to each Frobenius norm.
-        dtype: of the products; None is that of ``matrices``. The norm is always taken in that of ``matrices``.
-
-    Returns:
-        The shape and dtype of ``matrices``.
-    """
-    if matrices.shape[-2] > matrices.shape[-1]:
-        return orthogonalize(matrices.mT, steps, eps, dtype).mT
-    x = matrices / (torch.linalg.matrix_norm(matrices, keepdim=True) + eps)
-    x = x.to(dtype or matrices.dtype).reshape(-1, *matrices.shape[-2:])  # (N, rows, cols), rows <= cols
-    for _ in range(steps):
-        gram = x @ x.mT
-        polynomial = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
-        x = torch.baddbmm(x, polynomial, x, beta=3.4445)
-    return x.to(matrices.dtype).reshape(matrices.shape)
 
 
 class Muon(torch.optim.Optimizer):
@@ -67,8 +39,11 @@ class Muon(torch.optim.Optimizer):
     A parameter whose gradient is None is skipped: neither it nor its moments change, while k goes on (optax would see
     zeros and let the moments decay). At lr = 0 weights stay and moments move.
 
-    State is kept per parameter and allocated at once, so the parameters must already be on their device; k is
-    ``group["step"]``.
+    With several processes each parameter has an owner (see :mod:`pmf.optim.sharding`): only it keeps the moments and
+    computes the new weights, which then go to the others while it goes on. The result is that of one process; where a
+    gradient is missing, the owner's view counts.
+
+    The parameters must already be on their device. k is ``group["step"]``; the moments in ``state`` are this rank's.
     """
 
     def __init__(
@@ -81,6 +56,7 @@ class Muon(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         newton_schulz_dtype: torch.dtype | None = None,
+        world: World = ALONE,
     ) -> None:
         """Take groups ``{"kind": ..., "params": [...]}``; they may also override any of the settings.
 
@@ -92,9 +68,11 @@ class Muon(torch.optim.Optimizer):
             eps: in Adam's denominator and in Muon's normaliser, > 0.
             weight_decay: decoupled, >= 0.
             newton_schulz_dtype: of Muon's products; None is the parameter's. bfloat16 is meant for GPUs.
+            world: the processes among which state and work are divided; all must hold equal weights.
 
         Raises:
-            ValueError: an unknown or repeated kind, a decay of 1, or a Muon parameter that is no matrix.
+            ValueError: an unknown or repeated kind, a decay of 1, a Muon parameter that is no matrix, or a group of
+                several dtypes.
         """
         settings = {
             "lr": lr,
@@ -104,6 +82,8 @@ class Muon(torch.optim.Optimizer):
             "weight_decay": weight_decay,
             "newton_schulz_dtype": newton_schulz_dtype,
         }
+        self._world = world
+        self._shares: list[Share] = []
         super().__init__(groups, settings)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -117,12 +97,17 @@ class Muon(torch.optim.Optimizer):
         group = self.param_groups[-1]
         if not all(0 <= decay < 1 for decay in (group["momentum"], *group["betas"])):
             raise ValueError(f"momentum {group['momentum']} and betas {group['betas']} must lie in [0, 1)")
+        dtypes = {parameter.dtype for parameter in group["params"]}
+        if len(dtypes) > 1:
+            raise ValueError(f"one group holds {' and '.join(sorted(map(str, dtypes)))}; give each its own optimizer")
         for parameter in group["params"]:
             if kind == "muon" and parameter.ndim != 2:
                 raise ValueError(f"Muon moves matrices only, not a tensor of shape {tuple(parameter.shape)}")
-            self.state[parameter] = {
-                moment: torch.zeros_like(parameter, memory_format=torch.preserve_format) for moment in MOMENTS[kind]
-            }
+        shares = divide(kind, group["params"], self._world.size)
+        self._shares += shares
+        for share in shares:
+            if share.owner == self._world.rank:
+                self._allocate(share)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -133,64 +118,111 @@ class Muon(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             group["step"] += 1
-            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-            if not parameters:
-                continue
-            if group["weight_decay"]:
-                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-            if group["kind"] == "muon":
-                self._step_muon(group, parameters)
-            else:
-                self._step_adam(group, parameters)
+        groups = {group["kind"]: group for group in self.param_groups}
+        exchange = Exchange(self._world)
+        for share in self._shares:
+            if share.owner == self._world.rank:
+                self._update(share, groups[share.kind])
+            exchange.send(share.parameters, share.owner)
+        exchange.finish()
         return loss
 
     def named_state(self, network: nn.Module) -> dict[str, Tensor]:
-        """Everything to continue from, flat, for a file.
+        """Everything to continue from, flat, for a file; called by all ranks.
 
         Returns:
             ``momentum/NAME``, ``exp_avg/NAME`` and ``exp_avg_sq/NAME`` for each trained parameter of ``network`` (the
-            live tensors), and ``step/KIND`` for each group, int64 of shape ().
+            live tensors if there is one process), and ``step/KIND`` for each group, int64 of shape (). Empty on all
+            ranks but the main one.
         """
-        names = {parameter: name for name, parameter in network.named_parameters()}
-        moments = {
-            f"{moment}/{names[parameter]}": self.state[parameter][moment]
-            for group in self.param_groups
-            for parameter in group["params"]
-            for moment in MOMENTS[group["kind"]]
-        }
-        return moments | {f"step/{group['kind']}": torch.tensor(group["step"]) for group in self.param_groups}
+        like = self._named_parameters(network)
+        owners = {parameter: share.owner for share in self._shares for parameter in share.parameters}
+        moments = collect(
+            self._world,
+            own=self._own_state(like),
+            like=like,
+            owners={name: owners[parameter] for name, parameter in like.items()},
+            everywhere=False,
+        )
+        return moments | self._step_counts() if self._world.is_main else {}
 
     def load_named_state(self, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-        """Continue from :meth:`named_state`, bit for bit. Settings such as lr stay as they are.
+        """Continue from :meth:`named_state` of any number of processes, bit for bit. Settings stay as they are.
 
         Raises:
             UserError: names or shapes differ; names the first of them.
         """
-        own = self.named_state(network)
-        require_same_tensors(own, tensors, "the optimizer's state")
-        for name, tensor in own.items():
+        like = self._named_parameters(network)
+        require_same_tensors(like | self._step_counts(), tensors, "the optimizer's state")
+        for name, tensor in self._own_state(like).items():
             tensor.copy_(tensors[name])
         for group in self.param_groups:
             group["step"] = int(tensors[f"step/{group['kind']}"])
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """See :class:`torch.optim.Optimizer`; this rank's moments only, into the tensors that are there."""
+        own = {parameter: dict(moments) for parameter, moments in self.state.items()}
+        super().load_state_dict(state_dict)
+        for parameter, moments in own.items():
+            for moment, tensor in moments.items():
+                tensor.copy_(self.state[parameter][moment])
+            self.state[parameter] = moments
+
+    def _allocate(self, share: Share) -> None:
+        """Zero moments, those of one share next to each other in memory: for Muon, stacked."""
+        sizes = [parameter.numel() for parameter in share.parameters]
+        for moment in MOMENTS[share.kind]:
+            stacked = share.parameters[0].new_zeros(sum(sizes))
+            for parameter, part in zip(share.parameters, stacked.split(sizes), strict=True):
+                self.state[parameter][moment] = part.view_as(parameter)
+
+    def _named_parameters(self, network: nn.Module) -> dict[str, Tensor]:
+        """Each parameter once for each of its moments, by ``MOMENT/NAME``."""
+        names = {parameter: name for name, parameter in network.named_parameters()}
+        return {
+            f"{moment}/{names[parameter]}": parameter
+            for group in self.param_groups
+            for parameter in group["params"]
+            for moment in MOMENTS[group["kind"]]
+        }
+
+    def _own_state(self, named_parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {
+            name: self.state[parameter][name.partition("/")[0]]
+            for name, parameter in named_parameters.items()
+            if parameter in self.state
+        }
+
+    def _step_counts(self) -> dict[str, Tensor]:
+        return {f"step/{group['kind']}": torch.tensor(group["step"]) for group in self.param_groups}
+
+    def _update(self, share: Share, group: dict[str, Any]) -> None:
+        parameters = [parameter for parameter in share.parameters if parameter.grad is not None]
+        if not parameters:
+            return
+        if group["weight_decay"]:
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        if group["kind"] == "muon":
+            self._step_muon(group, parameters)
+        else:
+            self._step_adam(group, parameters)
+
     def _moments(self, parameters: list[Tensor], moment: str) -> list[Tensor]:
         return [self.state[parameter][moment] for parameter in parameters]
 
-    def _step_muon(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+    def _step_muon(self, group: dict[str, Any], matrices: list[Tensor]) -> None:
         beta, k = group["momentum"], group["step"]
-        gradients = [_gradient(parameter) for parameter in parameters]
-        torch._foreach_lerp_(self._moments(parameters, "momentum"), gradients, 1 - beta)
-        for batch in _stacks(parameters):
-            inputs = torch._foreach_mul(self._moments(batch, "momentum"), beta / (1 - beta ** (k + 1)))
-            gradients = [_gradient(parameter) for parameter in batch]
-            torch._foreach_add_(inputs, gradients, alpha=(1 - beta) / (1 - beta**k))
-            directions = orthogonalize(torch.stack(inputs), eps=group["eps"], dtype=group["newton_schulz_dtype"])
-            rows, columns = batch[0].shape
-            torch._foreach_add_(batch, directions.unbind(), alpha=-group["lr"] * math.sqrt(max(1, rows / columns)))
+        gradients, momenta = _gradients(matrices), self._moments(matrices, "momentum")
+        torch._foreach_lerp_(momenta, gradients, 1 - beta)
+        inputs = torch._foreach_mul(momenta, beta / (1 - beta ** (k + 1)))
+        torch._foreach_add_(inputs, gradients, alpha=(1 - beta) / (1 - beta**k))
+        directions = orthogonalize(torch.stack(inputs), eps=group["eps"], dtype=group["newton_schulz_dtype"])
+        rows, columns = matrices[0].shape
+        torch._foreach_add_(matrices, directions.unbind(), alpha=-group["lr"] * math.sqrt(max(1, rows / columns)))
 
     def _step_adam(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         (b1, b2), k = group["betas"], group["step"]
-        gradients = [_gradient(parameter) for parameter in parameters]
+        gradients = _gradients(parameters)
         mean, square = self._moments(parameters, "exp_avg"), self._moments(parameters, "exp_avg_sq")
         torch._foreach_lerp_(mean, gradients, 1 - b1)
         torch._foreach_mul_(square, b2)
@@ -206,18 +238,7 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_addcdiv_(parameters, numerators, denominators, -group["lr"])
 
 
-def _gradient(parameter: Tensor) -> Tensor:
-    assert parameter.grad is not None
-    return parameter.grad
-
-
-def _stacks(matrices: list[Tensor]) -> list[list[Tensor]]:
-    """Matrices of one shape and dtype, in stacks of at most STACK_ELEMENTS (of one matrix where that is larger)."""
-    by_shape: dict[tuple[torch.Size, torch.dtype], list[Tensor]] = {}
-    for matrix in matrices:
-        by_shape.setdefault((matrix.shape, matrix.dtype), []).append(matrix)
-    stacks = []
-    for same in by_shape.values():
-        size = max(1, STACK_ELEMENTS.get(same[0].device.type, 1) // same[0].numel())
-        stacks += [same[start : start + size] for start in range(0, len(same), size)]
-    return stacks
+def _gradients(parameters: list[Tensor]) -> list[Tensor]:
+    gradients = [parameter.grad for parameter in parameters]
+    assert all(gradient is not None for gradient in gradients), "filtered by _update"
+    return gradients  # type: ignore[return-value]

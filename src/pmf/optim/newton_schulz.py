@@ -1,0 +1,34 @@
+"""The orthogonalisation at the heart of Muon."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def orthogonalize(matrices: Tensor, steps: int = 5, eps: float = 1e-8, dtype: torch.dtype | None = None) -> Tensor:
+    """Pull all singular values of each matrix towards 1 (Newton-Schulz, as optax.contrib.muon).
+
+    With X = U S V^T, a X + (b X X^T + c (X X^T)^2) X = U (a S + b S^3 + c S^5) V^T: singular vectors stay, singular
+    values pass through an odd polynomial whose coefficients trade exactness for speed: after five steps those that
+    were above 0.002 lie in [0.68, 1.21]. It needs S <= 1 at the start, which the Frobenius norm guarantees. X X^T is
+    formed on the shorter side. A zero matrix stays zero.
+
+    Args:
+        matrices: (..., rows, cols), float.
+        steps: applications of the polynomial.
+        eps: added to each Frobenius norm.
+        dtype: of the products; None is that of ``matrices``. The norm is always taken in that of ``matrices``.
+
+    Returns:
+        The shape and dtype of ``matrices``.
+    """
+    if matrices.shape[-2] > matrices.shape[-1]:
+        return orthogonalize(matrices.mT, steps, eps, dtype).mT
+    x = matrices / (torch.linalg.matrix_norm(matrices, keepdim=True) + eps)
+    x = x.to(dtype or matrices.dtype).reshape(-1, *matrices.shape[-2:])  # (N, rows, cols), rows <= cols
+    for _ in range(steps):
+        gram = x @ x.mT
+        polynomial = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+        x = torch.baddbmm(x, polynomial, x, beta=3.4445)
+    return x.to(matrices.dtype).reshape(matrices.shape)

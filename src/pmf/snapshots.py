@@ -1,0 +1,63 @@
+"""Images of a run while it trains: grids along the way, a folder of PNGs at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from pmf.checkpoint import fingerprint
+from pmf.config import Config
+from pmf.distributed import World
+from pmf.evaluation.generation import SamplingPlan, class_grid, write_image_folder
+from pmf.evaluation.images import save_png
+from pmf.run_folder import RunFolder
+from pmf.sampling import inference_network, plan_samples
+from pmf.state import TrainingState
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshots:
+    """Samples with the weights that the config's sampling section names; every method is called by all ranks."""
+
+    config: Config
+    state: TrainingState
+    world: World
+    run_folder: RunFolder
+    say: Callable[[str], None]
+
+    def save_grid(self, name: str) -> None:
+        """Ten classes, ten images each, always of the same noise, into ``samples/NAME``; the main rank draws."""
+        weights = self._weights(everywhere=False)
+        if self.world.is_main:
+            path = self.run_folder.path / "samples" / name
+            grid = class_grid(self._network(weights), self.config, self._plan(0, weights), self.world.device)
+            save_png(grid, path)
+            self.say(f"samples: {path}")
+
+    def write_final(self) -> None:
+        """What ``sampling.final_images`` and ``training.sample_every`` ask for when training ends."""
+        number = self.config.sampling.final_images
+        if self.config.training.sample_every or number:
+            self.save_grid("final.png")
+        if number:
+            folder = self.run_folder.path / "samples" / f"final_step_{self.state.progress.step:08d}"
+            weights = self._weights(everywhere=True)
+            network, plan = self._network(weights), self._plan(number, weights)
+            for _ in write_image_folder(network, self.config, plan, folder, self.world):
+                pass
+            self.say(f"{number} samples: {folder}")
+
+    def _weights(self, *, everywhere: bool) -> dict[str, Tensor]:
+        which = self.config.sampling.ema
+        if which == "online":
+            return self.state.network.state_dict()
+        return self.state.averages.state(which, everywhere=everywhere)
+
+    def _network(self, weights: dict[str, Tensor]) -> nn.Module:
+        return inference_network(self.config, weights, self.world.device, where=self.config.sampling.ema)
+
+    def _plan(self, num_images: int, weights: dict[str, Tensor]) -> SamplingPlan:
+        source = f"step {self.state.progress.step}, {self.config.sampling.ema}, {fingerprint(weights)}"
+        return plan_samples(self.config, num_images=num_images, seed=self.config.training.seed, weights=source)
