@@ -28,6 +28,7 @@ class Stream(enum.IntEnum):
     DRAWS = 4
     IMAGE_NOISE = 5
     SYNTHETIC = 6
+    TRAINING_NOISE = 7
 
 
 def numpy_generator(stream: Stream, *key: int) -> np.random.Generator:

@@ -25,7 +25,7 @@ from pmf.data.sampler import steps_per_epoch
 from pmf.data.transforms import to_unit_range
 from pmf.distributed import Stream, World, create_accelerator, torch_generator
 from pmf.errors import UserError
-from pmf.flow.draws import Draws
+from pmf.flow.draws import Draws, StandardScalars
 from pmf.flow.pixel_mean_flow import LossTerms, PixelMeanFlow
 from pmf.net.sizes import create_network
 from pmf.optim.ema import WeightAverages
@@ -96,8 +96,10 @@ class Trainer:
             generator=torch_generator(Stream.WEIGHTS, training.seed),
         ).to(self.world.device)
         if training.compile:
-            network.compile_blocks()
-        self.objective = PixelMeanFlow(config.objective, num_classes=config.data.num_classes)
+            network.compile_blocks(static_shapes=training.static_shapes)
+        self.objective = PixelMeanFlow(
+            config.objective, num_classes=config.data.num_classes, static_shapes=training.static_shapes
+        )
         optimizer = create_optimizer(network, config.optimizer, self.world)
         averages = WeightAverages(network, config.ema, self.world)
         self.module, self.optimizer = self.accelerator.prepare(LossModule(network, self.objective), optimizer)
@@ -155,7 +157,8 @@ class Trainer:
         rate = learning_rate(self.config.optimizer, progress.step, self.max_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        logs = [self._backward(batch, micro) for micro, batch in enumerate(batches)]
+        scalars = self._draw_rows(batches[0].step)
+        logs = [self._backward(batch, micro, scalars[micro]) for micro, batch in enumerate(batches)]
         self.accelerator.unscale_gradients()
         norm = torch.nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
         means = {name: torch.stack([log[name] for log in logs]).mean() for name in logs[0]}
@@ -184,13 +187,23 @@ class Trainer:
             save_checkpoint(self.run_folder.path, checkpoint, keep=self.config.training.keep_checkpoints)
         self.world.barrier()
 
-    def _backward(self, batch: Batch, micro: int) -> dict[str, Tensor]:
+    def _draw_rows(self, step: int) -> list[StandardScalars]:
+        """The scalar draws of this rank's micro-batches, out of those of the global batch."""
+        first = self.world.rank * self.accumulation
+        return self.objective.draw_rows(
+            self.config.training.global_batch_size,
+            num_micro_batches=self.world.size * self.accumulation,
+            wanted=range(first, first + self.accumulation),
+            generator=torch_generator(Stream.DRAWS, self.config.training.seed, step),
+        )
+
+    def _backward(self, batch: Batch, micro: int, scalars: StandardScalars) -> dict[str, Tensor]:
         """Gradients of one micro-batch; ranks synchronise in the last one of a step."""
         images = to_unit_range(batch.images.to(self.world.device, non_blocking=True))
         labels = batch.labels.to(self.world.device, non_blocking=True)
         number = self.world.rank * self.accumulation + micro
-        generator = torch_generator(Stream.DRAWS, self.config.training.seed, batch.step, number)
-        draws = self.objective.draw(images, labels, generator)
+        generator = torch_generator(Stream.TRAINING_NOISE, self.config.training.seed, batch.step, number)
+        draws = self.objective.draw(images, labels, generator, scalars)
         last = micro == self.accumulation - 1
         with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
             terms: LossTerms = self.module(images, labels, draws)

@@ -28,21 +28,24 @@ pytestmark = [
 ]
 
 
-def test_compiled_gradients_equal_the_literal_ones_and_recompilations_are_bounded():
+@pytest.mark.parametrize("static_shapes", [False, True], ids=["any number of rows", "static shapes"])
+def test_compiled_gradients_equal_the_literal_ones_and_recompilations_are_bounded(static_shapes):
     torch._dynamo.reset()
     images, labels, standard = inputs()
     settings = ObjectiveConfig(derivative="dual")
-    objective = PixelMeanFlow(settings, num_classes=CLASSES)
+    objective = PixelMeanFlow(settings, num_classes=CLASSES, static_shapes=static_shapes)
     compiled, plain = small_network(), small_network()
-    compiled.compile_blocks()
-    counts = []
-    # Every number of dropped labels changes how many rows the guidance pass has.
+    compiled.compile_blocks(static_shapes=static_shapes)
+    start, counts = torch._dynamo.utils.counters["stats"]["unique_graphs"], []
+    # Every number of dropped labels changes how many rows the guidance pass needs.
     for dropped in (0, 3, 6, 1, 4, 8):
         draws = with_drops(standard, dropped)
         ours = objective.loss(compiled, images, labels, shape_draws(draws, settings, 1.0)).total
         theirs = reference_step(plain, settings, CLASSES, images, labels, draws).loss
         assert worst_relative_error(gradients(ours, compiled), gradients(theirs, plain)) < EXACT
-        counts.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
-    # One graph for each kind of pass (guidance, u with tangent, v) and for its change to a dynamic number of rows.
-    assert counts[-1] == counts[2], "later row counts must not compile again"
-    assert counts[-1] <= 8
+        counts.append(torch._dynamo.utils.counters["stats"]["unique_graphs"] - start)
+    if static_shapes:
+        assert counts == [3] * 6, "guidance, u with tangent, v: each once"
+    else:
+        # One graph for each kind of pass and for its change to a dynamic number of rows.
+        assert counts[-1] == counts[2] <= 8, "later row counts must not compile again"

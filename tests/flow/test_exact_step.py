@@ -96,6 +96,19 @@ def test_equals_the_literal_step_for_every_setting(derivative, changes):
     assert compare(settings, with_drops(standard, 3), images, labels) < EXACT
 
 
+@pytest.mark.parametrize("dropped", [0, 3, ROWS])
+def test_padding_the_guidance_pass_changes_nothing(dropped):
+    images, labels, standard = inputs()
+    settings, network = ObjectiveConfig(), small_network()
+    draws = shape_draws(with_drops(standard, dropped), settings, 1.0)
+    terms = [
+        PixelMeanFlow(settings, num_classes=CLASSES, static_shapes=static).loss(network, images, labels, draws)
+        for static in (False, True)
+    ]
+    plain, padded = (gradients(term.total, network) for term in terms)
+    assert worst_relative_error(padded, plain) < EXACT
+
+
 @pytest.mark.parametrize("derivative", ["jvp", "dual"])
 def test_rows_with_a_guidance_scale_of_exactly_one_are_skipped_exactly(derivative):
     images, labels, standard = inputs()

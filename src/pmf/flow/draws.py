@@ -21,8 +21,8 @@ from pmf.config import ObjectiveConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class StandardDraws:
-    """Standard normals (``normal_*``) and uniforms on [0, 1) (``uniform_*``); (B,) on the CPU but for ``normal_e``."""
+class StandardScalars:
+    """Standard normals (``normal_*``) and uniforms on [0, 1) (``uniform_*``); (B,) on the CPU."""
 
     normal_t: Tensor
     normal_r: Tensor
@@ -33,8 +33,13 @@ class StandardDraws:
     uniform_t_max: Tensor
     uniform_omega: Tensor
     uniform_drop: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class StandardDraws(StandardScalars):
+    """The same and the noise: ``normal_e`` is (B, C, H, W) on the images' device."""
+
     normal_e: Tensor
-    """(B, C, H, W) on the images' device."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +48,15 @@ class Times:
 
     t: Tensor
     r: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guidance:
+    """Guidance scale omega >= 1 and the interval [t_min, t_max] in which it is active, (B,) each."""
+
+    omega: Tensor
+    t_min: Tensor
+    t_max: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,20 +85,11 @@ class Draws:
     perceptual_rows: Tensor
 
 
-def draw_standard(images: Tensor, generator: torch.Generator) -> StandardDraws:
-    """Draw from a CPU generator; the noise comes from a generator on the images' device that it seeds.
-
-    Args:
-        images: (B, C, H, W); shape, dtype and device count.
-        generator: on the CPU.
-    """
-    rows, dtype = images.shape[0], images.dtype
+def draw_scalars(rows: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> StandardScalars:
+    """Draw from a CPU generator everything but the noise."""
     normals = torch.randn(2, rows, generator=generator, dtype=dtype)
     uniforms = torch.rand(7, rows, generator=generator, dtype=dtype)
-    noise_seed = int(torch.randint(2**62, (), generator=generator))
-    noise_generator = torch.Generator(images.device).manual_seed(noise_seed)
-    normal_e = torch.randn(images.shape, generator=noise_generator, dtype=dtype, device=images.device)
-    return StandardDraws(
+    return StandardScalars(
         normal_t=normals[0],
         normal_r=normals[1],
         uniform_mask=uniforms[0],
@@ -94,20 +99,31 @@ def draw_standard(images: Tensor, generator: torch.Generator) -> StandardDraws:
         uniform_t_max=uniforms[4],
         uniform_omega=uniforms[5],
         uniform_drop=uniforms[6],
-        normal_e=normal_e,
     )
+
+
+def draw_standard(images: Tensor, generator: torch.Generator, scalars: StandardScalars | None = None) -> StandardDraws:
+    """Draw from a CPU generator; the noise comes from a generator on the images' device that it seeds.
+
+    Args:
+        images: (B, C, H, W); shape, dtype and device count.
+        generator: on the CPU.
+        scalars: of B rows, if they are drawn already.
+    """
+    scalars = scalars or draw_scalars(images.shape[0], generator, images.dtype)
+    noise_seed = int(torch.randint(2**62, (), generator=generator))
+    noise_generator = torch.Generator(images.device).manual_seed(noise_seed)
+    normal_e = torch.randn(images.shape, generator=noise_generator, dtype=images.dtype, device=images.device)
+    return StandardDraws(**vars(scalars), normal_e=normal_e)
 
 
 def shape_draws(standard: StandardDraws, settings: ObjectiveConfig, perceptual_max_t: float) -> Draws:
     """The distributions of the method from standard normals and uniforms; deterministic."""
-    rows = standard.normal_t.shape[0]
-    num_flow_matching = int(rows * settings.data_proportion)
+    num_flow_matching = int(standard.normal_t.shape[0] * settings.data_proportion)
     num_dropped = int((standard.uniform_drop < settings.label_drop).sum())
     times = sample_times(standard, settings, num_flow_matching)
-    omega = guidance_scales(standard.uniform_omega, settings.guidance_beta, settings.guidance_max)
-    t_min, t_max = 0.5 * standard.uniform_t_min, 0.5 + 0.5 * standard.uniform_t_max
-    t_min[:num_flow_matching], t_max[:num_flow_matching] = 0.0, 1.0
-    guided = active_scale(omega, times.t, t_min, t_max) != 1
+    guidance = sample_guidance(standard, settings, num_flow_matching)
+    guided = active_scale(guidance.omega, times.t, guidance.t_min, guidance.t_max) != 1
     guided[:num_dropped] = False
     device = standard.normal_e.device
 
@@ -117,9 +133,9 @@ def shape_draws(standard: StandardDraws, settings: ObjectiveConfig, perceptual_m
     return Draws(
         t=move(times.t),
         r=move(times.r),
-        omega=move(omega),
-        t_min=move(t_min),
-        t_max=move(t_max),
+        omega=move(guidance.omega),
+        t_min=move(guidance.t_min),
+        t_max=move(guidance.t_max),
         e=standard.normal_e * settings.noise_scale,
         num_flow_matching=num_flow_matching,
         num_dropped=num_dropped,
@@ -128,7 +144,7 @@ def shape_draws(standard: StandardDraws, settings: ObjectiveConfig, perceptual_m
     )
 
 
-def sample_times(standard: StandardDraws, settings: ObjectiveConfig, num_flow_matching: int) -> Times:
+def sample_times(standard: StandardScalars, settings: ObjectiveConfig, num_flow_matching: int) -> Times:
     """Two logit-normal times, or with some probability two uniform ones; r := t on FM rows, then sorted.
 
     The official order matters: because r := t comes before the sorting, an FM row's t is one draw and not the larger
@@ -141,6 +157,14 @@ def sample_times(standard: StandardDraws, settings: ObjectiveConfig, num_flow_ma
     r = torch.where(uniform, standard.uniform_r, r)
     r[:num_flow_matching] = t[:num_flow_matching]
     return Times(t=torch.maximum(t, r), r=torch.minimum(t, r))
+
+
+def sample_guidance(standard: StandardScalars, settings: ObjectiveConfig, num_flow_matching: int) -> Guidance:
+    """A scale and an interval around t = 0.5 for each row; FM rows get the whole of [0, 1]."""
+    omega = guidance_scales(standard.uniform_omega, settings.guidance_beta, settings.guidance_max)
+    t_min, t_max = 0.5 * standard.uniform_t_min, 0.5 + 0.5 * standard.uniform_t_max
+    t_min[:num_flow_matching], t_max[:num_flow_matching] = 0.0, 1.0
+    return Guidance(omega=omega, t_min=t_min, t_max=t_max)
 
 
 def guidance_scales(uniform: Tensor, beta: float, excess: float) -> Tensor:

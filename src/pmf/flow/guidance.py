@@ -34,7 +34,14 @@ class GuidanceVelocities:
 
 
 def guidance_velocities(
-    network: Network, parameterization: Parameterization, z: Tensor, labels: Tensor, null_label: int, draws: Draws
+    network: Network,
+    parameterization: Parameterization,
+    z: Tensor,
+    labels: Tensor,
+    null_label: int,
+    draws: Draws,
+    *,
+    static_shapes: bool = False,
 ) -> GuidanceVelocities:
     """One pass of the v head over the rows that need v_c and the rows that need v_u.
 
@@ -42,9 +49,13 @@ def guidance_velocities(
         z: (B, C, H, W) noisy images.
         labels: (B,) labels before the drop.
         null_label: the label that means "no class".
+        static_shapes: fill the pass with rows that nobody needs, up to the most there can be: (B - F) + B.
     """
     first = draws.num_flow_matching
     rows = draws.unconditional_rows
+    needed = len(rows)
+    if static_shapes:
+        rows = torch.cat((rows, rows.new_zeros(len(z) - needed)))
     omega = active_scale(draws.omega, draws.t, draws.t_min, draws.t_max)
     z_both = torch.cat((z[first:], z[rows]))
     t_both = torch.cat((draws.t[first:], draws.t[rows]))
@@ -57,7 +68,7 @@ def guidance_velocities(
         output = network(z_both, zero, omega_both, zero, one, labels_both, heads="v")
     v = parameterization.to_velocity(head(output.v), z_both, t_both)
     split = z.shape[0] - first
-    return GuidanceVelocities(conditional=v[:split], unconditional=v[split:])
+    return GuidanceVelocities(conditional=v[:split], unconditional=v[split : split + needed])
 
 
 def guided_target(v_t: Tensor, v_c: Tensor, unconditional: Tensor, draws: Draws) -> Tensor:

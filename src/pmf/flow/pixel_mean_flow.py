@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from pmf.config import ObjectiveConfig
+from pmf.flow.dealing import deal
 from pmf.flow.derivative import DERIVATIVES, FlowPoint, Velocities
-from pmf.flow.draws import Draws, draw_standard, shape_draws
+from pmf.flow.draws import Draws, StandardScalars, draw_scalars, draw_standard, shape_draws
 from pmf.flow.guidance import GuidanceVelocities, guidance_velocities, guided_target
 from pmf.flow.network import Network
 from pmf.flow.parameterization import PARAMETERIZATIONS, per_image
@@ -88,23 +89,39 @@ class PixelMeanFlow:
         num_classes: int,
         perceptual: Sequence[PerceptualTerm] = (),
         perceptual_max_t: float = 1.0,
+        static_shapes: bool = False,
     ) -> None:
         self.settings = settings
+        self.static_shapes = static_shapes
         self.null_label = num_classes
         self.perceptual = tuple(perceptual)
         self.perceptual_max_t = perceptual_max_t
         self.parameterization = PARAMETERIZATIONS[settings.parameterization]
         self.derivative = DERIVATIVES[settings.derivative]
 
-    def draw(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Draws:
+    def draw(
+        self, images: Tensor, labels: Tensor, generator: torch.Generator, scalars: StandardScalars | None = None
+    ) -> Draws:
         """Draw every random number of one micro-batch.
 
         Args:
             images: (B, C, H, W) in [-1, 1].
             labels: (B,) int64.
             generator: on the CPU; a function of (seed, step, micro-batch).
+            scalars: the micro-batch's part of :meth:`draw_rows`; only the noise is drawn then.
         """
-        return shape_draws(draw_standard(images, generator), self.settings, self.perceptual_max_t)
+        return shape_draws(draw_standard(images, generator, scalars), self.settings, self.perceptual_max_t)
+
+    def draw_rows(
+        self, rows: int, num_micro_batches: int, wanted: Sequence[int], generator: torch.Generator
+    ) -> list[StandardScalars]:
+        """Draw a global batch and deal its rows to micro-batches that all have equally much to do.
+
+        Args:
+            wanted: the micro-batches to return.
+            generator: on the CPU; a function of (seed, step).
+        """
+        return deal(draw_scalars(rows, generator), self.settings, self.perceptual_max_t, num_micro_batches, wanted)
 
     def loss(self, network: Network, images: Tensor, labels: Tensor, draws: Draws) -> LossTerms:
         """The loss of one micro-batch, deterministic.
@@ -137,8 +154,9 @@ class PixelMeanFlow:
         """Run the network where the loss needs it; see :meth:`loss` for the arguments."""
         z = (1 - per_image(draws.t)) * images + per_image(draws.t) * draws.e
         v_t = self.parameterization.true_velocity(images, draws.e, z, draws.t)
-        guidance = guidance_velocities(network, self.parameterization, z, labels, self.null_label, draws)
-
+        guidance = guidance_velocities(
+            network, self.parameterization, z, labels, self.null_label, draws, static_shapes=self.static_shapes
+        )
         dropped_labels = labels.clone()
         dropped_labels[: draws.num_dropped] = self.null_label
         point = FlowPoint(

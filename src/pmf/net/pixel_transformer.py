@@ -170,11 +170,15 @@ class PixelTransformer(nn.Module):
             outputs.v = value_of(v).to(z.dtype)
         return outputs
 
-    def compile_blocks(self) -> None:
-        """Compile each block by itself, without graph breaks; blocks share the code, so few shapes are compiled."""
+    def compile_blocks(self, *, static_shapes: bool = False) -> None:
+        """Compile each block by itself, without graph breaks; blocks share the code, so few shapes are compiled.
+
+        Args:
+            static_shapes: one graph for each number of rows, instead of one for any number.
+        """
         for module in self.modules():
             if isinstance(module, Block):
-                module.compile(fullgraph=True)
+                module.compile(fullgraph=True, dynamic=False if static_shapes else None)
 
     def _embed(
         self, image: Operand, h: Operand, omega: Tensor, t_min: Tensor, t_max: Tensor, labels: Tensor

@@ -1,0 +1,102 @@
+"""Micro-batches of one global batch get equal work, and the random numbers stay what they were."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from pmf.config import ObjectiveConfig
+from pmf.flow import dealing
+from pmf.flow.draws import StandardDraws, StandardScalars, draw_scalars, shape_draws
+
+MAX_T = 0.6
+SETTINGS = {
+    "paper": ObjectiveConfig(),
+    "few flow-matching rows": ObjectiveConfig(data_proportion=0.25, label_drop=0.3),
+    "none": ObjectiveConfig(data_proportion=0.0),
+    "all": ObjectiveConfig(data_proportion=1.0),
+    "uniform": ObjectiveConfig(uniform_time_fraction=0.5, time_mean=0.0),
+}
+
+
+def scalars_of(seed: int, rows: int) -> StandardScalars:
+    return draw_scalars(rows, torch.Generator().manual_seed(seed))
+
+
+def deal(scalars: StandardScalars, settings: ObjectiveConfig, micro_batches: int) -> list[StandardScalars]:
+    return dealing.deal(scalars, settings, MAX_T, micro_batches, range(micro_batches))
+
+
+def shaped(scalars: StandardScalars, settings: ObjectiveConfig):
+    noise = torch.zeros(len(scalars.normal_t), 1, 1, 1)
+    return shape_draws(StandardDraws(**vars(scalars), normal_e=noise), settings, MAX_T)
+
+
+def spread(counts: list[int]) -> int:
+    return max(counts) - min(counts)
+
+
+@pytest.mark.parametrize("micro_batches", [2, 3, 8])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_micro_batches_differ_by_one_row_at_most(name, micro_batches):
+    settings = SETTINGS[name]
+    for seed in range(20):
+        scalars = scalars_of(seed, 32 * micro_batches)
+        dealt = [shaped(part, settings) for part in deal(scalars, settings, micro_batches)]
+        assert spread([d.num_dropped for d in dealt]) <= 1
+        assert spread([len(d.unconditional_rows) for d in dealt]) <= 1
+        assert spread([len(d.perceptual_rows) for d in dealt]) <= 2
+        assert {d.num_flow_matching for d in dealt} == {int(32 * settings.data_proportion)}
+
+
+def test_undealt_micro_batches_differ_by_more():
+    """Otherwise the test above would say nothing."""
+    spreads = []
+    for seed in range(20):
+        parts = [scalars_of(1000 * seed + number, 32) for number in range(8)]
+        spreads.append(spread([len(shaped(part, ObjectiveConfig()).unconditional_rows) for part in parts]))
+    assert min(spreads) > 1
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_dealing_permutes_rows_and_drops_and_changes_nothing_else(name):
+    settings = SETTINGS[name]
+    scalars = scalars_of(0, 96)
+    dealt = deal(scalars, settings, 3)
+
+    def table(parts: list[StandardScalars]) -> Tensor:
+        """One row a row, the drop left out."""
+        names = [field for field in vars(scalars) if field != "uniform_drop"]
+        return torch.stack([torch.cat([getattr(part, field) for part in parts]) for field in names], dim=1)
+
+    assert sorted(table(dealt).tolist()) == sorted(table([scalars]).tolist())
+    assert sorted(torch.cat([part.uniform_drop for part in dealt]).tolist()) == sorted(scalars.uniform_drop.tolist())
+    # What was drawn as flow matching stays so: those rows come first in the global batch.
+    first = int(32 * settings.data_proportion)
+    flow_matching = torch.cat([part.normal_t[:first] for part in dealt])
+    assert sorted(flow_matching.tolist()) == sorted(scalars.normal_t[: 3 * first].tolist())
+
+
+def test_one_micro_batch_keeps_its_rows_in_order():
+    scalars = scalars_of(0, 64)
+    (dealt,) = deal(scalars, ObjectiveConfig(), 1)
+    ours, plain = shaped(dealt, ObjectiveConfig()), shaped(scalars, ObjectiveConfig())
+    for name in ("t", "r", "omega", "t_min", "t_max", "unconditional_rows", "perceptual_rows"):
+        assert torch.equal(getattr(ours, name), getattr(plain, name)), name
+    assert ours.num_dropped == plain.num_dropped
+
+
+def test_labels_are_dropped_whatever_the_row_needs():
+    """With no flow-matching rows the drop takes guided and unguided rows alike."""
+    settings = ObjectiveConfig(data_proportion=0.0, label_drop=0.3)
+    dropped, kept = [], []
+    for seed in range(200):
+        for part in deal(scalars_of(seed, 64), settings, 4):
+            draws = shaped(part, settings)
+            inside = (draws.t >= draws.t_min) & (draws.t <= draws.t_max)
+            dropped += inside[: draws.num_dropped].tolist()
+            kept += inside[draws.num_dropped :].tolist()
+    rates = [sum(values) / len(values) for values in (dropped, kept)]
+    deviation = (rates[1] * (1 - rates[1]) / len(dropped)) ** 0.5
+    assert abs(rates[0] - rates[1]) < 4 * deviation  # a fixed seed; four standard deviations of the smaller sample
