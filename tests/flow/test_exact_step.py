@@ -12,20 +12,30 @@ import torch
 from torch import Tensor
 
 from benchmarks.reference_step import Fault, reference_step
-from pmf.config import ObjectiveConfig
+from pmf.config import ObjectiveConfig, OptimizerConfig
 from pmf.flow.draws import StandardDraws, draw_standard, shape_draws
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
+from pmf.net.dual import Linear
 from pmf.net.pixel_transformer import PixelTransformer
+from pmf.optim.groups import create_optimizer
 
 ROWS, CLASSES = 8, 5
 # float64 through two orders of summation: 2.3e-15 at worst over the cases below; the smallest of the faults gives 4e-4.
 EXACT = 1e-9
 
 
-def small_network() -> PixelTransformer:
+def small_network(mlp_width: int | None = None) -> PixelTransformer:
     """Every parameter random, gates and output layers too: at the usual start most gradients vanish."""
     network = PixelTransformer(
-        image_size=8, patch_size=2, channels=3, num_classes=CLASSES, width=24, depth=3, head_depth=1, num_heads=2
+        image_size=8,
+        patch_size=2,
+        channels=3,
+        num_classes=CLASSES,
+        width=24,
+        depth=3,
+        head_depth=1,
+        num_heads=2,
+        mlp_width=mlp_width,
     ).double()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -94,6 +104,30 @@ def test_equals_the_literal_step_for_every_setting(derivative, changes):
     images, labels, standard = inputs()
     settings = ObjectiveConfig(derivative=derivative, **changes)
     assert compare(settings, with_drops(standard, 3), images, labels) < EXACT
+
+
+@pytest.mark.parametrize("derivative", ["jvp", "dual"])
+def test_padded_swiglu_widths_change_neither_gradients_nor_trajectories(derivative):
+    images, labels, standard = inputs()
+    settings = ObjectiveConfig(derivative=derivative)
+    objective, draws = PixelMeanFlow(settings, num_classes=CLASSES), shape_draws(standard, settings, 1.0)
+    padded, plain = small_network(mlp_width=61), small_network(mlp_width=61)
+    assert padded.u_blocks[0].mlp.gate.extra == (0, 0, 0, 3)
+    for module in plain.modules():
+        if isinstance(module, Linear):
+            module.extra = (0, 0, 0, 0)
+    optimizers = [create_optimizer(network, OptimizerConfig()) for network in (padded, plain)]
+    for _ in range(3):
+        ours = objective.loss(padded, images, labels, draws).total
+        theirs = reference_step(plain, settings, CLASSES, images, labels, standard).loss
+        found, expected = gradients(ours, padded), gradients(theirs, plain)
+        assert worst_relative_error(found, expected) < EXACT
+        for network, optimizer, by_name in zip((padded, plain), optimizers, (found, expected), strict=True):
+            for name, parameter in network.named_parameters():
+                parameter.grad = by_name[name]
+            optimizer.step()
+    for a, b in zip(padded.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=EXACT)  # steps are of order 1e-3
 
 
 @pytest.mark.parametrize("dropped", [0, 3, ROWS])

@@ -8,6 +8,7 @@ import torch
 from pmf.errors import UserError
 from pmf.net.attention import attention
 from pmf.net.dual import Dual
+from pmf.net.layers import SwiGLU
 from pmf.net.pixel_transformer import PixelTransformer
 from pmf.net.sizes import SIZES, create_network
 
@@ -102,6 +103,20 @@ def test_attention_is_the_same_written_out_and_fused():
     dual = attention(*(Dual(part, torch.zeros_like(part[:1])) for part in (query, key, value)))
     assert torch.equal(dual.value, fused)
     assert not dual.tangent.any()
+
+
+@pytest.mark.parametrize("hidden", [40, 42], ids=["a multiple of 8", "padded"])
+def test_the_swiglu_is_its_formula_whatever_its_width(hidden):
+    layer = SwiGLU(16, hidden).double()
+    x = torch.randn(3, 5, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    gate, up, down = (linear.weight for linear in (layer.gate, layer.up, layer.down))
+    plain = (torch.nn.functional.silu(x @ gate.mT) * (x @ up.mT)) @ down.mT
+    torch.testing.assert_close(layer(x), plain, rtol=1e-12, atol=1e-12)  # one more summand of 0 in another order
+    assert layer.gate(x).shape[-1] % 8 == 0
+    assert {tuple(p.shape) for p in layer.parameters()} == {(hidden, 16), (16, hidden)}, "the true shapes"
+    ours, theirs = (torch.autograd.grad(y.square().sum(), layer.parameters()) for y in (layer(x), plain))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
 def test_condition_tokens_are_not_rotated_and_positions_matter():

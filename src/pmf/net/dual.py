@@ -108,13 +108,25 @@ def _sinusoids(x: Tensor, frequencies: Tensor) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """``nn.Linear`` on tensors and duals."""
+    """``nn.Linear`` on tensors and duals.
+
+    ``extra_in`` and ``extra_out`` widen the product by zeros, without touching the weight: its shape, and with it
+    initialisation, optimizer and checkpoints, stay the true one. For widths that matrix units take badly.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = True, *, extra_in: int = 0, extra_out: int = 0
+    ) -> None:
+        assert not (bias and extra_out), "a bias is as wide as the weight"
+        super().__init__(in_features, out_features, bias)
+        self.extra = (0, extra_in, 0, extra_out)
 
     def forward(self, x: Operand) -> Operand:  # type: ignore[override]
-        """(B, ..., in) -> (B, ..., out)."""
+        """(B, ..., in + extra_in) -> (B, ..., out + extra_out)."""
+        weight = F.pad(self.weight, self.extra) if any(self.extra) else self.weight
         if isinstance(x, Dual):
-            return Dual(super().forward(x.value), F.linear(x.tangent, self.weight.detach()))
-        return super().forward(x)
+            return Dual(F.linear(x.value, weight, self.bias), F.linear(x.tangent, weight.detach()))
+        return F.linear(x, weight, self.bias)
 
 
 class Conv2d(nn.Conv2d):
