@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "data": FLOOR,
     "flow": FLOOR,  # it sees a network as a callable
     "evaluation": FLOOR | {"flow"},
+    "flops": FLOOR | {"net", "flow"},
     "convert": FLOOR,
     "checkpoint": FLOOR | {"configfile"},
     "tracking": FLOOR,

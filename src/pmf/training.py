@@ -25,6 +25,7 @@ from pmf.data.sampler import steps_per_epoch
 from pmf.data.transforms import to_unit_range
 from pmf.distributed import Stream, World, create_accelerator, torch_generator
 from pmf.errors import UserError
+from pmf.flops import expected_shares, peak_flops, step_flops
 from pmf.flow.draws import Draws, StandardScalars
 from pmf.flow.pixel_mean_flow import LossTerms, PixelMeanFlow
 from pmf.net.sizes import create_network
@@ -103,6 +104,7 @@ class Trainer:
         optimizer = create_optimizer(network, config.optimizer, self.world)
         averages = WeightAverages(network, config.ema, self.world)
         self.module, self.optimizer = self.accelerator.prepare(LossModule(network, self.objective), optimizer)
+        self.flops = step_flops(network, expected_shares(config.objective))
         self.state = TrainingState(network, optimizer, averages, self.accelerator.scaler)
         self.run_folder = RunFolder(Path(training.output_dir).expanduser())
         self.snapshots = Snapshots(
@@ -251,6 +253,9 @@ class Trainer:
         }
         if self.world.device.type == "cuda":
             metrics["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        peak = peak_flops(self.world.device)
+        if peak is not None and self.config.training.mixed_precision != "no":
+            metrics["mfu"] = self.flops.total * images_per_second / (peak * self.world.size)
         progress.start_window()
         return metrics
 
@@ -282,6 +287,7 @@ class Trainer:
         self.say(
             f"world: {self.world.size} process(es) on {self.world.device.type}; batch {training.global_batch_size} = "
             f"{self.micro_batch_size} x {self.accumulation} accumulation x {self.world.size}; "
-            f"{self.config.model.name} with {parameters:,} parameters; {len(self.source):,} images, "
-            f"{self.steps_per_epoch} steps an epoch, {self.max_steps} steps in all; run folder {self.run_folder.path}"
+            f"{len(self.source):,} images, {self.steps_per_epoch} steps an epoch, {self.max_steps} steps in all; "
+            f"run folder {self.run_folder.path}"
         )
+        self.say(f"{self.config.model.name}: {parameters:,} parameters; a step takes {self.flops}")
