@@ -11,8 +11,6 @@ lint:
 test:
 	uv run pytest
 
-# Timings; each prints a table and says what it ran on.
+# Timings of everything: one table, and a dated file in benchmarks/results. About a quarter of an hour; leave the machine alone.
 bench:
-	uv run python benchmarks/bench_step.py --preset cpu
-	uv run python benchmarks/bench_optimizer.py --preset tiny
-	uv run python benchmarks/bench_loader.py --images 500 --workers 0 1 2
+	uv run python benchmarks/run_all.py

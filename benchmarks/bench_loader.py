@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import os
-import platform
 import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy
-import PIL
-import pyarrow
-import torch
-from make_parquet import write_image_set  # type: ignore[import-not-found]
+sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, the repository's root is not on the path
 
+from benchmarks.environment import environment
+from benchmarks.make_parquet import write_image_set
 from pmf.config import DataConfig
 from pmf.data import create_loader, create_source
 
@@ -61,23 +56,6 @@ def measure(config: DataConfig, workers: int, steps: int) -> Measurement:
     images = sum(len(batch.labels) for batch in batches)
     rate = images / (time.perf_counter() - first)
     return Measurement(workers, first - begin, rate, rate / max(1, workers))
-
-
-def environment() -> dict[str, str | int | None]:
-    """Hardware, versions, date and command."""
-    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return {
-        "cpu": models[0].partition(":")[2].strip() if models else platform.processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "load_before": f"{os.getloadavg()[0]:.2f}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "pillow": PIL.__version__,
-        "pyarrow": pyarrow.__version__,
-        "numpy": numpy.__version__,
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": " ".join(sys.argv),
-    }
 
 
 def main() -> None:

@@ -7,19 +7,19 @@ limit in pmf/optim/sharding.py; this is where that limit comes from.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, the repository's root is not on the path
+
 import torch
 from torch import nn
 
+from benchmarks.environment import environment, synchronize
 from pmf.optim import sharding
 from pmf.optim.muon import Muon
 
@@ -85,29 +85,13 @@ def median_milliseconds(steps: dict[str, Callable[[], object]], repeats: int, de
     times: dict[str, list[float]] = {name: [] for name in steps}
     for round_number in range(repeats + 1):
         for name, step in steps.items():
-            _wait_for(device)
+            synchronize(device)
             begin = time.perf_counter()
             step()
-            _wait_for(device)
+            synchronize(device)
             if round_number:
                 times[name].append(1e3 * (time.perf_counter() - begin))
     return {name: statistics.median(values) for name, values in times.items()}
-
-
-def environment(device: str) -> dict[str, str | int]:
-    """Hardware, versions, date and command."""
-    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return {
-        "cpu": models[0].partition(":")[2].strip() if models else platform.processor(),
-        "gpu": torch.cuda.get_device_name() if device == "cuda" else "none",
-        "cores": len(os.sched_getaffinity(0)),
-        "threads": torch.get_num_threads(),
-        "load_before": f"{os.getloadavg()[0]:.2f}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": " ".join(sys.argv),
-    }
 
 
 def main() -> None:
@@ -138,11 +122,6 @@ def main() -> None:
     if arguments.json:
         settings = {"preset": arguments.preset, "device": device, "repeats": arguments.repeats}
         arguments.json.write_text(json.dumps({**report, **settings, "milliseconds": milliseconds}, indent=2) + "\n")
-
-
-def _wait_for(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

@@ -8,9 +8,7 @@ counted by torch, attention written out. Gradients are compared in float64 on a 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -27,12 +25,16 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.environment import environment, synchronize
 from benchmarks.reference_step import reference_step
-from pmf.config import ObjectiveConfig
+from pmf.config import EmaConfig, ObjectiveConfig, OptimizerConfig
+from pmf.flops import expected_shares, peak_flops, step_flops
 from pmf.flow.draws import StandardDraws, draw_standard, shape_draws
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
 from pmf.net.pixel_transformer import PixelTransformer
 from pmf.net.sizes import SIZES, create_network
+from pmf.optim.ema import WeightAverages
+from pmf.optim.groups import create_optimizer
 
 NUM_CLASSES = 1000
 VARIANTS = ("literal", "jvp", "dual", "compiled")
@@ -84,19 +86,13 @@ class Step:
     def run(self, seed: int) -> float:
         """Forward and backward; seconds."""
         standard = draw_standard(self.images, torch.Generator().manual_seed(seed))
-        synchronize(self.images.device)
+        synchronize(self.images.device.type)
         started = time.perf_counter()
         self.loss(standard).backward()
-        synchronize(self.images.device)
+        synchronize(self.images.device.type)
         seconds = time.perf_counter() - started
         self.network.zero_grad()
         return seconds
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for a GPU."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def build_network(settings: dict[str, Any], device: str) -> PixelTransformer:
@@ -155,12 +151,6 @@ def resident_memory_peak() -> int:
     return int(status.split("VmHWM:")[1].split()[0])
 
 
-def cpu_name() -> str:
-    """As Linux tells it."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
 def count_flops(variant: str, preset: Preset) -> int:
     """Floating point operations of forward and backward, on the CPU and averaged over four draws."""
     step = build_step(variant, preset, "cpu", 8)
@@ -183,6 +173,32 @@ def gradient_error(variant: str) -> float:
         network.compile_blocks()
     found = torch.autograd.grad(ours.loss(standard), parameters)
     return max(float((a - b).norm() / b.norm().clamp_min(1e-30)) for a, b in zip(found, expected, strict=True))
+
+
+def optimizer_seconds(preset: Preset, device: str) -> float:
+    """Median of Muon's step (once for a global batch) and the averages' update."""
+    network = build_network(preset.network, device)
+    optimizer, averages = create_optimizer(network, OptimizerConfig()), WeightAverages(network, EmaConfig())
+    for parameter in network.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    times = []
+    for step in range(preset.repeats + 1):
+        synchronize(device)
+        started = time.perf_counter()
+        optimizer.step()
+        averages.update(network, 1024 * (step + 1), 1024)
+        synchronize(device)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times[1:])
+
+
+def model_flops_utilisation(preset: Preset, rates: dict[str, float], device: str) -> dict[str, float] | None:
+    """The share of the GPU's peak that the exact step's necessary operations take; None on a CPU."""
+    peak = peak_flops(torch.device(device))
+    if peak is None:
+        return None
+    needed = step_flops(build_network(preset.network, "meta"), expected_shares(ObjectiveConfig())).total
+    return {variant: needed * rate / peak for variant, rate in rates.items()}
 
 
 def in_new_process(function: Callable[..., float], *arguments: Any) -> float:
@@ -214,20 +230,22 @@ def main() -> None:
     if preset.threads:
         torch.set_num_threads(preset.threads)
 
+    report = environment(device)
     memory = {v: in_new_process(peak_memory, v, preset, device, batch_size) for v in arguments.variants}
     times = time_variants(preset, arguments.variants, device, batch_size)
     medians = {variant: statistics.median(values) for variant, values in times.items()}
+    rates = {variant: batch_size / median for variant, median in medians.items()}
+    optimizer = optimizer_seconds(preset, device)
     base = medians.get("literal", float("nan"))
     result: dict[str, Any] = {
-        "command": " ".join(sys.argv),
-        "date": datetime.date.today().isoformat(),
-        "hardware": torch.cuda.get_device_name() if device == "cuda" else cpu_name(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "threads": torch.get_num_threads(),
+        **report,
         "network": network,
         "batch_size": batch_size,
         "seconds": times,
-        "images_per_second": {variant: batch_size / median for variant, median in medians.items()},
+        "images_per_second": rates,
+        "mfu": model_flops_utilisation(preset, rates, device),
+        "optimizer_seconds": optimizer,
+        "optimizer_share": optimizer / (optimizer + 1024 / rates["dual"]) if "dual" in rates else None,
         "memory_gib": memory,
         "throughput_ratio": base / medians["dual"] if "dual" in medians else None,
         "compiled_throughput_ratio": base / medians["compiled"] if "compiled" in medians else None,
