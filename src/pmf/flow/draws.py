@@ -132,7 +132,7 @@ def sample_times(standard: StandardDraws, settings: ObjectiveConfig, num_flow_ma
     """Two logit-normal times, or with some probability two uniform ones; r := t on FM rows, then sorted.
 
     The official order matters: because r := t comes before the sorting, an FM row's t is one draw and not the larger
-    of two. The ablation's r := 0 on the other rows stands at the same place (its code is not public).
+    of two. The ablation's r := 0 on the other rows stands at the same place (not in the official code).
     """
     t = torch.sigmoid(standard.normal_t * settings.time_std + settings.time_mean)
     r = torch.sigmoid(standard.normal_r * settings.time_std + settings.time_mean)

@@ -79,7 +79,7 @@ class Coefficients:
 class PreconditionedPrediction(ImagePrediction):
     """The head predicts F, and image = c_skip(t) z + c_out(t) F (EDM equation 7); the rest is as for an image.
 
-    These are the pre-conditioners that pMF's ablation names. No official code has them, so the coefficients below are
+    These are the pre-conditioners that pMF's ablation names. We found no official code, so the coefficients below are
     our reading of the names; only the output is conditioned (EDM and sCM also scale the network's input, by c_in).
     """
 
