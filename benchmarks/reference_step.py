@@ -2,7 +2,8 @@
 
 Literal and slow on purpose: three guidance passes through both heads over every row, ``torch.func.jvp`` around the
 whole network over every row, attention written out. It shares no mathematics with pmf.flow; only the raw draws are
-common. Notation as in pmf/flow/pixel_mean_flow.py; source: official pmf.py, ``guidance_fn`` and ``forward``.
+common. Notation as in pmf/flow/pixel_mean_flow.py; source: official pmf.py, ``guidance_fn`` and ``forward``. The
+ablations (other outputs, r = 0, label drop row by row) are written into it at the places where they act.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def reference_step(
     draws: StandardDraws,
     fault: Fault | None = None,
 ) -> ReferenceStep:
-    """One micro-batch, x-prediction, without perceptual terms.
+    """One micro-batch, without perceptual terms.
 
     Args:
         images: (B, C, H, W) in [-1, 1].
@@ -62,20 +63,22 @@ def reference_step(
         z: Tensor, t: Tensor, h: Tensor, omega: Tensor, t_min: Tensor, t_max: Tensor, y: Tensor
     ) -> tuple[Tensor, Tensor]:
         out = network(z, h.flatten(), omega.flatten(), t_min.flatten(), t_max.flatten(), y)
-        return (z - out.u) / t.clip(0.05, 1.0), (z - out.v) / t.clip(0.05, 1.0)
+        return output_to_velocity(settings, out.u, z, t), output_to_velocity(settings, out.v, z, t)
 
     t = torch.sigmoid(column(draws.normal_t) * settings.time_std + settings.time_mean)
     r = torch.sigmoid(column(draws.normal_r) * settings.time_std + settings.time_mean)
     uniform = column(draws.uniform_mask) < settings.uniform_time_fraction
     t = torch.where(uniform, column(draws.uniform_t), t)
     r = torch.where(uniform, column(draws.uniform_r), r)
+    if settings.r_distribution == "zero":
+        r = 0 * r
     fm = column(torch.arange(rows)) < int(rows * settings.data_proportion)
     r = torch.where(fm, t, r)
     t, r = torch.maximum(t, r), torch.minimum(t, r)
 
     e = draws.normal_e * settings.noise_scale
     z = (1 - t) * x + t * e
-    v_t = (z - x) / t.clip(0.05, 1.0)
+    v_t = e - x if settings.parameterization == "u" else (z - x) / t.clip(0.05, 1.0)
     t_min = torch.where(fm, 0.0, 0.5 * column(draws.uniform_t_min))
     t_max = torch.where(fm, 1.0, 0.5 + 0.5 * column(draws.uniform_t_max))
     top = torch.log1p(torch.tensor(settings.guidance_max, dtype=x.dtype, device=x.device))
@@ -92,8 +95,9 @@ def reference_step(
         v_c = u_and_v(z, t, zero, inside, zero, one, labels)[1]
         v_g = torch.where(fm, v_g_fm, v_t + (1 - 1 / inside) * (v_c - v_u))
 
-    num_dropped = int((draws.uniform_drop < settings.label_drop).sum())
-    dropped = column(torch.arange(rows)) < num_dropped
+    dropped = column(draws.uniform_drop) < settings.label_drop
+    if settings.label_drop_rows == "first":
+        dropped = column(torch.arange(rows)) < dropped.sum()
     y = torch.where(dropped.flatten(), null, labels)
     v_g = torch.where(dropped, v_t, v_g)
     if fault.no_guidance:
@@ -113,3 +117,18 @@ def reference_step(
     raw_u = ((big_v - v_g) ** 2).sum((1, 2, 3))
     raw_v = ((v - v_g) ** 2).sum((1, 2, 3))
     return ReferenceStep(loss=(adaptive(raw_u) + adaptive(raw_v)).mean(), raw_u=raw_u, raw_v=raw_v)
+
+
+def output_to_velocity(settings: ObjectiveConfig, out: Tensor, z: Tensor, t: Tensor) -> Tensor:
+    """What a head's output stands for, each in the variables of its own paper; t is (B, 1, 1, 1)."""
+    sigma_d, sigma = 0.5, t * settings.noise_scale / (1 - t)
+    if settings.parameterization == "u":
+        return out
+    if settings.parameterization == "linear":
+        out = (1 - t) * z + t * out
+    elif settings.parameterization == "edm":  # table 1, of y = x + sigma n
+        skip = sigma_d**2 / (sigma**2 + sigma_d**2)
+        out = skip * (z / (1 - t)) + sigma * sigma_d / (sigma**2 + sigma_d**2) ** 0.5 * out
+    elif settings.parameterization == "scm":
+        out = torch.cos(torch.pi * t / 2) * z - torch.sin(torch.pi * t / 2) * sigma_d * out
+    return (z - out) / t.clip(0.05, 1.0)

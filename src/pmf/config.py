@@ -46,12 +46,14 @@ class ModelConfig(Section):
 class ObjectiveConfig(Section):
     """The training objective: times, noise, guidance, weighting."""
 
-    parameterization: Literal["x", "u"] = "x"
-    """What the network's heads predict: the image (the paper's choice) or the velocity itself."""
+    parameterization: Literal["x", "u", "linear", "edm", "scm"] = "x"
+    """What the heads predict: the image (the paper's choice), the velocity, or the image behind a pre-conditioner."""
     derivative: Literal["auto", "jvp", "dual"] = "auto"
     """How du/dt is taken: torch.func.jvp, tangents carried beside the primal, or the faster one available."""
     data_proportion: Fraction = 0.5
     """Share of each micro-batch trained as plain flow matching (r = t)."""
+    r_distribution: Literal["drawn", "zero"] = "drawn"
+    """r of the other rows: drawn like t, or always 0 (an ablation)."""
     time_mean: FiniteFloat = 0.8
     """Mean of the normal under the logit-normal time distribution (P_mean)."""
     time_std: PositiveFloat = 0.8
@@ -65,7 +67,9 @@ class ObjectiveConfig(Section):
     guidance_max: PositiveFloat = 7.0
     """Training guidance scales lie in [1, 1 + guidance_max]."""
     label_drop: Fraction = 0.1
-    """Probability of the null label; its count is drawn per micro-batch and applied to the first rows."""
+    """Probability of the null label."""
+    label_drop_rows: Literal["first", "any"] = "first"
+    """Which rows lose it: the first ones, as many as a drawn count (as released), or any, each drawn by itself."""
     adaptive_power: NonNegativeFloat = 1.0
     """Exponent p of the adaptive weight 1 / (loss + epsilon)^p."""
     adaptive_epsilon: PositiveFloat = 0.01

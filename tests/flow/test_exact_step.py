@@ -20,7 +20,7 @@ from pmf.net.pixel_transformer import PixelTransformer
 from pmf.optim.groups import create_optimizer
 
 ROWS, CLASSES = 8, 5
-# float64 through two orders of summation: 2.3e-15 at worst over the cases below; the smallest of the faults gives 4e-4.
+# float64 through two orders of summation: 4.2e-15 at worst over the cases below; the smallest of the faults gives 4e-4.
 EXACT = 1e-9
 
 
@@ -144,6 +144,44 @@ def test_padding_the_guidance_pass_changes_nothing(dropped):
 
 
 @pytest.mark.parametrize("derivative", ["jvp", "dual"])
+@pytest.mark.parametrize("changes", [{}, {"noise_scale": 4.0}, {"time_mean": -4.0}], ids=str)
+@pytest.mark.parametrize("parameterization", ["u", "linear", "edm", "scm"])
+def test_equals_the_literal_step_for_every_output(derivative, parameterization, changes):
+    images, labels, standard = inputs()
+    settings = ObjectiveConfig(derivative=derivative, parameterization=parameterization, **changes)
+    assert compare(settings, with_drops(standard, 3), images, labels) < EXACT
+
+
+@pytest.mark.parametrize("derivative", ["jvp", "dual"])
+@pytest.mark.parametrize("data_proportion", [0.0, 0.5])
+def test_equals_the_literal_step_on_the_edges_of_the_times(derivative, data_proportion):
+    images, labels, standard = inputs()
+    settings = ObjectiveConfig(derivative=derivative, r_distribution="zero", data_proportion=data_proportion)
+    draws = shape_draws(standard, settings, 1.0)
+    first = draws.num_flow_matching
+    assert torch.equal(draws.r[:first], draws.t[:first])
+    assert int(draws.r[first:].count_nonzero()) == 0
+    assert compare(settings, with_drops(standard, 3), images, labels) < EXACT
+
+
+# Dropped labels on none, some and all of the flow-matching rows (0-3) and of the others (4-7).
+ANY_ROWS = [[], [0], [3, 4], [2, 5, 7], [4, 5, 6, 7], [1, 2, 3, 6], list(range(ROWS))]
+
+
+@pytest.mark.parametrize("derivative", ["jvp", "dual"])
+@pytest.mark.parametrize("dropped", ANY_ROWS, ids=str)
+def test_equals_the_literal_step_wherever_labels_are_dropped(derivative, dropped):
+    images, labels, standard = inputs()
+    uniform = torch.ones(ROWS, dtype=torch.float64).index_fill(0, torch.tensor(dropped, dtype=torch.int64), 0.0)
+    standard = dataclasses.replace(standard, uniform_drop=uniform)
+    settings = ObjectiveConfig(derivative=derivative, label_drop_rows="any")
+    draws = shape_draws(standard, settings, 1.0)
+    assert draws.dropped_rows.tolist() == dropped
+    assert not set(draws.unconditional_rows.tolist()) & set(dropped)
+    assert compare(settings, standard, images, labels) < EXACT
+
+
+@pytest.mark.parametrize("derivative", ["jvp", "dual"])
 def test_rows_with_a_guidance_scale_of_exactly_one_are_skipped_exactly(derivative):
     images, labels, standard = inputs()
     scales = standard.uniform_omega.clone()
@@ -170,6 +208,26 @@ def test_the_comparison_notices_mistakes(derivative, fault):
     images, labels, standard = inputs()
     error = compare(ObjectiveConfig(derivative=derivative), with_drops(standard, 1), images, labels, **fault)
     assert error > 1e5 * EXACT
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"parameterization": name} for name in ("u", "linear", "edm", "scm")),
+        {"r_distribution": "zero"},
+        {"label_drop_rows": "any"},
+    ],
+    ids=str,
+)
+def test_the_comparison_notices_a_switch_that_does_nothing(change):
+    images, labels, standard = inputs()
+    uniform = torch.ones(ROWS, dtype=torch.float64).index_fill(0, torch.tensor([2, 5]), 0.0)
+    standard = dataclasses.replace(standard, uniform_drop=uniform)
+    network, default = small_network(), ObjectiveConfig()
+    draws = shape_draws(standard, default, 1.0)
+    ours = PixelMeanFlow(default, num_classes=CLASSES).loss(network, images, labels, draws).total
+    theirs = reference_step(network, ObjectiveConfig(**change), CLASSES, images, labels, standard).loss
+    assert worst_relative_error(gradients(ours, network), gradients(theirs, network)) > 1e5 * EXACT
 
 
 @pytest.mark.parametrize("derivative", ["jvp", "dual"])

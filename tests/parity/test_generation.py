@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pmf.evaluation.images import to_uint8
-from pmf.flow.parameterization import PARAMETERIZATIONS
+from pmf.flow.parameterization import ImagePrediction
 from pmf.flow.sampler import generate
 from tests.parity.golden import Golden, build_network
 
@@ -22,7 +22,7 @@ def test_generated_images_equal_the_official_ones(case):
     network = build_network(golden.meta["net"], Golden("B_params").group("params/"))
     images = generate(
         network,
-        PARAMETERIZATIONS["x"],
+        ImagePrediction(),
         golden.image("z1_standard_normal") * meta["noise_scale"],
         golden[f"{case}/labels"].long(),
         omega=meta["omega"],

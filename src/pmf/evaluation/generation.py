@@ -17,7 +17,7 @@ from pmf.distributed import Stream, World, numpy_generator
 from pmf.errors import UserError
 from pmf.evaluation.images import contact_sheet, save_png, to_uint8
 from pmf.flow.network import Network
-from pmf.flow.parameterization import PARAMETERIZATIONS
+from pmf.flow.parameterization import create_parameterization
 from pmf.flow.sampler import generate
 
 
@@ -65,7 +65,7 @@ def sample_images(
     )
     images = generate(
         network,
-        PARAMETERIZATIONS[config.objective.parameterization],
+        create_parameterization(config.objective),
         noise.to(device),
         torch.tensor([plan.label(index) for index in indices], device=device),
         omega=plan.omega,

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pmf.config import ObjectiveConfig
-from pmf.flow.draws import StandardScalars, active_scale, sample_guidance, sample_times
+from pmf.flow.draws import StandardScalars, active_scale, sample_guidance, sample_label_drop, sample_times
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,20 +53,20 @@ def deal(
 
     Returns:
         The rows of each micro-batch that is wanted; of all together, a permutation of the rows given. Between
-        micro-batches the numbers of dropped labels differ by at most one, so do those of rows that need the
-        unconditional velocity, and those of perceptual rows as far as that leaves a choice.
+        micro-batches the numbers of rows that need the unconditional velocity differ by at most one, so do those of
+        dropped labels (unless each row drops its own), and those of perceptual rows as far as that leaves a choice.
     """
     size = scalars.normal_t.shape[0] // num_micro_batches
     num_flow_matching = int(size * settings.data_proportion)
     first_other = num_micro_batches * num_flow_matching
     needs = _needs(scalars, settings, perceptual_max_t, first_other)
-    # The drop takes the first rows of a micro-batch, whichever these are, so only the number of drops is dealt.
+    drop_first = settings.label_drop_rows == "first"
+    # That drop takes the first rows of a micro-batch, whichever these are, so only the number of drops is dealt.
     drops = scalars.uniform_drop.sort().values
-    total = int((drops < settings.label_drop).sum())
+    total = int((drops < settings.label_drop).sum()) if drop_first else 0
     num_dropped = [len(range(number, total, num_micro_batches)) for number in range(num_micro_batches)]
-
     micro_batches = [
-        _MicroBatch(rows=[], room=num_flow_matching, unconditional=max(0, num_flow_matching - count))
+        _MicroBatch(rows=[], room=num_flow_matching, unconditional=max(0, num_flow_matching - count) * drop_first)
         for count in num_dropped
     ]
     _give(micro_batches, needs, needs.most_first(range(first_other)))
@@ -89,18 +89,23 @@ def deal(
         start = max(num_flow_matching, num_dropped[number])
         order = rows[:start] + sorted(rows[start:])
         own = {name: values[order] for name, values in vars(scalars).items()}
-        dealt.append(StandardScalars(**own | {"uniform_drop": drops[number::num_micro_batches]}))
+        if drop_first:
+            own["uniform_drop"] = drops[number::num_micro_batches]
+        dealt.append(StandardScalars(**own))
     return dealt
 
 
 def _needs(
     scalars: StandardScalars, settings: ObjectiveConfig, perceptual_max_t: float, num_flow_matching: int
 ) -> _Needs:
-    """What the rows need. Of the flow-matching ones all but the dropped need v_u: counted there, and not here."""
+    """What the rows need. If the first rows are dropped, which of the flow-matching ones need v_u is settled there."""
     times = sample_times(scalars, settings, num_flow_matching)
     guidance = sample_guidance(scalars, settings, num_flow_matching)
     guided = active_scale(guidance.omega, times.t, guidance.t_min, guidance.t_max) != 1
-    guided[:num_flow_matching] = False
+    if settings.label_drop_rows == "first":
+        guided[:num_flow_matching] = False
+    else:
+        guided[sample_label_drop(scalars, settings)] = False
     return _Needs(unconditional=guided.tolist(), perceptual=(times.t < perceptual_max_t).tolist())
 
 

@@ -1,9 +1,9 @@
 """Every random number of a training step, named.
 
 t, r: times, 1 is noise, r <= t; e: noise; omega: guidance scale, active for t in [t_min, t_max];
-"flow-matching rows" (FM) have r = t. Rows are ordered: FM rows first, and the rows whose label is dropped are the
-first ones again, as in the official code. Scalars are drawn on the host, so that how many rows each pass of the
-step needs is known there and nothing waits for the device.
+"flow-matching rows" (FM) have r = t. Rows are ordered: FM rows first, and as released the rows whose label is dropped
+are the first ones again. Scalars are drawn on the host, so that how many rows each pass of the step needs is known
+there and nothing waits for the device.
 
 A draw has two stages: standard normals and uniforms (:class:`StandardDraws`), then the distributions of the method
 as pure functions of them (official pmf.py: sample_tr, sample_cfg_scale, sample_cfg_interval, cond_drop).
@@ -67,7 +67,7 @@ class Draws:
         t, r, omega, t_min, t_max: (B,).
         e: (B, C, H, W).
         num_flow_matching: the first so many rows have r = t.
-        num_dropped: the first so many rows lose their label.
+        dropped_rows: (D,) int64, ascending: rows that lose their label.
         unconditional_rows: (U,) int64, ascending: rows that keep their label and whose guidance scale at t is not 1;
             only they need the unconditional velocity.
         perceptual_rows: (P,) int64, ascending: rows with t below the perceptual threshold.
@@ -80,7 +80,7 @@ class Draws:
     t_max: Tensor
     e: Tensor
     num_flow_matching: int
-    num_dropped: int
+    dropped_rows: Tensor
     unconditional_rows: Tensor
     perceptual_rows: Tensor
 
@@ -120,11 +120,11 @@ def draw_standard(images: Tensor, generator: torch.Generator, scalars: StandardS
 def shape_draws(standard: StandardDraws, settings: ObjectiveConfig, perceptual_max_t: float) -> Draws:
     """The distributions of the method from standard normals and uniforms; deterministic."""
     num_flow_matching = int(standard.normal_t.shape[0] * settings.data_proportion)
-    num_dropped = int((standard.uniform_drop < settings.label_drop).sum())
+    dropped = sample_label_drop(standard, settings)
     times = sample_times(standard, settings, num_flow_matching)
     guidance = sample_guidance(standard, settings, num_flow_matching)
     guided = active_scale(guidance.omega, times.t, guidance.t_min, guidance.t_max) != 1
-    guided[:num_dropped] = False
+    guided[dropped] = False
     device = standard.normal_e.device
 
     def move(tensor: Tensor) -> Tensor:
@@ -138,7 +138,7 @@ def shape_draws(standard: StandardDraws, settings: ObjectiveConfig, perceptual_m
         t_max=move(guidance.t_max),
         e=standard.normal_e * settings.noise_scale,
         num_flow_matching=num_flow_matching,
-        num_dropped=num_dropped,
+        dropped_rows=move(dropped.nonzero()[:, 0]),
         unconditional_rows=move(guided.nonzero()[:, 0]),
         perceptual_rows=move((times.t < perceptual_max_t).nonzero()[:, 0]),
     )
@@ -148,13 +148,15 @@ def sample_times(standard: StandardScalars, settings: ObjectiveConfig, num_flow_
     """Two logit-normal times, or with some probability two uniform ones; r := t on FM rows, then sorted.
 
     The official order matters: because r := t comes before the sorting, an FM row's t is one draw and not the larger
-    of two.
+    of two. The ablation's r := 0 on the other rows stands at the same place (not in the official code).
     """
     t = torch.sigmoid(standard.normal_t * settings.time_std + settings.time_mean)
     r = torch.sigmoid(standard.normal_r * settings.time_std + settings.time_mean)
     uniform = standard.uniform_mask < settings.uniform_time_fraction
     t = torch.where(uniform, standard.uniform_t, t)
     r = torch.where(uniform, standard.uniform_r, r)
+    if settings.r_distribution == "zero":
+        r = torch.zeros_like(r)
     r[:num_flow_matching] = t[:num_flow_matching]
     return Times(t=torch.maximum(t, r), r=torch.minimum(t, r))
 
@@ -165,6 +167,14 @@ def sample_guidance(standard: StandardScalars, settings: ObjectiveConfig, num_fl
     t_min, t_max = 0.5 * standard.uniform_t_min, 0.5 + 0.5 * standard.uniform_t_max
     t_min[:num_flow_matching], t_max[:num_flow_matching] = 0.0, 1.0
     return Guidance(omega=omega, t_min=t_min, t_max=t_max)
+
+
+def sample_label_drop(standard: StandardScalars, settings: ObjectiveConfig) -> Tensor:
+    """Which rows lose their label, (B,) bool: as many of the first rows as there are successes, or the successes."""
+    dropped = standard.uniform_drop < settings.label_drop
+    if settings.label_drop_rows == "first":
+        return torch.arange(len(dropped)) < dropped.sum()
+    return dropped
 
 
 def guidance_scales(uniform: Tensor, beta: float, excess: float) -> Tensor:

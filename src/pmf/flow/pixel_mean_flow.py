@@ -21,7 +21,7 @@ from pmf.flow.derivative import DERIVATIVES, FlowPoint, Velocities
 from pmf.flow.draws import Draws, StandardScalars, draw_scalars, draw_standard, shape_draws
 from pmf.flow.guidance import GuidanceVelocities, guidance_velocities, guided_target
 from pmf.flow.network import Network
-from pmf.flow.parameterization import PARAMETERIZATIONS, per_image
+from pmf.flow.parameterization import create_parameterization, per_image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,7 @@ class PixelMeanFlow:
         self.null_label = num_classes
         self.perceptual = tuple(perceptual)
         self.perceptual_max_t = perceptual_max_t
-        self.parameterization = PARAMETERIZATIONS[settings.parameterization]
+        self.parameterization = create_parameterization(settings)
         self.derivative = DERIVATIVES[settings.derivative]
 
     def draw(
@@ -157,8 +157,6 @@ class PixelMeanFlow:
         guidance = guidance_velocities(
             network, self.parameterization, z, labels, self.null_label, draws, static_shapes=self.static_shapes
         )
-        dropped_labels = labels.clone()
-        dropped_labels[: draws.num_dropped] = self.null_label
         point = FlowPoint(
             z=z,
             t=draws.t,
@@ -166,7 +164,7 @@ class PixelMeanFlow:
             omega=draws.omega,
             t_min=draws.t_min,
             t_max=draws.t_max,
-            labels=dropped_labels,
+            labels=labels.index_fill(0, draws.dropped_rows, self.null_label),
         )
         velocities = self.derivative(network, self.parameterization, point, guidance.conditional)
 
@@ -174,7 +172,8 @@ class PixelMeanFlow:
         compound = torch.cat(
             (velocities.u[:first], velocities.u[first:] + per_image(point.h[first:]) * velocities.du_dt)
         )
-        # On the flow-matching rows the training pass had the inputs of the conditional guidance pass.
+        # On the flow-matching rows the training pass had the inputs of the conditional guidance pass, but for dropped
+        # labels, and rows without a label are not guided.
         v_c = torch.cat((velocities.v[:first].detach(), guidance.conditional))
         v_g = guided_target(v_t, v_c, guidance.unconditional, draws)
         return Evaluation(z=z, v_t=v_t, guidance=guidance, velocities=velocities, compound=compound, v_g=v_g)
