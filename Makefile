@@ -9,8 +9,8 @@ lint:
 	uv run mypy
 
 test:
-	uv run pytest
+	uv run pytest -n auto --dist worksteal
 
-# Timings of everything: one table, and a dated file in benchmarks/results. About a quarter of an hour; leave the machine alone.
+# Timings of everything: one table, and a dated file in benchmarks/results. Leave the machine alone meanwhile.
 bench:
 	uv run python benchmarks/run_all.py
