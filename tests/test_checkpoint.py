@@ -122,7 +122,7 @@ def test_what_is_no_weights_file_is_one_line(tmp_path):
     html.write_text("<html>login</html>")
     (tmp_path / "empty").mkdir()
     for path, which, message in (
-        (pickled, None, "pickled weights are not loaded"),
+        (pickled, None, "is not a .safetensors file; an official checkpoint is read with its recipe"),
         (html, None, "cannot be read as safetensors"),
         (folder, "20", "has no average '20'; choose one of: 10, online"),
         (tmp_path / "empty", "10", "is neither a run folder, a checkpoint folder nor a .safetensors file"),

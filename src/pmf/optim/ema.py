@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pmf.config import EmaConfig, number_name
-from pmf.optim.strict import require_same_tensors
+from pmf.strict import require_same_tensors
 
 
 def half_life_decay(half_life_kimg: float, images_seen: int, images_per_step: int) -> float:
@@ -79,6 +79,11 @@ class WeightAverages:
             UserError: names or shapes differ; names the first of them.
         """
         own = self._tensors[name]
-        require_same_tensors(own, tensors, f"average '{name}'")
+        require_same_tensors(
+            own,
+            tensors,
+            intro=f"average '{name}' is of another run",
+            advice="check model.name, data.image_size and data.num_classes",
+        )
         for key, tensor in own.items():
             tensor.copy_(tensors[key])

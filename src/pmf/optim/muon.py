@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pmf.optim.strict import require_same_tensors
+from pmf.strict import require_same_tensors
 
 # What is remembered of each parameter; the names are those in checkpoints.
 MOMENTS = {
@@ -167,7 +167,12 @@ class Muon(torch.optim.Optimizer):
             UserError: names or shapes differ; names the first of them.
         """
         own = self.named_state(network)
-        require_same_tensors(own, tensors, "the optimizer's state")
+        require_same_tensors(
+            own,
+            tensors,
+            intro="the optimizer's state is of another run",
+            advice="check optimizer.name, model.name, data.image_size and data.num_classes",
+        )
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
         for group in self.param_groups:
