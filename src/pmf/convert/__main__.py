@@ -1,7 +1,7 @@
 """Official checkpoints to our safetensors, and back: python -m pmf.convert import|export --help.
 
-Reads the PyTorch inference files (.pt) and the JAX checkpoints of pMF (the latter need uv sync --extra jax). Every
-tensor is accounted for by name and shape; what does not fit is refused in one line.
+Reads and writes the PyTorch files (.pt) and the JAX checkpoints of pMF; the latter need uv sync --extra jax. Every
+tensor is accounted for by name and shape; what does not fit is refused in one line. See docs/checkpoints.md.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pmf.checkpoint import load_weights, save_weights
 from pmf.configfile import load_config
-from pmf.convert.official import export_pytorch, load_official
+from pmf.convert.official import EXPORTS, load_official
 from pmf.distributed import run_command
 from pmf.errors import UserError
 
@@ -27,14 +27,14 @@ def main() -> None:
     into.add_argument("--config", required=True, help="recipe of the model, e.g. configs/pmf_b_16.yaml")
     into.add_argument("--ema", help='JAX only: which average, e.g. 1000, or "online"; default: the recipe\'s')
     into.add_argument("--allow-pickle", action="store_true", help="load a .pt that holds more than tensors: runs code")
-    out = verbs.add_parser("export", help="weights of a run to the official PyTorch layout (.pt)")
+    out = verbs.add_parser("export", help="weights of a run to an official layout")
     out.add_argument("--checkpoint", type=Path, required=True, help="run folder, checkpoint folder or .safetensors")
     out.add_argument("--ema", help='which average, e.g. 2000, or "online"; default: the config\'s')
     out.add_argument("--inference", action="store_true", help="leave out the v head, as the released files do")
-    for verb in (into, out):
-        verb.add_argument("--output", type=Path, required=True, help="file to write; must not exist")
+    out.add_argument("--layout", choices=EXPORTS, default="pytorch", help="default: pytorch")
+    into.add_argument("--output", type=Path, required=True, help=".safetensors file to write; must not exist")
+    out.add_argument("--output", type=Path, required=True, help=".pt file (JAX: folder) to write; must not exist")
     arguments = parser.parse_args()
-    _require_free(arguments.output, ".safetensors" if arguments.verb == "import" else ".pt")
     if arguments.verb == "import":
         _import(arguments)
     else:
@@ -42,6 +42,7 @@ def main() -> None:
 
 
 def _import(arguments: argparse.Namespace) -> None:
+    _require_free(arguments.output, ".safetensors")
     config = load_config(arguments.config)
     saved = load_official(arguments.checkpoint, config, arguments.ema, allow_pickle=arguments.allow_pickle)
     save_weights(arguments.output, saved.weights, saved.config)
@@ -55,13 +56,14 @@ def _import(arguments: argparse.Namespace) -> None:
 def _export(arguments: argparse.Namespace) -> None:
     if not arguments.checkpoint.exists():
         raise UserError(f"--checkpoint {arguments.checkpoint}: there is no such file or folder")
+    _require_free(arguments.output, "" if arguments.layout == "jax" else ".pt")
     saved = load_weights(arguments.checkpoint, arguments.ema)
-    written = export_pytorch(arguments.output, saved, inference=arguments.inference)
-    print(f"{arguments.output}: {len(written)} tensors ({saved.source})")
+    EXPORTS[arguments.layout](arguments.output, saved, inference=arguments.inference)
+    print(f"{arguments.output}: {saved.config.model.name} from {saved.source}")
 
 
 def _require_free(output: Path, suffix: str) -> None:
-    if output.suffix != suffix:
+    if suffix and output.suffix != suffix:
         raise UserError(f"--output {output}: give a file name that ends in {suffix}")
     if output.exists():
         raise UserError(f"--output {output}: exists already; remove it or choose another name")

@@ -33,10 +33,7 @@ def read_jax(path: Path, which: str) -> dict[str, Tensor]:
         UserError: flax is not installed, nothing there, damaged, or no such average (those there are listed).
     """
     found = _find_checkpoint(path)
-    if not (importlib.util.find_spec("flax") and importlib.util.find_spec("orbax")):
-        raise UserError(f"{path}: a JAX checkpoint needs flax and orbax to be read; install them: uv sync --extra jax")
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # reading needs no accelerator
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    _prepare_flax(path)
     from flax.traverse_util import flatten_dict
 
     try:
@@ -50,6 +47,31 @@ def read_jax(path: Path, which: str) -> dict[str, Tensor]:
         if not isinstance(leaf, np.ndarray):
             raise UserError(f"{found}: {name} is a {type(leaf).__name__}; weights are arrays")
     return {name: torch.from_numpy(np.array(leaf, dtype=np.float32)) for name, leaf in leaves.items()}
+
+
+def write_jax(folder: Path, tensors: Mapping[str, Tensor], average: str) -> None:
+    """A state that the official evaluation restores: the weights as ``params`` and as one average, no optimizer.
+
+    Args:
+        folder: gets ``checkpoint_0``.
+        tensors: by path, as :func:`read_jax` gives them.
+
+    Raises:
+        UserError: flax is not installed.
+    """
+    _prepare_flax(folder)
+    from flax.training.checkpoints import save_checkpoint
+    from flax.traverse_util import unflatten_dict
+
+    params = unflatten_dict({name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}, sep="/")
+    save_checkpoint(folder.absolute(), {"step": 0, "params": params, "ema_params": {average: params}}, step=0)
+
+
+def _prepare_flax(path: Path) -> None:
+    if not (importlib.util.find_spec("flax") and importlib.util.find_spec("orbax")):
+        raise UserError(f"{path}: JAX checkpoints need flax and orbax; install them: uv sync --extra jax")
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # files need no accelerator
+    logging.getLogger("absl").setLevel(logging.ERROR)
 
 
 def _find_checkpoint(path: Path) -> Path:
@@ -75,7 +97,7 @@ def _read_orbax(folder: Path, which: str) -> Any:
     checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
     metadata = checkpointer.metadata(folder.absolute()).item_metadata
     if metadata is None:
-        raise UserError(f"{folder}: its _METADATA cannot be read; unzip or copy it again")
+        raise UserError(f"{folder}: its metadata cannot be read; unzip or copy it again")
     branch, *rest = _branch(metadata.tree, which, folder)
     wanted = {branch: metadata.tree[branch] if not rest else {rest[0]: metadata.tree[branch][rest[0]]}}
     arrays = tree_map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pmf.checkpoint import SavedWeights, file_sha256, fingerprint
 from pmf.config import Config
-from pmf.convert.jax_checkpoint import read_jax
+from pmf.convert.jax_checkpoint import read_jax, write_jax
 from pmf.convert.names import JAX, PYTORCH, Layout
 from pmf.convert.pytorch_file import read_pytorch, write_pytorch
 from pmf.errors import UserError
@@ -54,20 +54,25 @@ def load_official(path: Path, config: Config, which: str | None = None, *, allow
     return SavedWeights(weights=weights, config=config, source=f"{path.name} {mark}")
 
 
-def export_pytorch(path: Path, saved: SavedWeights, *, inference: bool) -> dict[str, Tensor]:
-    """Write weights as the official PyTorch network names them, with its table of rotations.
+def export_pytorch(path: Path, saved: SavedWeights, *, inference: bool) -> None:
+    """Write weights as the official PyTorch network names them, with its table of rotations: one ``.pt`` file.
 
     Args:
         inference: leave out the v head, as the released files do.
-
-    Returns:
-        What was written, by official name.
     """
-    kept = {name: tensor for name, tensor in saved.weights.items() if not (inference and name.startswith("v_"))}
-    tensors = {PYTORCH.name(name): PYTORCH.store(name, tensor) for name, tensor in kept.items()}
-    tensors[ROTATIONS] = rotation_table(saved.config)
-    write_pytorch(path, tensors)
-    return tensors
+    write_pytorch(path, _to_layout(PYTORCH, saved.weights, inference) | {ROTATIONS: rotation_table(saved.config)})
+
+
+def export_jax(path: Path, saved: SavedWeights, *, inference: bool) -> None:
+    """Write weights as a state of the official JAX code, as the average that the config samples with: a folder.
+
+    Args:
+        inference: leave out the v head.
+    """
+    write_jax(path, _to_layout(JAX, saved.weights, inference), average=saved.config.sampling.ema)
+
+
+EXPORTS = {"pytorch": export_pytorch, "jax": export_jax}
 
 
 def rotation_table(config: Config) -> Tensor:
@@ -89,6 +94,14 @@ def _from_layout(layout: Layout, tensors: Mapping[str, Tensor], config: Config, 
         advice="give the --config of the model that it is",
     )
     return {name: layout.restore(name, tensors[layout.name(name)]) for name in own}
+
+
+def _to_layout(layout: Layout, weights: Mapping[str, Tensor], inference: bool) -> dict[str, Tensor]:
+    return {
+        layout.name(name): layout.store(name, tensor)
+        for name, tensor in weights.items()
+        if not (inference and name.startswith("v_"))
+    }
 
 
 def _own_tensors(config: Config) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,15 +25,15 @@ def read_pytorch(path: Path, *, allow_pickle: bool) -> dict[str, Tensor]:
     """
     _require_intact(path)
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=not allow_pickle)
-    except pickle.UnpicklingError:
-        wanted = ", ".join(torch.serialization.get_unsafe_globals_in_checkpoint(path)[:3])
-        raise UserError(
-            f"{path}: holds more than tensors ({wanted}); if you trust where it comes from, "
-            "python -m pmf.convert import --allow-pickle loads it and runs what it asks for"
-        ) from None
+        foreign = [] if allow_pickle else torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        loaded = None if foreign else torch.load(path, map_location="cpu", weights_only=not allow_pickle)
     except Exception as error:  # what a pickle asks for may fail in any way
         raise UserError(f"{path}: cannot be loaded ({' '.join(str(error).split())[:100]})") from None
+    if foreign:
+        raise UserError(
+            f"{path}: holds more than tensors ({', '.join(foreign[:3])}); if you trust where it comes from, "
+            "python -m pmf.convert import --allow-pickle loads it and runs what it asks for"
+        )
     return _flat_tensors(loaded, path)
 
 
