@@ -9,6 +9,7 @@ import torch
 
 from pmf.checkpoint import (
     Checkpoint,
+    complete_or_absent,
     find_damage,
     find_resumable,
     list_checkpoints,
@@ -102,6 +103,16 @@ def test_an_unfinished_checkpoint_is_invisible(tmp_path):
     save(tmp_path, 2)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step_00000001", "step_00000002"]
     assert not unfinished.exists()
+
+
+def test_a_file_that_was_not_written_to_its_end_is_absent(tmp_path):
+    (tmp_path / "kept").write_text("old")
+    for name in ("kept", "new"):
+        with pytest.raises(KeyboardInterrupt), complete_or_absent(tmp_path / name) as temporary:
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    assert (tmp_path / "kept").read_text() == "old"
 
 
 def test_weights_load_from_a_run_a_checkpoint_and_a_file(tmp_path):

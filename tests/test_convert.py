@@ -132,7 +132,8 @@ def test_a_file_of_real_size_keeps_every_value(tmp_path):
 
 def test_images_from_an_official_file_are_the_official_images(tmp_path, monkeypatch):
     golden, weights = Golden("F_generate"), Golden("B_params").group("params/")
-    net, case = golden.meta["net"], golden.meta["cases"]["1"]
+    name = sorted(golden.meta["cases"])[-1]
+    net, case = golden.meta["net"], golden.meta["cases"][name]
     monkeypatch.setitem(SIZES, "golden", golden_size(net))
     config = config_of("golden", net["input_size"], net["num_classes"])
     grid = net["input_size"] // net["patch_size"]
@@ -143,12 +144,12 @@ def test_images_from_an_official_file_are_the_official_images(tmp_path, monkeypa
         network,
         PARAMETERIZATIONS["x"],
         golden.image("z1_standard_normal") * case["noise_scale"],
-        golden["1/labels"].long(),
+        golden[f"{name}/labels"].long(),
         omega=case["omega"],
         interval=(case["t_min"], case["t_max"]),
         num_steps=case["num_steps"],
     )
-    torch.testing.assert_close(images, golden.image("1/images"), atol=IMAGE, rtol=0)
+    torch.testing.assert_close(images, golden.image(f"{name}/images"), atol=IMAGE, rtol=0)
 
 
 def save_run(folder: Path) -> Path:
@@ -323,6 +324,8 @@ def test_what_does_not_apply_is_refused(tmp_path):
         load_official(path, load_config(DIGITS), "10")
     with pytest.raises(UserError, match="there is no such file or folder"):
         load_official(tmp_path / "none.pt", load_config(DIGITS))
+    with pytest.raises(UserError, match="is ours and carries its config; --config is for official checkpoints"):
+        load_official(save_run(tmp_path / "run"), load_config(DIGITS))
     with pytest.raises(UserError, match="is no JAX checkpoint and holds no checkpoint_STEP"):
         load_official(tmp_path, load_config(DIGITS))
 

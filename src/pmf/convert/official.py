@@ -41,6 +41,8 @@ def load_official(path: Path, config: Config, which: str | None = None, *, allow
     """
     if not path.exists():
         raise UserError(f"{path}: there is no such file or folder")
+    if path.suffix == ".safetensors" or (path / "checkpoints").is_dir():
+        raise UserError(f"{path}: is ours and carries its config; --config is for official checkpoints")
     if path.suffix in (".pt", ".pth", ".zip"):
         if which is not None:
             raise UserError(f"{path}: holds one set of weights; leave out --ema {which}")
