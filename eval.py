@@ -16,7 +16,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(dest="verb", required=True)
     sample = verbs.add_parser("sample", help="write a folder of PNGs")
-    sample.add_argument("--checkpoint", type=Path, required=True, help="run folder, checkpoint folder or .safetensors")
+    sample.add_argument(
+        "--checkpoint",
+        type=Path,
+        required=True,
+        help="run folder, checkpoint folder or .safetensors; with --config also an official .pt or JAX checkpoint",
+    )
+    sample.add_argument(
+        "--config", type=Path, help="recipe that an official checkpoint was trained with, e.g. configs/pmf_b_16.yaml"
+    )
     sample.add_argument("--output", type=Path, required=True, help="folder for 000000.png ... and labels.csv")
     sample.add_argument("--num-images", type=int, required=True)
     sample.add_argument("--num-steps", type=int, help="network evaluations per image; default: the config's")
@@ -32,6 +40,7 @@ def main() -> None:
 
     sample_folder(
         checkpoint=arguments.checkpoint,
+        recipe=arguments.config,
         output=arguments.output,
         num_images=arguments.num_images,
         labels=arguments.labels,

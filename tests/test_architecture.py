@@ -11,24 +11,25 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "pmf"
 
 # Each room may import the rooms listed for it, and itself.
-FLOOR = {"errors", "config", "distributed"}
+FLOOR = {"errors", "config", "distributed", "strict"}
 MAY_IMPORT = {
     "errors": set(),
     "config": {"errors"},
     "configfile": {"errors", "config"},
     "distributed": {"errors", "config"},
+    "strict": {"errors"},
     "net": FLOOR,
     "optim": FLOOR,
     "data": FLOOR,
     "flow": FLOOR,  # it sees a network as a callable
     "evaluation": FLOOR | {"flow"},
     "flops": FLOOR | {"net", "flow"},
-    "convert": FLOOR,
+    "convert": FLOOR | {"configfile", "checkpoint", "net"},
     "checkpoint": FLOOR | {"configfile"},
     "tracking": FLOOR,
     "state": FLOOR | {"checkpoint", "optim"},
     "run_folder": FLOOR | {"configfile", "checkpoint"},
-    "sampling": FLOOR | {"configfile", "checkpoint", "net", "evaluation"},
+    "sampling": FLOOR | {"configfile", "checkpoint", "convert", "net", "evaluation"},
     "snapshots": FLOOR | {"checkpoint", "run_folder", "sampling", "state", "evaluation"},
     "training": None,  # everything but the commands
 }
@@ -46,6 +47,9 @@ HOMES = {
     "safetensors": ["checkpoint.py"],
     "torch_fidelity": ["evaluation"],
     "timm": ["perceptual.py", "evaluation"],
+    "flax": ["convert/jax_checkpoint.py"],
+    "orbax": ["convert/jax_checkpoint.py"],
+    "jax": ["convert/jax_checkpoint.py"],
 }
 
 FILES = sorted(SOURCE.rglob("*.py"))

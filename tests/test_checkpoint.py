@@ -9,6 +9,7 @@ import torch
 
 from pmf.checkpoint import (
     Checkpoint,
+    complete_or_absent,
     find_damage,
     find_resumable,
     list_checkpoints,
@@ -104,6 +105,16 @@ def test_an_unfinished_checkpoint_is_invisible(tmp_path):
     assert not unfinished.exists()
 
 
+def test_a_file_that_was_not_written_to_its_end_is_absent(tmp_path):
+    (tmp_path / "kept").write_text("old")
+    for name in ("kept", "new"):
+        with pytest.raises(KeyboardInterrupt), complete_or_absent(tmp_path / name) as temporary:
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    assert (tmp_path / "kept").read_text() == "old"
+
+
 def test_weights_load_from_a_run_a_checkpoint_and_a_file(tmp_path):
     folder, saved = save(tmp_path, 3)
     for path, which in ((tmp_path, None), (folder, "10"), (folder / "ema_10.safetensors", None)):
@@ -122,7 +133,7 @@ def test_what_is_no_weights_file_is_one_line(tmp_path):
     html.write_text("<html>login</html>")
     (tmp_path / "empty").mkdir()
     for path, which, message in (
-        (pickled, None, "pickled weights are not loaded"),
+        (pickled, None, "is not a .safetensors file; an official checkpoint is read with its recipe"),
         (html, None, "cannot be read as safetensors"),
         (folder, "20", "has no average '20'; choose one of: 10, online"),
         (tmp_path / "empty", "10", "is neither a run folder, a checkpoint folder nor a .safetensors file"),

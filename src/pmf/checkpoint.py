@@ -12,7 +12,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pmf.config import Config
+from pmf.config import Config, as_plain
 from pmf.configfile import config_from_plain
 from pmf.errors import UserError
+from pmf.strict import require_same_tensors
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -68,7 +70,7 @@ def save_checkpoint(run_folder: Path, checkpoint: Checkpoint, *, keep: int) -> P
         save_file(contiguous, temporary / f"{stem}.safetensors", metadata=metadata)
     (temporary / STATE).write_text(json.dumps(checkpoint.state, indent=1))
     files = sorted(path for path in temporary.iterdir())
-    manifest = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files}
+    manifest = {path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in files}
     (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
     for path in (*files, temporary / MANIFEST, temporary):
         _flush(path)
@@ -110,7 +112,7 @@ def find_damage(folder: Path) -> str | None:
             return f"{name} is missing"
         if path.stat().st_size != expected["bytes"]:
             return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
-        if _sha256(path) != expected["sha256"]:
+        if file_sha256(path) != expected["sha256"]:
             return f"{name} does not match its sha256"
     return None
 
@@ -155,7 +157,10 @@ def load_weights(path: Path, which: str | None) -> SavedWeights:
         raise UserError(f"{path}: is one file of weights; leave out --ema {which}, or give the folder it is in")
     file = path if path.is_file() else _weights_file(path, which)
     if file.suffix != ".safetensors":
-        raise UserError(f"{file}: is not a .safetensors file; pickled weights are not loaded")
+        raise UserError(
+            f"{file}: is not a .safetensors file; an official checkpoint is read with its recipe "
+            "(eval.py sample --config configs/NAME.yaml) or converted (python -m pmf.convert import)"
+        )
     try:
         with safe_open(file, "pt") as opened:
             metadata = opened.metadata() or {}
@@ -165,7 +170,29 @@ def load_weights(path: Path, which: str | None) -> SavedWeights:
     if "config" not in metadata:
         raise UserError(f"{file}: carries no config, so it was not written by this library's training")
     config = config_from_plain(json.loads(metadata["config"]), str(file))
-    return SavedWeights(weights=weights, config=config, source=f"{file.parent.name}/{file.name} {_sha256(file)[:16]}")
+    return SavedWeights(
+        weights=weights, config=config, source=f"{file.parent.name}/{file.name} {file_sha256(file)[:16]}"
+    )
+
+
+def save_weights(path: Path, weights: Mapping[str, Tensor], config: Config) -> None:
+    """Write one ``.safetensors`` file that carries its config, as :func:`load_weights` reads it."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    with complete_or_absent(path) as temporary:
+        save_file(contiguous, temporary, metadata={"config": json.dumps(as_plain(config))})
+
+
+@contextmanager
+def complete_or_absent(path: Path) -> Iterator[Path]:
+    """A temporary path to write to; what stands there in the end is flushed to disk and renamed to ``path``."""
+    temporary = path.with_name(f".incomplete_{path.name}")
+    try:
+        yield temporary
+        _flush(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _flush(path.parent)
 
 
 def load_strictly(module: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
@@ -175,20 +202,14 @@ def load_strictly(module: nn.Module, weights: Mapping[str, Tensor], where: str) 
         UserError: names the first missing or differing tensors.
     """
     own = module.state_dict()
-    problems = [f"{name} is missing" for name in own if name not in weights]
-    problems += [
-        f"{name} is {tuple(weights[name].shape)} there and {tuple(tensor.shape)} here"
-        for name, tensor in own.items()
-        if name in weights and weights[name].shape != tensor.shape
-    ]
-    problems += [f"{name} is unknown here" for name in weights if name not in own and not name.startswith("v_")]
-    if problems:
-        raise UserError(
-            f"{where}: weights of another network: {'; '.join(problems[:3])}"
-            f"{f' and {len(problems) - 3} more' if len(problems) > 3 else ''}; "
-            "check model.name, data.image_size and data.num_classes"
-        )
-    module.load_state_dict({name: weights[name] for name in own})
+    kept = {name: tensor for name, tensor in weights.items() if name in own or not name.startswith("v_")}
+    require_same_tensors(
+        own,
+        kept,
+        intro=f"{where}: weights of another network",
+        advice="check model.name, data.image_size and data.num_classes",
+    )
+    module.load_state_dict(kept)
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
@@ -198,6 +219,12 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
         digest.update(name.encode())
         digest.update(tensors[name].detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def file_sha256(path: Path) -> str:
+    """Of the file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _weights_file(path: Path, which: str | None) -> Path:
@@ -220,11 +247,8 @@ def _weights_file(path: Path, which: str | None) -> Path:
 
 
 def _point_latest_at(run_folder: Path, checkpoint: Path) -> None:
-    temporary = run_folder / ".latest"
-    temporary.write_text(f"{checkpoint.relative_to(run_folder)}\n")
-    _flush(temporary)
-    temporary.replace(run_folder / "latest")
-    _flush(run_folder)
+    with complete_or_absent(run_folder / "latest") as temporary:
+        temporary.write_text(f"{checkpoint.relative_to(run_folder)}\n")
 
 
 def _flush(path: Path) -> None:
@@ -233,8 +257,3 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from pmf.checkpoint import load_strictly, load_weights
 from pmf.config import Config, as_plain
-from pmf.configfile import config_from_plain
+from pmf.configfile import config_from_plain, load_config
+from pmf.convert import load_official
 from pmf.distributed import join_world, set_float32_precision
 from pmf.errors import UserError
 from pmf.evaluation.generation import SamplingPlan, write_image_folder
@@ -22,6 +23,7 @@ from pmf.net.sizes import create_network
 def sample_folder(
     *,
     checkpoint: Path,
+    recipe: Path | None,
     output: Path,
     num_images: int,
     labels: str,
@@ -32,7 +34,8 @@ def sample_folder(
     """Write images 0 ... num_images - 1 and their labels; an interrupted folder is completed.
 
     Args:
-        checkpoint: run folder, checkpoint folder or ``.safetensors`` file.
+        checkpoint: run folder, checkpoint folder or ``.safetensors`` file; with a recipe, an official checkpoint.
+        recipe: YAML of the model that an official checkpoint holds.
         labels: ``all`` or comma-separated classes, cycled through.
         ema: which average; None is the config's choice.
         overrides: values for the config's sampling section; None keeps the config's.
@@ -47,7 +50,7 @@ def sample_folder(
     if not checkpoint.exists():
         raise UserError(f"--checkpoint {checkpoint}: there is no such file or folder")
     world = join_world()
-    saved = load_weights(checkpoint, ema)
+    saved = load_weights(checkpoint, ema) if recipe is None else load_official(checkpoint, load_config(recipe), ema)
     config = _with_overrides(saved.config, overrides)
     set_float32_precision(tf32=config.training.tf32)
     network = inference_network(config, saved.weights, world.device, where=str(checkpoint))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pmf.config import EmaConfig, number_name
 from pmf.distributed import ALONE, World
 from pmf.optim.sharding import assign_owners, collect
-from pmf.optim.strict import require_same_tensors
+from pmf.strict import require_same_tensors
 
 
 def half_life_decay(half_life_kimg: float, images_seen: int, images_per_step: int) -> float:
@@ -92,7 +92,12 @@ class WeightAverages:
         Raises:
             UserError: names or shapes differ; names the first of them.
         """
-        require_same_tensors(self._shapes, tensors, f"average '{name}'")
+        require_same_tensors(
+            self._shapes,
+            tensors,
+            intro=f"average '{name}' is of another run",
+            advice="check model.name, data.image_size and data.num_classes",
+        )
         for key, tensor in self._tensors[name].items():
             tensor.copy_(tensors[key])
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pmf.distributed import ALONE, World
 from pmf.optim.newton_schulz import orthogonalize
 from pmf.optim.sharding import Exchange, Share, collect, divide
-from pmf.optim.strict import require_same_tensors
+from pmf.strict import require_same_tensors
 
 # What is remembered of each parameter; the names are those in checkpoints.
 MOMENTS = {
@@ -153,7 +153,12 @@ class Muon(torch.optim.Optimizer):
             UserError: names or shapes differ; names the first of them.
         """
         like = self._named_parameters(network)
-        require_same_tensors(like | self._step_counts(), tensors, "the optimizer's state")
+        require_same_tensors(
+            like | self._step_counts(),
+            tensors,
+            intro="the optimizer's state is of another run",
+            advice="check optimizer.name, model.name, data.image_size and data.num_classes",
+        )
         for name, tensor in self._own_state(like).items():
             tensor.copy_(tensors[name])
         for group in self.param_groups:

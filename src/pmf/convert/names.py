@@ -1,13 +1,15 @@
-"""Names and layouts of other people's weights, from and to ours.
+"""Names and layouts of the official weights, from and to ours.
 
 The official PyTorch networks (pMF branch ``torch``) wrap every linear layer once more (``_flax_linear``) and name the
-parts otherwise; shapes are the same, so conversion is renaming.
+parts otherwise; shapes are the same, so conversion is renaming. The JAX networks (branches ``main`` and ``hsdp``) carry
+nearly those names as a tree, with kernels as flax stores them: (in, out) and (height, width, in, out).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -44,6 +46,28 @@ _OFFICIAL_PARTS: tuple[tuple[str, str], ...] = (
     (r"\.mlp\.up\.", r".mlp.w3._flax_linear."),
     (r"_final_layer\.linear\.", r"_final_layer.linear._flax_linear."),
 )
+# Official PyTorch to JAX, all of them in this order (official models/pmfDiT.py, embedder.py, torch_models.py).
+_JAX_PARTS: tuple[tuple[str, str], ...] = (
+    (r"^(\w+_(?:blocks|heads))\.(\d+)\.", r"\1_\2."),
+    (r"\.mlp\.(\d)\.", r".mlp.layers_\1."),
+    (r"\._flax_embedding\.weight$", r".embedding"),
+    (r"\.weight$", r".kernel"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How an official code base names and stores our parameters; each function takes our name.
+
+    Attributes:
+        name: our name to theirs.
+        store: our tensor to theirs.
+        restore: their tensor to ours, the inverse of ``store``.
+    """
+
+    name: Callable[[str], str]
+    store: Callable[[str, Tensor], Tensor]
+    restore: Callable[[str, Tensor], Tensor]
 
 
 def official_name(name: str) -> str:
@@ -58,7 +82,7 @@ def official_name(name: str) -> str:
 
 
 def from_official(weights: Mapping[str, Tensor], our_names: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Official weights under our names.
+    """Official PyTorch weights, without the leading ``net.``, under our names.
 
     Args:
         weights: by official name.
@@ -68,3 +92,32 @@ def from_official(weights: Mapping[str, Tensor], our_names: Mapping[str, Tensor]
         KeyError: a weight of ours has no counterpart.
     """
     return {name: weights[official_name(name)] for name in our_names}
+
+
+def _jax_name(name: str) -> str:
+    name = official_name(name)
+    for pattern, replacement in _JAX_PARTS:
+        name = re.sub(pattern, replacement, name)
+    return f"net/{name.replace('.', '/')}"
+
+
+def _store_for_jax(name: str, tensor: Tensor) -> Tensor:
+    if name == "label_embedding.weight":
+        return tensor[None]  # (1, classes + 1, width)
+    if tensor.ndim == 4:
+        return tensor.permute(2, 3, 1, 0)  # (height, width, in, out)
+    return tensor.T if tensor.ndim == 2 else tensor  # (in, out)
+
+
+def _restore_from_jax(name: str, tensor: Tensor) -> Tensor:
+    if name == "label_embedding.weight":
+        return tensor[0]  # (classes + 1, width)
+    if tensor.ndim == 4:
+        return tensor.permute(3, 2, 0, 1)  # (out, in, height, width)
+    return tensor.T if tensor.ndim == 2 else tensor  # (out, in)
+
+
+PYTORCH = Layout(
+    name=lambda name: f"net.{official_name(name)}", store=lambda _, tensor: tensor, restore=lambda _, tensor: tensor
+)
+JAX = Layout(name=_jax_name, store=_store_for_jax, restore=_restore_from_jax)

@@ -9,11 +9,11 @@ from torch import Tensor
 from pmf.errors import UserError
 
 
-def require_same_tensors(own: Mapping[str, Tensor], given: Mapping[str, Tensor], what: str) -> None:
+def require_same_tensors(own: Mapping[str, Tensor], given: Mapping[str, Tensor], *, intro: str, advice: str) -> None:
     """Names and shapes must agree exactly; dtypes are converted on copying.
 
     Raises:
-        UserError: ``what`` (how the text begins), then the first three tensors that differ.
+        UserError: ``intro``, the first three tensors that differ, then ``advice``.
     """
     problems = [f"{name} is missing" for name in own if name not in given]
     problems += [
@@ -24,7 +24,4 @@ def require_same_tensors(own: Mapping[str, Tensor], given: Mapping[str, Tensor],
     problems += [f"{name} is unknown here" for name in given if name not in own]
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise UserError(
-            f"{what} is of another run: {'; '.join(problems[:3])}{more}; "
-            "check optimizer.name, model.name, data.image_size and data.num_classes"
-        )
+        raise UserError(f"{intro}: {'; '.join(problems[:3])}{more}; {advice}")

@@ -1,0 +1,127 @@
+"""Official checkpoints as our weights, and ours as official ones: every tensor accounted for, by name and shape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pmf.checkpoint import SavedWeights, file_sha256, fingerprint
+from pmf.config import Config
+from pmf.convert.jax_checkpoint import read_jax, write_jax
+from pmf.convert.names import JAX, PYTORCH, Layout
+from pmf.convert.pytorch_file import read_pytorch, write_pytorch
+from pmf.errors import UserError
+from pmf.net.layers import Rotation
+from pmf.net.sizes import SIZES, create_network
+from pmf.strict import require_same_tensors
+
+# The official PyTorch networks store their table of rotations; ours is computed from the sizes.
+ROTATIONS = "net.rope_freqs"
+# cos and sin of float32 angles up to the grid's side may differ in the last place.
+ROTATION_TOLERANCE = 1e-6
+
+
+def load_official(path: Path, config: Config, which: str | None = None, *, allow_pickle: bool = False) -> SavedWeights:
+    """Weights of an official checkpoint under our names.
+
+    Args:
+        path: a PyTorch file (``.pt``, ``.pth``), or a JAX checkpoint or the folder that holds it.
+        config: the recipe that the checkpoint was trained with; it says which network, and how to sample.
+        which: of a JAX checkpoint, ``online`` or the name of an average; None is what the config samples with.
+        allow_pickle: see :func:`read_pytorch`.
+
+    Returns:
+        The weights, with the v head where the checkpoint has one.
+
+    Raises:
+        UserError: nothing there, damaged, or names and shapes that are not those of the config's network.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: there is no such file or folder")
+    if path.suffix == ".safetensors" or (path / "checkpoints").is_dir():
+        raise UserError(f"{path}: is ours and carries its config; --config is for official checkpoints")
+    if path.suffix in (".pt", ".pth", ".zip"):
+        if which is not None:
+            raise UserError(f"{path}: holds one set of weights; leave out --ema {which}")
+        tensors = read_pytorch(path, allow_pickle=allow_pickle)
+        _check_rotations(tensors.pop(ROTATIONS, None), config, path)
+        weights = _from_layout(PYTORCH, tensors, config, path)
+        mark = file_sha256(path)[:16]
+    else:
+        weights = _from_layout(JAX, read_jax(path, which or config.sampling.ema), config, path)
+        mark = fingerprint(weights)
+    return SavedWeights(weights=weights, config=config, source=f"{path.name} {mark}")
+
+
+def export_pytorch(path: Path, saved: SavedWeights, *, inference: bool) -> None:
+    """Write weights as the official PyTorch network names them, with its table of rotations: one ``.pt`` file.
+
+    Args:
+        inference: leave out the v head, as the released files do.
+    """
+    write_pytorch(path, _to_layout(PYTORCH, saved.weights, inference) | {ROTATIONS: rotation_table(saved.config)})
+
+
+def export_jax(path: Path, saved: SavedWeights, *, inference: bool) -> None:
+    """Write weights as a state of the official JAX code, as the average that the config samples with: a folder.
+
+    Args:
+        inference: leave out the v head.
+    """
+    write_jax(path, _to_layout(JAX, saved.weights, inference), average=saved.config.sampling.ema)
+
+
+EXPORTS = {"pytorch": export_pytorch, "jax": export_jax}
+
+
+def rotation_table(config: Config) -> Tensor:
+    """(patches, head width / 2) complex64: what the official network multiplies queries and keys of patches with."""
+    size = SIZES[config.model.name]
+    rotation = Rotation(size.width // size.num_heads, config.data.image_size // size.patch_size, 0)
+    return torch.complex(rotation.cos, rotation.sin)
+
+
+def _from_layout(layout: Layout, tensors: Mapping[str, Tensor], config: Config, path: Path) -> dict[str, Tensor]:
+    """Tensors under our names, after comparing theirs with what the config's network would be there."""
+    own = _own_tensors(config)
+    if not any(layout.name(name) in tensors for name in own if name.startswith("v_")):
+        own = {name: tensor for name, tensor in own.items() if not name.startswith("v_")}
+    require_same_tensors(
+        {layout.name(name): layout.store(name, tensor) for name, tensor in own.items()},
+        tensors,
+        intro=f"{path}: not the weights of {config.model.name}",
+        advice="give the --config of the model that it is",
+    )
+    return {name: layout.restore(name, tensors[layout.name(name)]) for name in own}
+
+
+def _to_layout(layout: Layout, weights: Mapping[str, Tensor], inference: bool) -> dict[str, Tensor]:
+    return {
+        layout.name(name): layout.store(name, tensor)
+        for name, tensor in weights.items()
+        if not (inference and name.startswith("v_"))
+    }
+
+
+def _own_tensors(config: Config) -> dict[str, Tensor]:
+    """Our training network's tensors, without values."""
+    data = config.data
+    with torch.device("meta"):
+        network = create_network(
+            config.model.name, image_size=data.image_size, num_classes=data.num_classes, channels=data.channels
+        )
+    return dict(network.state_dict())
+
+
+def _check_rotations(table: Tensor | None, config: Config, path: Path) -> None:
+    if table is None:
+        return
+    own = rotation_table(config)
+    if table.shape != own.shape or not bool(((table - own).abs() <= ROTATION_TOLERANCE).all()):
+        raise UserError(
+            f"{path}: {ROTATIONS} is not the rotation of {config.model.name} at {config.data.image_size} pixels; "
+            "give the --config of the model that it is"
+        )
