@@ -30,7 +30,8 @@ MAY_IMPORT = {
     "state": FLOOR | {"checkpoint", "optim"},
     "run_folder": FLOOR | {"configfile", "checkpoint"},
     "sampling": FLOOR | {"configfile", "checkpoint", "convert", "net", "evaluation"},
-    "snapshots": FLOOR | {"checkpoint", "run_folder", "sampling", "state", "evaluation"},
+    "preemption": FLOOR,
+    "snapshots": FLOOR | {"preemption", "checkpoint", "run_folder", "sampling", "state", "evaluation"},
     "training": None,  # everything but the commands
 }
 

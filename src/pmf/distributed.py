@@ -16,7 +16,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
 
 from pmf.config import TrainingConfig
-from pmf.errors import UserError
+from pmf.errors import PREEMPTED_STATUS, Preempted, UserError
 
 
 class Stream(enum.IntEnum):
@@ -74,6 +74,12 @@ class World:
         assert work is not None, "asked for by async_op"
         return work
 
+    def maximum(self, tensor: Tensor) -> Tensor:
+        """Element by element over all processes, in place."""
+        if self.size > 1:
+            torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
+        return tensor
+
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"), barrier=lambda: None)
 """One process, as in a notebook; its device is only a default."""
@@ -128,6 +134,10 @@ def run_command(main: Callable[[], None]) -> None:
     """
     try:
         main()
+    except Preempted as stop:
+        if is_main_rank():
+            print(stop, file=sys.stderr)
+        sys.exit(PREEMPTED_STATUS)
     except UserError as error:
         if is_main_rank() or torch.distributed.is_initialized():
             print(f"error: {error}", file=sys.stderr)

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import platform
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
-from pmf.checkpoint import Checkpoint, find_resumable, list_checkpoints
+from pmf.checkpoint import Checkpoint, complete_or_absent, find_resumable, list_checkpoints
 from pmf.config import Config, as_plain
 from pmf.configfile import save_config
 from pmf.errors import UserError
 
+PREEMPTED = "preempted"
 RECORDED_PACKAGES = ("torch", "accelerate", "numpy", "pillow", "pyarrow", "safetensors")
 
 
@@ -75,6 +79,45 @@ class RunFolder:
             raise UserError(
                 f"training.output_dir {self.path}: cannot be written ({error.strerror}); choose another"
             ) from None
+
+    def lock(self) -> IO[str]:
+        """Take the folder for this process; it is free again when the returned file is closed or the process ends.
+
+        The lock is the kernel's, so a crash leaves none behind.
+
+        Raises:
+            UserError: another process has it, or the folder cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = (self.path / ".lock").open("a+")
+        except OSError as error:
+            raise UserError(
+                f"training.output_dir {self.path}: cannot be written ({error.strerror}); choose another"
+            ) from None
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise UserError(
+                f"training.output_dir {self.path}: in use by {file.read().strip() or 'another process'}; stop that run "
+                "or choose another folder"
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        return file
+
+    def mark_preempted(self, step: int) -> None:
+        """Leave a note for whoever starts runs again."""
+        with complete_or_absent(self.path / PREEMPTED) as temporary:
+            temporary.write_text(json.dumps({"step": step, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}))
+
+    def clear_preempted(self) -> bool:
+        """Remove that note; whether there was one."""
+        found = (self.path / PREEMPTED).exists()
+        (self.path / PREEMPTED).unlink(missing_ok=True)
+        return found
 
     def set_aside_after(self, step: int, say: Callable[[str], None]) -> None:
         """Rename checkpoints newer than the step that a run continues from: ``auto`` must not return to them."""

@@ -56,9 +56,9 @@ def sample_folder(
     network = inference_network(config, saved.weights, world.device, where=str(checkpoint))
     classes = _parse_labels(labels, config.data.num_classes)
     plan = plan_samples(config, num_images=num_images, seed=seed, weights=saved.source, labels=classes)
-    bar = tqdm(total=-(-num_images // world.size), unit="image", disable=not world.is_main)
+    bar = tqdm(total=num_images, unit="image", disable=not world.is_main)
     for count in write_image_folder(network, config, plan, output, world):
-        bar.update(count)
+        bar.update(min(count * world.size, num_images - bar.n))  # the others are about as far
     bar.close()
     if world.is_main:
         print(f"{num_images} images ({plan.weights}) in {output}")

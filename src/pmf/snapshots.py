@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from pmf.checkpoint import fingerprint
 from pmf.config import Config
 from pmf.distributed import World
+from pmf.errors import Preempted
 from pmf.evaluation.generation import SamplingPlan, class_grid, write_image_folder
 from pmf.evaluation.images import save_png
+from pmf.preemption import StopRequest
 from pmf.run_folder import RunFolder
 from pmf.sampling import inference_network, plan_samples
 from pmf.state import TrainingState
@@ -26,6 +28,7 @@ class Snapshots:
     world: World
     run_folder: RunFolder
     say: Callable[[str], None]
+    stop: StopRequest
 
     def save_grid(self, name: str) -> None:
         """Ten classes, ten images each, always of the same noise, into ``samples/NAME``; the main rank draws."""
@@ -37,7 +40,11 @@ class Snapshots:
             self.say(f"samples: {path}")
 
     def write_final(self) -> None:
-        """What ``sampling.final_images`` and ``training.sample_every`` ask for when training ends."""
+        """What ``sampling.final_images`` and ``training.sample_every`` ask for when training ends.
+
+        Raises:
+            Preempted: asked to stop on the way; the folder is completed by the next start.
+        """
         number = self.config.sampling.final_images
         if self.config.training.sample_every or number:
             self.save_grid("final.png")
@@ -46,7 +53,8 @@ class Snapshots:
             weights = self._weights(everywhere=True)
             network, plan = self._network(weights), self._plan(number, weights)
             for _ in write_image_folder(network, self.config, plan, folder, self.world):
-                pass
+                if self.stop.agreed():
+                    raise Preempted(f"stopped while writing {folder}; start again to complete it")
             self.say(f"{number} samples: {folder}")
 
     def _weights(self, *, everywhere: bool) -> dict[str, Tensor]:

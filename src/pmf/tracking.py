@@ -13,7 +13,7 @@ from pmf.config import Config, as_plain
 class MetricsLog:
     """Appends one JSON object per line. After a resume, lines of steps that will be done again are dropped first."""
 
-    def __init__(self, run_folder: Path, config: Config, *, resumed_step: int) -> None:
+    def __init__(self, run_folder: Path, config: Config, resumed_step: int) -> None:
         self.path = run_folder / "metrics.jsonl"
         self._keep_until(resumed_step)
         self.wandb = None

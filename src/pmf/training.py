@@ -11,7 +11,7 @@ import math
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from pmf.data.loader import Batch, create_loader
 from pmf.data.sampler import steps_per_epoch
 from pmf.data.transforms import to_unit_range
 from pmf.distributed import Stream, World, create_accelerator, torch_generator
-from pmf.errors import UserError
+from pmf.errors import Preempted, UserError
 from pmf.flops import expected_shares, peak_flops, step_flops
 from pmf.flow.draws import Draws, StandardScalars
 from pmf.flow.pixel_mean_flow import LossTerms, PixelMeanFlow
@@ -32,6 +32,7 @@ from pmf.net.sizes import create_network
 from pmf.optim.ema import WeightAverages
 from pmf.optim.groups import create_optimizer
 from pmf.optim.schedule import learning_rate
+from pmf.preemption import StopRequest
 from pmf.run_folder import RunFolder
 from pmf.snapshots import Snapshots
 from pmf.state import TrainingState
@@ -107,9 +108,11 @@ class Trainer:
         self.flops = step_flops(network, expected_shares(config.objective))
         self.state = TrainingState(network, optimizer, averages, self.accelerator.scaler)
         self.run_folder = RunFolder(Path(training.output_dir).expanduser())
+        self.stop = StopRequest(self.world)
         self.snapshots = Snapshots(
-            config=config, state=self.state, world=self.world, run_folder=self.run_folder, say=self.say
+            config=config, state=self.state, world=self.world, run_folder=self.run_folder, say=self.say, stop=self.stop
         )
+        self._lock = self._lock_run_folder()
         self._start_or_resume(resume)
 
     def say(self, message: str) -> None:
@@ -118,9 +121,25 @@ class Trainer:
             tqdm.write(message)
 
     def train(self) -> None:
-        """Run to the last step, then write the final samples."""
+        """Run to the last step, then write the final samples.
+
+        Raises:
+            Preempted: a signal asked to stop; the step is saved.
+        """
+        with self.stop:
+            log = (
+                MetricsLog(self.run_folder.path, self.config, self.state.progress.step) if self.world.is_main else None
+            )
+            try:
+                self._run_steps(log)
+            finally:
+                if log:
+                    log.close()
+            self.snapshots.write_final()
+        self.accelerator.end_training()
+
+    def _run_steps(self, log: MetricsLog | None) -> None:
         training, progress = self.config.training, self.state.progress
-        log = MetricsLog(self.run_folder.path, self.config, resumed_step=progress.step) if self.world.is_main else None
         stream = iter(self._batches())
         bar = tqdm(
             total=self.max_steps,
@@ -132,7 +151,7 @@ class Trainer:
         busy, timed_steps = 0.0, 0
         while progress.step < self.max_steps:
             started = time.perf_counter()
-            self.train_step([next(stream) for _ in range(self.accumulation)])
+            stopping = self.train_step([next(stream) for _ in range(self.accumulation)])
             busy += time.perf_counter() - started
             timed_steps += 1
             bar.update()
@@ -143,18 +162,29 @@ class Trainer:
                 bar.set_postfix({key: f"{metrics[key]:.4g}" for key in shown})
                 if log:
                     log.write(metrics)
+            if stopping or progress.step % training.checkpoint_every == 0 or progress.step == self.max_steps:
+                self.save()
+            if stopping:
+                bar.close()
+                self._leave()
             if training.sample_every and progress.step % training.sample_every == 0:
                 self.snapshots.save_grid(f"step_{progress.step:08d}.png")
-            if progress.step % training.checkpoint_every == 0 or progress.step == self.max_steps:
-                self.save()
         bar.close()
-        if log:
-            log.close()
-        self.snapshots.write_final()
-        self.accelerator.end_training()
 
-    def train_step(self, batches: list[Batch]) -> None:
-        """One optimizer step over this rank's micro-batches; a non-finite gradient on any rank skips it on all."""
+    def _leave(self) -> None:
+        if self.world.is_main:
+            self.run_folder.mark_preempted(self.state.progress.step)
+        raise Preempted(
+            f"asked to stop: step {self.state.progress.step} of {self.max_steps} is saved in {self.run_folder.path}; "
+            "start the same command again to go on"
+        )
+
+    def train_step(self, batches: list[Batch]) -> bool:
+        """One optimizer step over this rank's micro-batches; a non-finite gradient on any rank skips it on all.
+
+        Returns:
+            Whether a signal has asked any rank to stop.
+        """
         training, progress, network = self.config.training, self.state.progress, self.state.network
         rate = learning_rate(self.config.optimizer, progress.step, self.max_steps)
         for group in self.optimizer.param_groups:
@@ -165,7 +195,7 @@ class Trainer:
         norm = torch.nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
         means = {name: torch.stack([log[name] for log in logs]).mean() for name in logs[0]}
         # The only wait for the device in a step.
-        *values, norm_value = torch.stack([*means.values(), norm]).tolist()
+        *values, norm_value, stopping = torch.stack([*means.values(), norm, self.stop.flag()]).tolist()
         finite = math.isfinite(norm_value)  # gradients are averaged over ranks, so all ranks agree
         if finite and training.gradient_clip is not None:
             torch.nn.utils.clip_grads_with_norm_(network.parameters(), training.gradient_clip, norm)
@@ -180,6 +210,7 @@ class Trainer:
             progress.add({**dict(zip(means, values, strict=True)), "grad_norm": norm_value})
         else:
             self._count_skipped(batches)
+        return bool(stopping)
 
     def save(self) -> None:
         """Write a checkpoint; called by all ranks."""
@@ -265,6 +296,19 @@ class Trainer:
         values = torch.tensor(list(sums.values()), dtype=torch.float64, device=self.world.device)
         return dict(zip(sums, self.accelerator.reduce(values, "mean").tolist(), strict=True))
 
+    def _lock_run_folder(self) -> IO[str] | None:
+        """Keep others out of the run folder, until this process ends."""
+        lock, problem = None, None
+        if self.world.is_main:
+            try:
+                lock = self.run_folder.lock()
+            except UserError as error:
+                problem = str(error)
+        problem = self.world.gather(problem)[0]
+        if problem:
+            raise UserError(problem)
+        return lock
+
     def _start_or_resume(self, resume: str) -> None:
         training = self.config.training
         path = self.run_folder.resume_point(resume, self.say)
@@ -282,6 +326,8 @@ class Trainer:
         if self.world.is_main:
             self.run_folder.set_aside_after(self.state.progress.step, self.say)
             self.run_folder.open(self.config, device=str(self.world.device), world_size=self.world.size)
+            if self.run_folder.clear_preempted():
+                self.say("this run had been asked to stop, and goes on")
         self.world.barrier()
         parameters = sum(p.numel() for p in self.state.network.parameters())
         self.say(

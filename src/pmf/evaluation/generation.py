@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from pmf.evaluation.images import contact_sheet, save_png, to_uint8
 from pmf.flow.network import Network
 from pmf.flow.parameterization import create_parameterization
 from pmf.flow.sampler import generate
+
+NUM_ENCODERS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +81,14 @@ def sample_images(
 def write_image_folder(
     network: Network, config: Config, plan: SamplingPlan, folder: Path, world: World
 ) -> Iterator[int]:
-    """Write ``000000.png`` ... and, when all are there, ``labels.csv``; yields how many images each batch added.
+    """Write ``000000.png`` ... and, when all are there, ``labels.csv``.
 
-    Ranks share the work by index. Images that an interrupted call of the same plan left are kept.
+    Batch k is images k B ... (k + 1) B - 1, whoever makes it, so that not even the last bit depends on the number of
+    ranks or on an interruption; rank r makes batches r, r + W, ... Images that an interrupted call of the same plan
+    left are kept. PNGs are encoded in threads while the next batch is generated.
+
+    Yields:
+        How many images of this rank the batch settles; equally often on every rank.
 
     Raises:
         UserError: the folder holds something other than (part of) this plan.
@@ -88,19 +96,31 @@ def write_image_folder(
     if world.is_main:
         _claim_folder(folder, plan)
     world.barrier()
-    mine = range(world.rank, plan.num_images, world.size)
-    missing = [index for index in mine if not (folder / _file_name(index)).exists()]
-    yield len(mine) - len(missing)
-    batch_size = config.sampling.batch_size
-    for start in range(0, len(missing), batch_size):
-        indices = missing[start : start + batch_size]
-        for index, image in zip(indices, sample_images(network, config, plan, indices, world.device), strict=True):
-            save_png(image, folder / _file_name(index))
-        yield len(indices)
+    size = config.sampling.batch_size
+    with ThreadPoolExecutor(NUM_ENCODERS) as pool:
+        written: list[Future[None]] = []
+        for start in range(world.rank * size, plan.num_images + world.rank * size, world.size * size):
+            indices = range(start, min(start + size, plan.num_images))
+            missing = {index for index in indices if not (folder / _file_name(index)).exists()}
+            if missing:
+                images = sample_images(network, config, plan, indices, world.device).cpu()
+                _wait(written)  # of the batch before: bounds the memory, and passes on what went wrong
+                written = [
+                    pool.submit(save_png, image, folder / _file_name(index))
+                    for index, image in zip(indices, images, strict=True)
+                    if index in missing
+                ]
+            yield len(indices)
+        _wait(written)
     world.barrier()
     if world.is_main:
         _write_labels(folder, plan)
     world.barrier()
+
+
+def _wait(futures: list[Future[None]]) -> None:
+    for future in futures:
+        future.result()
 
 
 def class_grid(network: Network, config: Config, plan: SamplingPlan, device: torch.device) -> Tensor:
