@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "net": FLOOR,
     "optim": FLOOR,
     "data": FLOOR,
+    "perceptual": FLOOR,
     "flow": FLOOR,  # it sees a network as a callable
     "evaluation": FLOOR | {"flow"},
     "convert": FLOOR,
@@ -41,9 +42,9 @@ HOMES = {
     "sklearn": ["data"],
     "wandb": ["tracking.py"],
     "pydantic": ["config.py", "configfile.py"],
-    "safetensors": ["checkpoint.py"],
+    "safetensors": ["checkpoint.py", "perceptual/weights.py"],
     "torch_fidelity": ["evaluation"],
-    "timm": ["perceptual.py", "evaluation"],
+    "timm": ["perceptual/convnext.py", "evaluation"],
 }
 
 FILES = sorted(SOURCE.rglob("*.py"))

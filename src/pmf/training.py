@@ -33,6 +33,7 @@ from pmf.net.sizes import create_network
 from pmf.optim.ema import WeightAverages
 from pmf.optim.groups import create_optimizer
 from pmf.optim.schedule import learning_rate
+from pmf.perceptual.distances import create_distances
 from pmf.run_folder import RunFolder
 from pmf.sampling import inference_network, plan_samples
 from pmf.state import TrainingState
@@ -85,6 +86,7 @@ class Trainer:
         self.micro_batch_size = training.global_batch_size // self.world.size // self.accumulation
         with self.accelerator.main_process_first():  # one process may have to build the data set
             self.source = create_source(config.data, training.seed)
+            perceptual = create_distances(config.perceptual, self.world.device, self.say)  # may download
         self.steps_per_epoch = steps_per_epoch(len(self.source), training.global_batch_size)
         self.max_steps = training.max_steps or math.ceil((training.epochs or 0) * self.steps_per_epoch)
 
@@ -99,7 +101,12 @@ class Trainer:
         ).to(self.world.device)
         if training.compile:
             network.compile_blocks()
-        self.objective = PixelMeanFlow(config.objective, num_classes=config.data.num_classes)
+        self.objective = PixelMeanFlow(
+            config.objective,
+            num_classes=config.data.num_classes,
+            perceptual=perceptual,
+            perceptual_max_t=config.perceptual.max_t,
+        )
         optimizer = create_optimizer(network, config.optimizer)
         averages = WeightAverages(network, config.ema)
         self.module, self.optimizer = self.accelerator.prepare(LossModule(network, self.objective), optimizer)

@@ -22,7 +22,7 @@ from pmf.config import ObjectiveConfig
 
 @dataclass(frozen=True, kw_only=True)
 class StandardDraws:
-    """Standard normals (``normal_*``) and uniforms on [0, 1) (``uniform_*``); (B,) on the CPU but for ``normal_e``."""
+    """Standard normals (``normal_*``) and uniforms on [0, 1) (``uniform_*``); (B,) on the CPU but for the last two."""
 
     normal_t: Tensor
     normal_r: Tensor
@@ -35,6 +35,8 @@ class StandardDraws:
     uniform_drop: Tensor
     normal_e: Tensor
     """(B, C, H, W) on the images' device."""
+    uniform_crop: Tensor
+    """(B, 4) on the CPU: area, aspect ratio, top and left of the crop that the perceptual distances look through."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +59,7 @@ class Draws:
         unconditional_rows: (U,) int64, ascending: rows that keep their label and whose guidance scale at t is not 1;
             only they need the unconditional velocity.
         perceptual_rows: (P,) int64, ascending: rows with t below the perceptual threshold.
+        uniform_crop: (P, 4) uniforms of their crops.
     """
 
     t: Tensor
@@ -69,6 +72,7 @@ class Draws:
     num_dropped: int
     unconditional_rows: Tensor
     perceptual_rows: Tensor
+    uniform_crop: Tensor
 
 
 def draw_standard(images: Tensor, generator: torch.Generator) -> StandardDraws:
@@ -95,6 +99,7 @@ def draw_standard(images: Tensor, generator: torch.Generator) -> StandardDraws:
         uniform_omega=uniforms[5],
         uniform_drop=uniforms[6],
         normal_e=normal_e,
+        uniform_crop=torch.rand(rows, 4, generator=generator, dtype=dtype),
     )
 
 
@@ -109,6 +114,7 @@ def shape_draws(standard: StandardDraws, settings: ObjectiveConfig, perceptual_m
     t_min[:num_flow_matching], t_max[:num_flow_matching] = 0.0, 1.0
     guided = active_scale(omega, times.t, t_min, t_max) != 1
     guided[:num_dropped] = False
+    perceptual_rows = (times.t < perceptual_max_t).nonzero()[:, 0]
     device = standard.normal_e.device
 
     def move(tensor: Tensor) -> Tensor:
@@ -124,7 +130,8 @@ def shape_draws(standard: StandardDraws, settings: ObjectiveConfig, perceptual_m
         num_flow_matching=num_flow_matching,
         num_dropped=num_dropped,
         unconditional_rows=move(guided.nonzero()[:, 0]),
-        perceptual_rows=move((times.t < perceptual_max_t).nonzero()[:, 0]),
+        perceptual_rows=move(perceptual_rows),
+        uniform_crop=move(standard.uniform_crop[perceptual_rows]),
     )
 
 

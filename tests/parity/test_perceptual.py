@@ -1,0 +1,110 @@
+"""Golden J (the paired crop) and K (ConvNeXt-V2 features), and LPIPS against the lpips package on the same weights."""
+
+from __future__ import annotations
+
+import math
+
+import lpips
+import pytest
+import torch
+from safetensors.torch import save_file
+from timm.models.convnext import ConvNeXt
+from torch import Tensor
+
+from pmf.perceptual import convnext
+from pmf.perceptual import lpips as our_lpips
+from pmf.perceptual.convnext import ConvNextDistance
+from pmf.perceptual.crop import CropBoxes, crop_boxes, resample
+from pmf.perceptual.lpips import Lpips
+from pmf.perceptual.weights import load_published
+from tests.parity.golden import Golden
+
+CROP = "J_random_resized_crop"
+# INDEX.md's limit for float32 weights of a kernel evaluated twice: 5.6e-6 measured. Cutting the box out before
+# resizing, as torchvision does, differs by up to 0.7.
+CROP_TOLERANCE = 2e-5
+
+
+def boxes_of(golden: Golden, prefix: str) -> CropBoxes:
+    return CropBoxes(**{side: golden[f"{prefix}/{side}"].float() for side in ("top", "left", "height", "width")})
+
+
+def test_crops_read_past_the_box_as_the_official_ones():
+    golden = Golden(CROP)
+    images, crops = golden.image("in/images"), golden["out/resampled"]  # crops: box, image, then NHWC
+    for number, image in enumerate(images):
+        ours = resample(image.expand(len(crops), -1, -1, -1), boxes_of(golden, "in"), golden.meta["out_size"])
+        theirs = crops[:, number].permute(0, 3, 1, 2)
+        torch.testing.assert_close(ours, theirs, atol=CROP_TOLERANCE, rtol=0)
+
+
+def test_boxes_and_both_crops_follow_the_same_uniforms():
+    golden = Golden(CROP)
+    first, second = golden.image("paired/x1"), golden.image("paired/x2")
+    ours = crop_boxes(golden["paired/u_area_ratio_top_left"], *first.shape[2:])
+    for side, expected in vars(boxes_of(golden, "paired")).items():
+        assert torch.equal(getattr(ours, side), expected), side
+    for images, key in ((first, "paired/y1"), (second, "paired/y2")):
+        crops = resample(images, ours, golden.meta["out_size"])
+        torch.testing.assert_close(crops, golden.image(key), atol=CROP_TOLERANCE, rtol=0)
+
+
+def golden_convnext(golden: Golden, tmp_path) -> ConvNextDistance:
+    shape = {"depths": golden.meta["depths"], "dims": golden.meta["dims"]}
+    distance = ConvNextDistance(ConvNeXt(**shape, use_grn=True, ls_init_value=None, num_classes=0))
+    file = tmp_path / "convnext.safetensors"
+    save_file(golden.group("params/"), file)
+    load_published(distance, "perceptual.convnext_weights", [str(file)], convnext.NAMES)
+    return distance
+
+
+def test_convnext_features_distance_and_gradient_equal_the_official_ones(tmp_path):
+    golden = Golden("K_convnext")
+    distance = golden_convnext(golden, tmp_path)
+    x, y = golden.image("in/x").requires_grad_(), golden.image("in/y")
+    # INDEX.md's limit for float32 through 5 blocks: 2e-6 measured on features, 1e-5 on distances near 5.
+    torch.testing.assert_close(distance.features(x), golden["out/feat_x"], atol=2e-5, rtol=0)
+    torch.testing.assert_close(distance.features(y), golden["out/feat_y"], atol=2e-5, rtol=0)
+    found = distance(x, y)
+    torch.testing.assert_close(found, golden["out/dist"], atol=0, rtol=1e-5)
+    gradient = torch.autograd.grad(found.sum(), x)[0]
+    torch.testing.assert_close(gradient, golden.image("out/grad_x_of_sum_dist"), atol=1e-5, rtol=0)
+
+
+def random_pair(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(4)
+    images = torch.rand(2, 3, 3, 64, 64, generator=generator, dtype=torch.float64) * 2 - 1
+    return images[0].to(dtype), images[1].to(dtype)
+
+
+def random_lpips_package(seed: int) -> lpips.LPIPS:
+    """The lpips package with its published heads on a random trunk whose activations keep their size."""
+    torch.manual_seed(seed)
+    theirs = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
+    with torch.no_grad():
+        for module in theirs.net.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                module.weight.normal_(0, math.sqrt(2 / module.weight[0].numel()))
+                module.bias.normal_(0, 0.1)
+    return theirs
+
+
+@pytest.mark.filterwarnings("ignore:The parameter 'pretrained' is deprecated", "ignore:Arguments other than a weight")
+@pytest.mark.parametrize("seed", range(3))
+def test_lpips_and_its_gradient_equal_the_lpips_package(seed, tmp_path):
+    theirs = random_lpips_package(seed)
+    file = tmp_path / "lpips.pth"
+    torch.save(theirs.state_dict(), file)  # the package's own names
+    ours = Lpips()
+    load_published(ours, "perceptual.lpips_weights", [str(file)], our_lpips.NAMES)
+    # float32 sums over up to 512 channels and 4096 pixels in another order
+    prediction, image = random_pair(torch.float32)
+    torch.testing.assert_close(ours(prediction, image), theirs(prediction, image).flatten(), atol=0, rtol=1e-6)
+
+    prediction, image = random_pair(torch.float64)
+    prediction.requires_grad_()
+    ours, theirs = ours.double(), theirs.double()
+    found, expected = ours(prediction, image), theirs(prediction, image).flatten()
+    torch.testing.assert_close(found, expected, atol=0, rtol=1e-12)
+    gradients = [torch.autograd.grad(value.sum(), prediction)[0] for value in (found, expected)]
+    torch.testing.assert_close(*gradients, atol=0, rtol=1e-7)
