@@ -14,7 +14,8 @@ SOURCE = ROOT / "src" / "pmf"
 FLOOR = {"errors", "config", "distributed"}
 MAY_IMPORT = {
     "errors": set(),
-    "config": {"errors"},
+    "batching": {"errors", "config"},  # config as a type only
+    "config": {"errors", "batching"},
     "configfile": {"errors", "config"},
     "distributed": {"errors", "config"},
     "net": FLOOR,

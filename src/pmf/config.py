@@ -6,10 +6,12 @@ imports neither torch nor yaml, so that a typo is reported in milliseconds.
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, model_validator
+
+from pmf.batching import nearest_divisors
+from pmf.errors import CrossFieldError
 
 
 def number_name(value: Any) -> Any:
@@ -256,15 +258,6 @@ class Config(Section):
         return self
 
 
-class CrossFieldError(ValueError):
-    """Values that are fine alone and wrong together; ``key`` is the dotted key to point at."""
-
-    def __init__(self, key: str, problem: str) -> None:
-        super().__init__(f"{key} {problem}")
-        self.key = key
-        self.problem = problem
-
-
 def _cross_field_problems(config: Config) -> list[tuple[str, str]]:
     problems: list[tuple[str, str]] = []
     training, optimizer, sampling, data = config.training, config.optimizer, config.sampling, config.data
@@ -306,43 +299,6 @@ def _cross_field_problems(config: Config) -> list[tuple[str, str]]:
 def ema_names(ema: EmaConfig) -> list[str]:
     """Names of the kept averages, as in the checkpoint's files: ``500`` for a half-life, ``0.9999`` for a decay."""
     return [number_name(value) for value in (*ema.half_lives_kimg, *ema.decays)]
-
-
-def nearest_divisors(total: int, wanted: int) -> str:
-    """The divisors of ``total`` next below and next above ``wanted``, for error texts."""
-    divisors = [d for d in range(1, total + 1) if total % d == 0]
-    below = [d for d in divisors if d <= wanted][-1:]
-    above = [d for d in divisors if d > wanted][:1]
-    return ", ".join(str(d) for d in below + above)
-
-
-def accumulation_steps(training: TrainingConfig, world_size: int) -> int:
-    """Micro-batches per rank and step, so that micro x accumulation x world = global.
-
-    Raises:
-        CrossFieldError: where no whole number does it.
-    """
-    if training.global_batch_size % world_size:
-        raise CrossFieldError(
-            "training.global_batch_size",
-            f"is {training.global_batch_size}, not a multiple of the {world_size} processes; nearest multiples: "
-            f"{_nearest_multiples(training.global_batch_size, world_size)}",
-        )
-    per_rank = training.global_batch_size // world_size
-    micro = training.micro_batch_size or per_rank
-    if per_rank % micro:
-        raise CrossFieldError(
-            "training.micro_batch_size",
-            f"is {micro}, which does not divide the {per_rank} images per process (training.global_batch_size "
-            f"{training.global_batch_size} on {world_size} processes); nearest divisors: "
-            f"{nearest_divisors(per_rank, micro)}",
-        )
-    return per_rank // micro
-
-
-def _nearest_multiples(value: int, factor: int) -> str:
-    multiples = {math.floor(value / factor) * factor, math.ceil(value / factor) * factor} - {0}
-    return ", ".join(str(m) for m in sorted(multiples))
 
 
 def as_plain(config: Config) -> dict[str, Any]:

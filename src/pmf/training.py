@@ -17,14 +17,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from pmf.batching import accumulation_steps
 from pmf.checkpoint import fingerprint, save_checkpoint
-from pmf.config import Config, CrossFieldError, accumulation_steps
+from pmf.config import Config
 from pmf.data import create_source
 from pmf.data.loader import Batch, create_loader
 from pmf.data.sampler import steps_per_epoch
 from pmf.data.transforms import to_unit_range
 from pmf.distributed import Stream, World, create_accelerator, torch_generator
-from pmf.errors import UserError
+from pmf.errors import CrossFieldError, UserError
 from pmf.evaluation.generation import SamplingPlan, class_grid, write_image_folder
 from pmf.evaluation.images import save_png
 from pmf.flow.draws import Draws

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import math
-
 import lpips
 import pytest
 import torch
 from safetensors.torch import save_file
+from timm.layers.grn import GlobalResponseNorm
 from timm.models.convnext import ConvNeXt
 from torch import Tensor
 
 from pmf.perceptual import convnext
 from pmf.perceptual import lpips as our_lpips
-from pmf.perceptual.convnext import ConvNextDistance
+from pmf.perceptual.convnext import ConvNextDistance, ResponseNorm
 from pmf.perceptual.crop import CropBoxes, crop_boxes, resample
 from pmf.perceptual.lpips import Lpips
 from pmf.perceptual.weights import load_published
 from tests.parity.golden import Golden
+from tests.perceptual_weights import random_convolution
 
 CROP = "J_random_resized_crop"
 # INDEX.md's limit for float32 weights of a kernel evaluated twice: 5.6e-6 measured. Cutting the box out before
@@ -71,6 +71,27 @@ def test_convnext_features_distance_and_gradient_equal_the_official_ones(tmp_pat
     torch.testing.assert_close(gradient, golden.image("out/grad_x_of_sum_dist"), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_response_norm_has_the_official_epsilons(channels_last):
+    """On golden K timm's own would pass too: where a channel is silent the epsilon's place shows."""
+    ours, timms = (cls(4, channels_last=channels_last).double() for cls in (ResponseNorm, GlobalResponseNorm))
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(2, 3, 3, 4, generator=generator, dtype=torch.float64)
+    features = features * torch.tensor([1e-4, 1e-3, 1e-2, 1.0], dtype=torch.float64)
+    gamma, beta = torch.randn(2, 4, generator=generator, dtype=torch.float64)
+    ours.load_state_dict({"weight": gamma, "bias": beta})
+    timms.load_state_dict(ours.state_dict())
+    response = ((features**2).sum((1, 2), keepdim=True) + 1e-6) ** 0.5
+    expected = gamma * (features * (response / (response.mean(-1, keepdim=True) + 1e-6))) + beta + features
+    found, without = (
+        norm(features) if channels_last else norm(features.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        for norm in (ours, timms)
+    )
+    torch.testing.assert_close(found, expected, atol=1e-14, rtol=1e-12)
+    difference = ((without - expected).abs() / features.abs()).amax((0, 1, 2)).detach()
+    assert float(difference[0]) > 1e-4  # of the quietest channel
+
+
 def random_pair(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(4)
     images = torch.rand(2, 3, 3, 64, 64, generator=generator, dtype=torch.float64) * 2 - 1
@@ -82,10 +103,8 @@ def random_lpips_package(seed: int) -> lpips.LPIPS:
     torch.manual_seed(seed)
     theirs = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
     with torch.no_grad():
-        for module in theirs.net.modules():
-            if isinstance(module, torch.nn.Conv2d):
-                module.weight.normal_(0, math.sqrt(2 / module.weight[0].numel()))
-                module.bias.normal_(0, 0.1)
+        for name, parameter in theirs.net.named_parameters():
+            random_convolution(name, parameter)
     return theirs
 
 

@@ -37,13 +37,14 @@ NAMES = (
 
 
 class ResponseNorm(GlobalResponseNorm):
-    """Global response normalisation of channels-last features (P, h, w, C) with the official epsilons."""
+    """Global response normalisation with the official epsilons; features are channels-last or NCHW, as timm says."""
 
     def forward(self, features: Tensor) -> Tensor:
         """Features plus their scaled share of the mean response, of the same shape."""
-        response = (at_least_float32(features).square().sum((1, 2), keepdim=True) + self.eps).sqrt()  # (P, 1, 1, C)
-        share = response / (response.mean(3, keepdim=True) + self.eps)
-        return torch.addcmul(self.bias, features, 1 + self.weight * share)
+        squares = at_least_float32(features).square().sum(self.spatial_dim, keepdim=True)  # one number a channel
+        response = (squares + self.eps).sqrt()
+        share = response / (response.mean(self.channel_dim, keepdim=True) + self.eps)
+        return torch.addcmul(self.bias.view(self.wb_shape), features, 1 + self.weight.view(self.wb_shape) * share)
 
 
 class ConvNextDistance(nn.Module):
@@ -77,7 +78,8 @@ def with_official_norms(network: nn.Module) -> nn.Module:
     """Replace timm's response normalisations, keeping their weights."""
     for name, module in list(network.named_modules()):
         if isinstance(module, GlobalResponseNorm):
-            replacement = ResponseNorm(module.weight.numel(), eps=module.eps)
+            channels_last = module.channel_dim == -1
+            replacement = ResponseNorm(module.weight.numel(), eps=module.eps, channels_last=channels_last)
             replacement.load_state_dict(module.state_dict())
             network.set_submodule(name, replacement)
     return network

@@ -69,7 +69,10 @@ def find_file(source: str, key: str) -> Path:
     if url is None:
         published = getattr(PerceptualConfig(), key.removeprefix("perceptual."))
         urls = " and ".join(str(url_of(default)) for default in published)
-        raise UserError(f"{key}: {path}: there is no such file; download {urls} and give the place here; {HELP}")
+        raise UserError(
+            f"{key}: {path}: there is no such file; download {urls} and give the place here, or leave this option out "
+            "and the run downloads at its start"
+        )
     cached = Path(torch.hub.get_dir()) / "checkpoints" / file_name(source)
     if cached.exists():
         return cached
@@ -116,8 +119,12 @@ def read_weights(path: Path, key: str) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).partition("\n")[0][:120]
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{key}: {path}: holds more than tensors, or no tensors; no other pickle is loaded; {HELP}"
+        ) from None
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).partition(". ")[0] or "it is empty"
         raise UserError(f"{key}: {path}: cannot be read as weights ({reason}); delete it and get it again") from None
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         content = content["model"]  # Meta's files
