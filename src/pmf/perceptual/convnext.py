@@ -92,6 +92,7 @@ def create_convnext(name: str) -> ConvNextDistance:
         UserError: timm has no such ConvNeXt-V2.
     """
     known = timm.list_models("convnextv2_*")
-    if name not in known:
+    architecture = name.partition(".")[0]  # without the tag of its weights
+    if architecture not in known:
         raise UserError(f"perceptual.convnext_model is '{name}'; choose one of: {', '.join(known)}")
-    return ConvNextDistance(timm.create_model(name, num_classes=0))
+    return ConvNextDistance(timm.create_model(architecture, num_classes=0))
