@@ -14,13 +14,15 @@ SOURCE = ROOT / "src" / "pmf"
 FLOOR = {"errors", "config", "distributed", "strict"}
 MAY_IMPORT = {
     "errors": set(),
-    "config": {"errors"},
+    "batching": {"errors", "config"},  # config as a type only
+    "config": {"errors", "batching"},
     "configfile": {"errors", "config"},
     "distributed": {"errors", "config"},
     "strict": {"errors"},
     "net": FLOOR,
     "optim": FLOOR,
     "data": FLOOR,
+    "perceptual": FLOOR,
     "flow": FLOOR,  # it sees a network as a callable
     "evaluation": FLOOR | {"flow"},
     "flops": FLOOR | {"net", "flow"},
@@ -32,6 +34,7 @@ MAY_IMPORT = {
     "sampling": FLOOR | {"configfile", "checkpoint", "convert", "net", "evaluation"},
     "preemption": FLOOR,
     "snapshots": FLOOR | {"preemption", "checkpoint", "run_folder", "sampling", "state", "evaluation"},
+    "step": FLOOR | {"data", "flow", "optim", "preemption", "state"},
     "training": None,  # everything but the commands
 }
 
@@ -45,9 +48,9 @@ HOMES = {
     "sklearn": ["data"],
     "wandb": ["tracking.py"],
     "pydantic": ["config.py", "configfile.py"],
-    "safetensors": ["checkpoint.py"],
+    "safetensors": ["checkpoint.py", "perceptual/weights.py"],
     "torch_fidelity": ["evaluation"],
-    "timm": ["perceptual.py", "evaluation"],
+    "timm": ["perceptual/convnext.py", "evaluation"],
     "flax": ["convert/jax_checkpoint.py"],
     "orbax": ["convert/jax_checkpoint.py"],
     "jax": ["convert/jax_checkpoint.py"],

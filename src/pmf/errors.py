@@ -11,5 +11,14 @@ class UserError(ValueError):
     """
 
 
+class CrossFieldError(ValueError):
+    """Values that are fine alone and wrong together; ``key`` is the dotted key to point at."""
+
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(f"{key} {problem}")
+        self.key = key
+        self.problem = problem
+
+
 class Preempted(Exception):  # noqa: N818  # no error
     """Asked to stop, and everything is saved; the text says what and where. The exit status is PREEMPTED_STATUS."""

@@ -93,7 +93,11 @@ def expected_shares(settings: ObjectiveConfig) -> RowShares:
     """Average shares under the distributions of the draws, from 65,536 rows."""
     rows = 2**16
     scalars = draw_scalars(rows, torch.Generator().manual_seed(0))
-    draws = shape_draws(StandardDraws(**vars(scalars), normal_e=torch.zeros(rows, 0, 0, 0)), settings, 1.0)
+    draws = shape_draws(
+        StandardDraws(**vars(scalars), normal_e=torch.zeros(rows, 0, 0, 0), uniform_crop=torch.zeros(rows, 4)),
+        settings,
+        1.0,
+    )
     tangent = 1 - draws.num_flow_matching / rows
     return RowShares(guidance=tangent + len(draws.unconditional_rows) / rows, tangent=tangent)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
@@ -80,33 +80,30 @@ class RunFolder:
                 f"training.output_dir {self.path}: cannot be written ({error.strerror}); choose another"
             ) from None
 
-    def lock(self) -> IO[str]:
-        """Take the folder for this process; it is free again when the returned file is closed or the process ends.
-
-        The lock is the kernel's, so a crash leaves none behind.
+    def lock(self) -> None:
+        """Take the folder for this process until it ends, however it ends: the lock is the kernel's.
 
         Raises:
             UserError: another process has it, or the folder cannot be written.
         """
+        path = self.path / ".lock"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            file = (self.path / ".lock").open("a+")
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # never closed: that would give the lock back
         except OSError as error:
             raise UserError(
                 f"training.output_dir {self.path}: cannot be written ({error.strerror}); choose another"
             ) from None
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # which of them depends on the system
+            holder = os.read(descriptor, 200).decode(errors="replace").strip() or "another process"
+            os.close(descriptor)
             raise UserError(
-                f"training.output_dir {self.path}: in use by {file.read().strip() or 'another process'}; stop that run "
-                "or choose another folder"
+                f"training.output_dir {self.path}: in use by {holder}; stop that run or choose another folder"
             ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
-        return file
+        os.truncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
 
     def mark_preempted(self, step: int) -> None:
         """Leave a note for whoever starts runs again."""
