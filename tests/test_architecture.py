@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "perceptual": FLOOR,
     "flow": FLOOR,  # it sees a network as a callable
     "evaluation": FLOOR | {"flow"},
-    "flops": FLOOR | {"net", "flow"},
+    "flops": FLOOR | {"net", "flow", "perceptual"},
     "convert": FLOOR | {"configfile", "checkpoint", "net"},
     "checkpoint": FLOOR | {"configfile"},
     "tracking": FLOOR,

@@ -30,6 +30,8 @@ def test_the_b_16_recipe_trains_on_mixed_jpegs_with_workers(imagenet, tmp_path):
         "configs/pmf_b_16.yaml",
         "model.name=pmf_tiny_16",
         f"data.path={imagenet}",
+        "perceptual.lpips=false",
+        "perceptual.convnext=false",
         "data.image_size=32",
         "data.num_workers=2",
         "training.epochs=null",

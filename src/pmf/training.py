@@ -23,7 +23,7 @@ from pmf.data.loader import create_loader
 from pmf.data.sampler import steps_per_epoch
 from pmf.distributed import Stream, World, create_accelerator, torch_generator
 from pmf.errors import CrossFieldError, Preempted, UserError
-from pmf.flops import expected_shares, peak_flops, step_flops
+from pmf.flops import expected_shares, peak_flops, perceptual_flops, step_flops
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
 from pmf.net.sizes import create_network
 from pmf.optim.ema import WeightAverages
@@ -91,7 +91,11 @@ class Trainer:
         optimizer = create_optimizer(network, config.optimizer, self.world)
         averages = WeightAverages(network, config.ema, self.world)
         self.module, self.optimizer = self.accelerator.prepare(LossModule(network, self.objective), optimizer)
-        self.flops = step_flops(network, expected_shares(config.objective))
+        self.flops = step_flops(
+            network,
+            expected_shares(config.objective, config.perceptual.max_t),
+            perceptual_flops(perceptual, config.data.channels, self.world.device) if perceptual else 0,
+        )
         self.state = TrainingState(network, optimizer, averages, self.accelerator.scaler)
         self.run_folder = RunFolder(Path(training.output_dir).expanduser())
         self.stop = StopRequest(self.world)
