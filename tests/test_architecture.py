@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "optim": FLOOR,
     "data": FLOOR,
     "flow": FLOOR,  # it sees a network as a callable
-    "evaluation": FLOOR | {"flow"},
+    "evaluation": FLOOR | {"flow", "data"},
     "flops": FLOOR | {"net", "flow"},
     "convert": FLOOR | {"configfile", "checkpoint", "net"},
     "checkpoint": FLOOR | {"configfile"},
