@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "state": FLOOR | {"checkpoint", "optim"},
     "run_folder": FLOOR | {"configfile", "checkpoint"},
     "sampling": FLOOR | {"configfile", "checkpoint", "convert", "net", "evaluation"},
+    "fidelity": FLOOR | {"configfile", "checkpoint", "data", "evaluation", "sampling"},
     "snapshots": FLOOR | {"checkpoint", "run_folder", "sampling", "state", "evaluation"},
     "training": None,  # everything but the commands
 }

@@ -9,6 +9,8 @@ coarsely that machines whose sums round differently agree.
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -23,7 +25,7 @@ NAME = "digits-mlp"
 IMAGE_SHAPE: ImageShape = (1, 8, 8)
 DIGITS = DataConfig(kind="digits", image_size=8, channels=1, num_classes=10)
 
-WIDTHS = (64, 128, 64, 10)
+HIDDEN_WIDTHS = (64, 128, 64)
 SEED = 0
 STEPS = 150
 LEARNING_RATE = 0.2
@@ -36,15 +38,15 @@ class DigitFeatures(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in zip(WIDTHS, WIDTHS[1:]))
+        self.hidden = nn.ModuleList(nn.Linear(i, o) for i, o in itertools.pairwise(HIDDEN_WIDTHS))
+        self.classifier = nn.Linear(HIDDEN_WIDTHS[-1], DIGITS.num_classes)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """See the class."""
-        *hidden, classifier = self.layers
-        features = (images.flatten(1) / 255).to(classifier.weight.dtype)  # (B, 64)
-        for layer in hidden:
+        features = images.flatten(1).to(self.classifier.weight.dtype) / 255  # (B, 64)
+        for layer in self.hidden:
             features = F.silu(layer(features))
-        return features, classifier(features)
+        return features, self.classifier(features)
 
 
 def fit_digit_features(device: torch.device) -> Extractor:

@@ -142,22 +142,19 @@ def compare(
     Raises:
         UserError: too few images for KID or precision and recall.
     """
-    scores = Scores(
+    kernel, neighbours = None, None
+    if kid or prc:
+        assert measured.features is not None and reference_features is not None
+        # Only here: importing torch-fidelity takes seconds.
+        from pmf.evaluation.sample_scores import kernel_distance, precision_recall
+
+        kernel = kernel_distance(measured.features, reference_features) if kid else None
+        neighbours = precision_recall(measured.features, reference_features) if prc else None
+    return Scores(
         fid=frechet_distance(measured.gaussian, reference),
         inception_score=measured.inception_score,
-    )
-    if not (kid or prc):
-        return scores
-    assert measured.features is not None and reference_features is not None
-    # Only here: importing torch-fidelity takes seconds.
-    from pmf.evaluation.sample_scores import kernel_distance, precision_recall
-
-    pair = (measured.features, reference_features)
-    return Scores(
-        fid=scores.fid,
-        inception_score=scores.inception_score,
-        kid=kernel_distance(*pair) if kid else None,
-        precision_recall=precision_recall(*pair) if prc else None,
+        kid=kernel,
+        precision_recall=neighbours,
     )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from pmf.config import Config
 from pmf.distributed import Stream, World, numpy_generator
 from pmf.errors import UserError
+from pmf.evaluation.image_sets import ImageBatch
 from pmf.evaluation.images import contact_sheet, save_png, to_uint8
 from pmf.flow.network import Network
 from pmf.flow.parameterization import create_parameterization
@@ -101,6 +102,15 @@ def write_image_folder(
     if world.is_main:
         _write_labels(folder, plan)
     world.barrier()
+
+
+def generate_batches(network: Network, config: Config, plan: SamplingPlan, world: World) -> Iterator[ImageBatch]:
+    """This process's share of a plan's images, as :func:`write_image_folder` would write them."""
+    mine = range(world.rank, plan.num_images, world.size)
+    batch_size = config.sampling.batch_size
+    for start in range(0, len(mine), batch_size):
+        indices = list(mine[start : start + batch_size])
+        yield ImageBatch(sample_images(network, config, plan, indices, world.device), indices)
 
 
 def class_grid(network: Network, config: Config, plan: SamplingPlan, device: torch.device) -> Tensor:

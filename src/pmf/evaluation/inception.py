@@ -80,7 +80,7 @@ def _find_or_download(world: World) -> Path:
     world.barrier()
     if not path.exists():
         raise UserError(
-            f"{path}: the Inception weights are not there and cannot be downloaded{problem}; get {URL_INCEPTION_V3} and "
-            "give it with --extractor-weights, or choose another --extractor"
+            f"{path}: the Inception weights are not there and cannot be downloaded{problem}; get "
+            f"{URL_INCEPTION_V3} and give it with --extractor-weights, or choose another --extractor"
         )
     return path

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torch_fidelity.defaults import DEFAULTS
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
 from pmf.errors import UserError
 from pmf.evaluation.fidelity import KernelDistance, PrecisionRecall
 
-SUBSET = DEFAULTS["kid_subset_size"]
-NEIGHBOURS = DEFAULTS["prc_neighborhood"]
+SUBSET = 1000
+NEIGHBOURS = 3
 
 
 def kernel_distance(measured: Tensor, reference: Tensor) -> KernelDistance:
@@ -21,7 +20,7 @@ def kernel_distance(measured: Tensor, reference: Tensor) -> KernelDistance:
         UserError: a set is smaller than a subset.
     """
     _require(measured, reference, SUBSET, "--kid draws subsets")
-    scores = kid_features_to_metric(measured, reference, verbose=False)
+    scores = kid_features_to_metric(measured, reference, kid_subset_size=SUBSET, verbose=False)
     return KernelDistance(mean=scores[KEY_METRIC_KID_MEAN], std=scores[KEY_METRIC_KID_STD])
 
 
@@ -32,7 +31,7 @@ def precision_recall(measured: Tensor, reference: Tensor) -> PrecisionRecall:
         UserError: a set is smaller than a neighbourhood.
     """
     _require(measured, reference, NEIGHBOURS + 1, "--precision-recall looks at neighbourhoods")
-    scores = prc_features_to_metric(measured, reference, save_cpu_ram=True, verbose=False)
+    scores = prc_features_to_metric(measured, reference, prc_neighborhood=NEIGHBOURS, save_cpu_ram=True, verbose=False)
     return PrecisionRecall(precision=scores[KEY_METRIC_PRECISION], recall=scores[KEY_METRIC_RECALL])
 
 

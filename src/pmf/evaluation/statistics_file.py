@@ -98,7 +98,8 @@ def load_statistics(path: Path) -> SavedStatistics:
 def _check(path: Path, mean: np.ndarray, covariance: np.ndarray) -> None:
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         raise UserError(
-            f"{path}: the mean has shape {mean.shape} and the covariance {covariance.shape}; they must be (D,) and (D, D)"
+            f"{path}: the mean has shape {mean.shape} and the covariance {covariance.shape}, "
+            "not (D,) and (D, D); make the statistics again"
         )
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise UserError(f"{path}: holds values that are not finite; make the statistics again")
