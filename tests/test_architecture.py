@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "data": FLOOR,
     "perceptual": FLOOR,
     "flow": FLOOR,  # it sees a network as a callable
-    "evaluation": FLOOR | {"flow"},
+    "evaluation": FLOOR | {"flow", "data"},
     "flops": FLOOR | {"net", "flow", "perceptual"},
     "convert": FLOOR | {"configfile", "checkpoint", "net"},
     "checkpoint": FLOOR | {"configfile"},
@@ -33,6 +33,7 @@ MAY_IMPORT = {
     "run_folder": FLOOR | {"configfile", "checkpoint"},
     "sampling": FLOOR | {"configfile", "checkpoint", "convert", "net", "evaluation"},
     "preemption": FLOOR,
+    "fidelity": FLOOR | {"configfile", "checkpoint", "data", "evaluation", "sampling"},
     "snapshots": FLOOR | {"preemption", "checkpoint", "run_folder", "sampling", "state", "evaluation"},
     "step": FLOOR | {"data", "flow", "optim", "preemption", "state"},
     "training": None,  # everything but the commands
