@@ -2,6 +2,7 @@
 
     python eval.py sample --checkpoint runs/digits --output samples --num-images 100
     python eval.py fid --checkpoint runs/digits --reference digits
+    python eval.py sweep --checkpoint runs/digits --reference digits --omega 1 1.5 2 --output sweep
     python eval.py reference --config configs/pmf_b_16.yaml --output imagenet_256.npz
 
 Runs alone, under ``accelerate launch`` and under ``torchrun``; image i is a function of the seed and i alone.
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
     from pmf.sampling import SamplingRequest
 
 CHECKPOINT = "run folder, checkpoint folder or .safetensors; with --config also an official .pt or JAX checkpoint"
+REFERENCE = (
+    "statistics (.npz: ours, ADM's, JiT's or pMF's), digits, a config (.yaml) for its data, or a folder of PNGs, of "
+    "Parquet files or of class folders"
+)
+NUM_IMAGES = "50000 (2000 against the digits)"
 
 
 def main() -> None:
@@ -30,6 +36,7 @@ def main() -> None:
     verbs = parser.add_subparsers(dest="verb", required=True)
     add_sample(verbs.add_parser("sample", help="write a folder of PNGs"))
     add_fid(verbs.add_parser("fid", help="FID and Inception score of a checkpoint or of a folder of PNGs"))
+    add_sweep(verbs.add_parser("sweep", help="FID over a grid of guidance scales, intervals, averages and steps"))
     add_reference(verbs.add_parser("reference", help="write the statistics of a data set, for fid --reference"))
     arguments = parser.parse_args()
     arguments.call(arguments)
@@ -49,15 +56,8 @@ def add_fid(parser: argparse.ArgumentParser) -> None:
     subject = parser.add_mutually_exclusive_group(required=True)
     subject.add_argument("--checkpoint", type=Path, help=CHECKPOINT)
     subject.add_argument("--images", type=Path, metavar="DIR", help="folder of PNGs, used as they are")
-    parser.add_argument(
-        "--reference",
-        required=True,
-        help="statistics (.npz: ours, ADM's, JiT's or pMF's), digits, a config (.yaml) for its data, or a folder of "
-        "PNGs, of Parquet files or of class folders",
-    )
-    parser.add_argument(
-        "--num-images", type=int, help="default: of a folder all, of a checkpoint 50000 (2000 against the digits)"
-    )
+    parser.add_argument("--reference", required=True, help=REFERENCE)
+    parser.add_argument("--num-images", type=int, help="default: of a folder all, of a checkpoint " + NUM_IMAGES)
     parser.add_argument("--keep-images", type=Path, metavar="DIR", help="keep the generated images as PNGs")
     parser.add_argument("--kid", action="store_true", help="also KID; the reference must be images")
     parser.add_argument("--precision-recall", action="store_true", help="also both; the reference must be images")
@@ -65,6 +65,31 @@ def add_fid(parser: argparse.ArgumentParser) -> None:
     add_extractor(parser)
     add_sampling(parser)
     parser.set_defaults(call=fid)
+
+
+def add_sweep(parser: argparse.ArgumentParser) -> None:
+    """The verb ``sweep``."""
+    parser.add_argument("--checkpoint", type=Path, required=True, help=CHECKPOINT)
+    parser.add_argument("--config", type=Path, help="recipe that an official checkpoint was trained with")
+    parser.add_argument("--reference", required=True, help=REFERENCE)
+    parser.add_argument("--num-images", type=int, help="for each point; default: " + NUM_IMAGES)
+    parser.add_argument("--omega", type=float, nargs="+", required=True, help="guidance scales")
+    parser.add_argument(
+        "--interval",
+        type=float,
+        nargs=2,
+        action="append",
+        metavar=("T_MIN", "T_MAX"),
+        help="guidance interval; repeat for several; default: the config's",
+    )
+    parser.add_argument("--ema", nargs="+", help='averages, or "online"; default: the config\'s')
+    parser.add_argument("--num-steps", type=int, nargs="+", help="network evaluations; default: the config's")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="new folder for table, plot, JSONs")
+    parser.add_argument("--labels", default="all", help="comma-separated classes to cycle through, or all")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch-size", type=int, help="images per forward pass; default: the config's")
+    add_extractor(parser)
+    parser.set_defaults(call=sweep)
 
 
 def add_reference(parser: argparse.ArgumentParser) -> None:
@@ -141,8 +166,7 @@ def fid(arguments: argparse.Namespace) -> None:
 
     sampling = None
     if arguments.checkpoint:
-        default = 2_000 if arguments.reference == "digits" else 50_000
-        sampling = sampling_request(arguments, default if arguments.num_images is None else arguments.num_images)
+        sampling = sampling_request(arguments, default_number(arguments))
     elif arguments.keep_images:
         raise UserError("--keep-images keeps generated images; it goes with --checkpoint, not with --images")
     request = FidelityRequest(
@@ -158,6 +182,42 @@ def fid(arguments: argparse.Namespace) -> None:
         output=arguments.output,
     )
     report_fidelity(request)
+
+
+def sweep(arguments: argparse.Namespace) -> None:
+    """Measure a grid."""
+    from pmf.fidelity.sweep import SweepRequest, run_sweep
+    from pmf.sampling import SamplingRequest
+
+    shared = SamplingRequest(
+        checkpoint=arguments.checkpoint,
+        recipe=arguments.config,
+        num_images=default_number(arguments),
+        labels=arguments.labels,
+        seed=arguments.seed,
+        ema=None,
+        overrides={"batch_size": arguments.batch_size},
+    )
+    run_sweep(
+        SweepRequest(
+            sampling=shared,
+            omegas=arguments.omega,
+            intervals=arguments.interval or [None],
+            emas=arguments.ema or [None],
+            num_steps=arguments.num_steps or [None],
+            reference=arguments.reference,
+            extractor=arguments.extractor,
+            extractor_weights=arguments.extractor_weights,
+            output=arguments.output,
+        )
+    )
+
+
+def default_number(arguments: argparse.Namespace) -> int:
+    """``--num-images``, or what is usual against this reference."""
+    if arguments.num_images is not None:
+        return int(arguments.num_images)
+    return 2_000 if arguments.reference == "digits" else 50_000
 
 
 def reference(arguments: argparse.Namespace) -> None:
