@@ -3,8 +3,8 @@
 A multilayer perceptron is fitted to the real digits' labels; the features are its last hidden layer. Distances between
 these features are not Inception FID and cannot be compared with it.
 
-The fit is the same everywhere: fixed seed, all images in every step, float64, and weights rounded at the end so
-coarsely that machines whose sums round differently agree.
+The fit has no chance in it: fixed seed, all images in every step, float64, one thread. Weights are rounded at the end,
+far more coarsely than sums of float64 differ between machines, so that the record's sha256 is the same there too.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ class DigitFeatures(nn.Module):
         return features, self.classifier(features)
 
 
+@torch.enable_grad()
 def fit_digit_features(device: torch.device) -> Extractor:
     """Fit the network to the 1,797 real digits on the CPU; leaves the global random state alone.
 
@@ -68,11 +69,14 @@ def fit_digit_features(device: torch.device) -> Extractor:
         nn.init.normal_(parameter, 0.0, deviation, generator)
     parameters = list(network.parameters())
     velocities = [torch.zeros_like(parameter) for parameter in parameters]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # several would wait for each other longer than they work
     for _ in range(STEPS):
         loss = F.cross_entropy(network(images)[1], labels)
         for parameter, velocity, slope in zip(parameters, velocities, torch.autograd.grad(loss, parameters)):
             velocity.mul_(MOMENTUM).sub_(slope, alpha=LEARNING_RATE)
             parameter.data.add_(velocity)
+    torch.set_num_threads(threads)
     for parameter in parameters:
         parameter.data.div_(ROUNDING).round_().mul_(ROUNDING)
     network.float()

@@ -95,8 +95,8 @@ class Extractor:
 
 
 def freeze(name: str, sha256: str, module: nn.Module, device: torch.device) -> Extractor:
-    """An extractor of a module: in evaluation mode, without gradients, on ``device``."""
-    return Extractor(name=name, sha256=sha256, module=module.to(device).eval().requires_grad_(False), device=device)
+    """An extractor of a module: in evaluation mode on ``device``."""
+    return Extractor(name=name, sha256=sha256, module=module.to(device).eval(), device=device)
 
 
 def load_custom(name: str, device: torch.device) -> Extractor:

@@ -58,9 +58,7 @@ def load_inception(weights: Path | None, world: World) -> Extractor:
         tensors = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         module = InceptionFeatures(tensors)
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot read the Inception weights ({error.strerror}); see --extractor-weights"
-        ) from None
+        raise UserError(f"{path}: the Inception weights cannot be read ({error.strerror}); correct the path") from None
     except (RuntimeError, pickle.UnpicklingError, EOFError, TypeError, AttributeError, KeyError):
         raise UserError(
             f"{path}: does not hold torch-fidelity's InceptionV3 weights as plain tensors; get {URL_INCEPTION_V3}"
