@@ -115,7 +115,9 @@ def test_inception_is_torch_fidelitys(tmp_path):
     weights = RandomInception("random", list(LAYERS), str(tmp_path / "none.pth")).state_dict()
     file = tmp_path / "weights.pth"
     torch.save(weights, file)
+    state = torch.get_rng_state()
     ours = open_extractor("inception", file, (3, 12, 12), ALONE)
+    assert torch.equal(torch.get_rng_state(), state)
     theirs = FeatureExtractorInceptionV3("inception", list(LAYERS), str(file))
     expected = theirs(IMAGES)
     features = ours(IMAGES)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from pmf.distributed import World
 from pmf.errors import UserError
 from pmf.evaluation.digit_features import IMAGE_SHAPE, fit_digit_features
@@ -12,7 +14,7 @@ from pmf.evaluation.extractors import Extractor, ImageShape, load_custom
 
 
 def open_extractor(name: str | None, weights: Path | None, shape: ImageShape, world: World) -> Extractor:
-    """A feature network on this process's device; called by all processes.
+    """A feature network on this process's device; called by all processes. Leaves the global random state alone.
 
     Args:
         name: a row of ``EXTRACTORS``, ``package.module:callable`` or a TorchScript file; None is ``digits`` for images
@@ -26,9 +28,10 @@ def open_extractor(name: str | None, weights: Path | None, shape: ImageShape, wo
     chosen = name or ("digits" if shape == IMAGE_SHAPE else "inception")
     if weights is not None and chosen != "inception":
         raise UserError(f"--extractor-weights {weights}: is for --extractor inception; leave it out for {chosen}")
-    if chosen in EXTRACTORS:
-        return EXTRACTORS[chosen](weights, world)
-    return load_custom(chosen, world.device)
+    with torch.random.fork_rng(devices=[]):  # networks are initialised before their weights are loaded
+        if chosen in EXTRACTORS:
+            return EXTRACTORS[chosen](weights, world)
+        return load_custom(chosen, world.device)
 
 
 def _inception(weights: Path | None, world: World) -> Extractor:
