@@ -95,7 +95,7 @@ class Trainer:
         self.flops = step_flops(
             network,
             expected_shares(config.objective, config.perceptual.max_t),
-            perceptual_flops(perceptual, config.data.channels, self.world.device) if perceptual else 0,
+            perceptual_flops(perceptual, config.data.channels) if perceptual else 0,
         )
         self.state = TrainingState(network, optimizer, averages, self.accelerator.scaler)
         self.run_folder = RunFolder(Path(training.output_dir).expanduser())
