@@ -16,6 +16,7 @@ from torch import Tensor
 from pmf.config import Config
 from pmf.distributed import Stream, World, numpy_generator
 from pmf.errors import UserError
+from pmf.evaluation.image_sets import ImageBatch
 from pmf.evaluation.images import contact_sheet, save_png, to_uint8
 from pmf.flow.network import Network
 from pmf.flow.parameterization import create_parameterization
@@ -129,6 +130,16 @@ def own_batches(num_images: int, batch_size: int, world: World) -> Iterator[rang
 def _wait(futures: list[Future[None]]) -> None:
     for future in futures:
         future.result()
+
+
+def generate_batches(network: Network, config: Config, plan: SamplingPlan, world: World) -> Iterator[ImageBatch]:
+    """This process's share of a plan's images, as :func:`write_image_folder` would write them; see own_batches."""
+    for indices in own_batches(plan.num_images, config.sampling.batch_size, world):
+        shape = (0, config.data.channels, config.data.image_size, config.data.image_size)
+        images = torch.empty(shape, dtype=torch.uint8)
+        if indices:
+            images = sample_images(network, config, plan, indices, world.device)
+        yield ImageBatch(images, list(indices))
 
 
 def class_grid(network: Network, config: Config, plan: SamplingPlan, device: torch.device) -> Tensor:
