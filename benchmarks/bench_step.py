@@ -1,7 +1,8 @@
 """Our training step against the literal one: python benchmarks/bench_step.py --preset cpu [--json OUT]
 
 Both take the same draws through the same network. Times are forward and backward of one micro-batch, variants in turn
-within one run, compared as ratios of medians. Peak memory is of a process of its own for each variant. FLOPs are
+within one run; a variant's speed-up is the median over the rounds of literal / variant, so that a machine that is slow
+for a while slows both. Peak memory is of a process of its own for each variant. FLOPs are
 counted by torch, attention written out. Gradients are compared in float64 on a small network.
 """
 
@@ -53,7 +54,7 @@ class Preset:
 # A third of B/16 in width, the same 276 tokens; one thread, so that nothing else on the machine decides the ratio.
 CPU_NETWORK = {"image_size": 64, "patch_size": 4, "width": 384, "depth": 12, "head_depth": 6, "num_heads": 6}
 PRESETS = {
-    "cpu": Preset(network=CPU_NETWORK, batch_size=8, repeats=3, threads=1),
+    "cpu": Preset(network=CPU_NETWORK, batch_size=8, repeats=5, threads=1),
     "b16": Preset(network={"name": "pmf_b_16", "image_size": 256}, batch_size=64, repeats=10),
     "l16": Preset(network={"name": "pmf_l_16", "image_size": 256}, batch_size=64, repeats=10),
 }
@@ -120,16 +121,23 @@ def build_step(variant: str, preset: Preset, device: str, batch_size: int) -> St
 
 
 def time_variants(preset: Preset, variants: list[str], device: str, batch_size: int) -> dict[str, list[float]]:
-    """Seconds of each variant, taken in turn after two warm-up steps (compilation happens there)."""
+    """Seconds of each variant, taken in turn after a warm-up step (two where compilation happens)."""
     steps = {variant: build_step(variant, preset, device, batch_size) for variant in variants}
-    for step in steps.values():
-        for seed in range(2):
+    for variant, step in steps.items():
+        for seed in range(2 if variant == "compiled" else 1):
             step.run(seed)
     times: dict[str, list[float]] = {variant: [] for variant in variants}
     for seed in range(2, 2 + preset.repeats):
         for variant, step in steps.items():
             times[variant].append(step.run(seed))
     return times
+
+
+def speed_up(times: dict[str, list[float]], variant: str) -> float | None:
+    """Times the literal step's throughput: the median over the rounds; None where one of the two was not timed."""
+    if not {"literal", variant} <= times.keys():
+        return None
+    return statistics.median(a / b for a, b in zip(times["literal"], times[variant], strict=True))
 
 
 def peak_memory(variant: str, preset: Preset, device: str, batch_size: int) -> float:
@@ -236,7 +244,6 @@ def main() -> None:
     medians = {variant: statistics.median(values) for variant, values in times.items()}
     rates = {variant: batch_size / median for variant, median in medians.items()}
     optimizer = optimizer_seconds(preset, device)
-    base = medians.get("literal", float("nan"))
     result: dict[str, Any] = {
         **report,
         "network": network,
@@ -247,8 +254,8 @@ def main() -> None:
         "optimizer_seconds": optimizer,
         "optimizer_share": optimizer / (optimizer + 1024 / rates["dual"]) if "dual" in rates else None,
         "memory_gib": memory,
-        "throughput_ratio": base / medians["dual"] if "dual" in medians else None,
-        "compiled_throughput_ratio": base / medians["compiled"] if "compiled" in medians else None,
+        "throughput_ratio": speed_up(times, "dual"),
+        "compiled_throughput_ratio": speed_up(times, "compiled"),
         "memory_ratio": memory["dual"] / memory["literal"] if {"dual", "literal"} <= memory.keys() else None,
         "max_relative_gradient_error": max(gradient_error(v) for v in arguments.variants if v != "literal"),
     }
@@ -256,8 +263,8 @@ def main() -> None:
         result["flop_ratio"] = count_flops("literal", preset) / count_flops("dual", preset)
     print(f"{'':10s}{'s / step':>10s}{'images/s':>10s}{'speed-up':>10s}{'GiB':>8s}")
     for variant, median in medians.items():
-        speed_up = base / median
-        print(f"{variant:10s}{median:10.3f}{batch_size / median:10.2f}{speed_up:10.2f}{memory[variant]:8.2f}")
+        row = f"{variant:10s}{median:10.3f}{batch_size / median:10.2f}"
+        print(f"{row}{speed_up(times, variant) or float('nan'):10.2f}{memory[variant]:8.2f}")
     for key in ("memory_ratio", "flop_ratio", "max_relative_gradient_error"):
         print(f"{key}: {result.get(key)}")
     if arguments.json:

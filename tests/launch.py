@@ -20,6 +20,7 @@ TINY = [
     "training.checkpoint_every=6",
     "sampling.final_images=0",
     "ema.half_lives_kimg=[0.05, 10]",
+    "evaluation.every_images=0",
 ]
 
 
@@ -34,7 +35,7 @@ def run_command(*arguments: str, ranks: int = 1, cwd: Path = ROOT, **environment
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
 

@@ -81,7 +81,7 @@ class AskedAfterTheFirstBatch:
 
 def test_a_missing_reference_ends_the_run_before_it_starts(tmp_path):
     with pytest.raises(UserError, match=r"evaluation.reference is missing"):
-        tiny_config(tmp_path, "evaluation.every_images=96")
+        tiny_config(tmp_path, "evaluation.every_images=96", "evaluation.reference=null")
     with pytest.raises(UserError, match=r"nowhere.npz"):
         Trainer(tiny_config(tmp_path, *EVALUATION, "evaluation.reference=nowhere.npz"))
     assert not (tmp_path / "checkpoints").exists()
