@@ -11,13 +11,14 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "pmf"
 
 # Each room may import the rooms listed for it, and itself.
-FLOOR = {"errors", "config", "distributed", "strict"}
+FLOOR = {"errors", "config", "distributed", "strict", "files"}
 MAY_IMPORT = {
     "errors": set(),
     "config": {"errors"},
     "configfile": {"errors", "config"},
     "distributed": {"errors", "config"},
     "strict": {"errors"},
+    "files": set(),
     "net": FLOOR,
     "optim": FLOOR,
     "data": FLOOR,
@@ -28,9 +29,11 @@ MAY_IMPORT = {
     "checkpoint": FLOOR | {"configfile"},
     "tracking": FLOOR,
     "state": FLOOR | {"checkpoint", "optim"},
+    "preflight": FLOOR | {"checkpoint"},
     "run_folder": FLOOR | {"configfile", "checkpoint"},
     "sampling": FLOOR | {"configfile", "checkpoint", "convert", "net", "evaluation"},
     "snapshots": FLOOR | {"checkpoint", "run_folder", "sampling", "state", "evaluation"},
+    "doctor": None,
     "training": None,  # everything but the commands
 }
 

@@ -99,6 +99,8 @@ class DataConfig(Section):
     """Size of the synthetic set; ignored by the others."""
     horizontal_flip: bool = False
     """Mirror each image with probability one half (a function of seed, epoch and image)."""
+    max_corrupt_fraction: Fraction = 0.001
+    """Share of a pass over the data that may be undecodable and replaced by other images before the run ends."""
     num_workers: NonNegative = 8
     """Decoding processes per rank. The order of samples does not depend on it."""
     prefetch_factor: Positive = 4

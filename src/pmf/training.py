@@ -22,6 +22,7 @@ from pmf.config import Config, CrossFieldError, accumulation_steps
 from pmf.data import create_source
 from pmf.data.loader import Batch, create_loader
 from pmf.data.sampler import steps_per_epoch
+from pmf.data.source import Source, require_first_images
 from pmf.data.transforms import to_unit_range
 from pmf.distributed import Stream, World, create_accelerator, torch_generator
 from pmf.errors import UserError
@@ -32,9 +33,10 @@ from pmf.net.sizes import create_network
 from pmf.optim.ema import WeightAverages
 from pmf.optim.groups import create_optimizer
 from pmf.optim.schedule import learning_rate
+from pmf.preflight import require_compiler, require_device, require_storage
 from pmf.run_folder import RunFolder
 from pmf.snapshots import Snapshots
-from pmf.state import TrainingState
+from pmf.state import TrainingState, checkpoint_bytes
 from pmf.tracking import MetricsLog
 
 MAX_SKIPPED_IN_A_ROW = 20
@@ -70,6 +72,8 @@ class Trainer:
         """
         training = config.training
         self.config = config
+        require_device(training)
+        require_compiler(training)
         self.accelerator = create_accelerator(training)
         self.world = World(
             rank=self.accelerator.process_index,
@@ -82,8 +86,7 @@ class Trainer:
         except CrossFieldError as error:
             raise UserError(str(error)) from None
         self.micro_batch_size = training.global_batch_size // self.world.size // self.accumulation
-        with self.accelerator.main_process_first():  # one process may have to build the data set
-            self.source = create_source(config.data, training.seed)
+        self.source = self.world.main_first(self._open_source)
         self.steps_per_epoch = steps_per_epoch(len(self.source), training.global_batch_size)
         self.max_steps = training.max_steps or math.ceil((training.epochs or 0) * self.steps_per_epoch)
 
@@ -96,6 +99,7 @@ class Trainer:
             channels=config.data.channels,
             generator=torch_generator(Stream.WEIGHTS, training.seed),
         ).to(self.world.device)
+        require_storage(training, checkpoint_bytes(network, config), self.max_steps)
         if training.compile:
             network.compile_blocks(static_shapes=training.static_shapes)
         self.objective = PixelMeanFlow(
@@ -120,7 +124,11 @@ class Trainer:
     def train(self) -> None:
         """Run to the last step, then write the final samples."""
         training, progress = self.config.training, self.state.progress
-        log = MetricsLog(self.run_folder.path, self.config, resumed_step=progress.step) if self.world.is_main else None
+        log = (
+            MetricsLog(self.run_folder.path, self.config, resumed_step=progress.step, warn=self.say)
+            if self.world.is_main
+            else None
+        )
         stream = iter(self._batches())
         bar = tqdm(
             total=self.max_steps,
@@ -177,7 +185,9 @@ class Trainer:
             progress.skipped_in_a_row = 0
             images_seen = progress.step * training.global_batch_size
             self.state.averages.update(network, images_seen, training.global_batch_size)
-            progress.add({**dict(zip(means, values, strict=True)), "grad_norm": norm_value})
+            corrupt = sum(len(batch.corrupt) for batch in batches) / sum(len(batch.labels) for batch in batches)
+            logged = dict(zip(means, values, strict=True))
+            progress.add({**logged, "grad_norm": norm_value, "corrupt_fraction": corrupt})
         else:
             self._count_skipped(batches)
 
@@ -224,7 +234,13 @@ class Trainer:
             world_size=self.world.size,
             start_step=step,
             num_steps=max(self.max_steps - step, 0),
+            warn=tqdm.write,
         )
+
+    def _open_source(self) -> Source:
+        source = create_source(self.config.data, self.config.training.seed)
+        require_first_images(source)
+        return source
 
     def _count_skipped(self, batches: list[Batch]) -> None:
         progress = self.state.progress
