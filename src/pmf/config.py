@@ -100,7 +100,7 @@ class DataConfig(Section):
     horizontal_flip: bool = False
     """Mirror each image with probability one half (a function of seed, epoch and image)."""
     max_corrupt_fraction: Fraction = 0.001
-    """Share of a pass over the data that may be undecodable and replaced by other images before the run ends."""
+    """Share of the images that may be undecodable, with others standing in for them; more of them end the run."""
     num_workers: NonNegative = 8
     """Decoding processes per rank. The order of samples does not depend on it."""
     prefetch_factor: Positive = 4

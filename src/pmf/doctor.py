@@ -1,6 +1,6 @@
 """What a run would trip over, before it is started: ``python -m pmf.doctor CONFIG [key=value ...]``.
 
-One verdict a line: ok, warning or error; the exit status is 2 after any error. The checks are those that training makes.
+One verdict a line: ok, warning or error; the exit status is 2 after any error. The checks are those of training itself.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def examine(config: Config, report: Report) -> None:
             )
         report.tell("ok", "model", f"{config.model.name}, {sum(p.numel() for p in network.parameters()):,} parameters")
         with report.on("disk"):
-            told = require_storage(config.training, checkpoint_bytes(network, config), max_steps or 1)
+            told = require_storage(config.training, checkpoint_bytes(network, config), max_steps or sys.maxsize)
             report.tell("ok", "disk", told)
     with report.on("run folder"):
         _tell_run_folder(report, config)
@@ -96,11 +96,9 @@ def _tell_device(report: Report, config: Config) -> None:
 def _tell_batch(report: Report, config: Config) -> None:
     processes = max(torch.cuda.device_count(), 1)
     accumulation = accumulation_steps(config.training, processes)
-    size = config.training.global_batch_size
-    micro = size // processes // accumulation
-    report.tell(
-        "ok", "batch", f"{size} = {micro} x {accumulation} accumulation x {processes} process(es), if one a GPU"
-    )
+    total = config.training.global_batch_size
+    micro = total // processes // accumulation
+    report.tell("ok", "batch", f"{total} = {micro} x {accumulation} accumulation x {processes} process(es)")
 
 
 def _tell_data(report: Report, config: Config) -> int:

@@ -50,41 +50,36 @@ class Loader:
     """
 
     def __init__(
-        self,
-        batches: DataLoader[Batch | UserError],
-        *,
-        max_corrupt_fraction: float,
-        images_per_pass: float,
-        warn: Callable[[str], None],
+        self, batches: DataLoader[Batch | UserError], *, max_corrupt: int, warn: Callable[[str], None]
     ) -> None:
         """Wrap torch's loader.
 
         Args:
-            max_corrupt_fraction: in [0, 1], of the images seen, or of the first pass while it lasts.
-            images_per_pass: images of this rank in a pass over the data.
-            warn: is told about each image that another one stands in for.
+            max_corrupt: different images that may be corrupt before iterating ends.
+            warn: is told once about each of them.
         """
         self._batches = batches
-        self._max_corrupt_fraction = max_corrupt_fraction
-        self._images_per_pass = images_per_pass
+        self._max_corrupt = max_corrupt
         self._warn = warn
 
     def __iter__(self) -> Iterator[Batch]:
-        seen = num_corrupt = 0
+        corrupt: set[CorruptImage] = set()
         for item in self._batches:
             if isinstance(item, UserError):
                 raise item
-            seen += len(item.labels)
-            allowed = int(self._max_corrupt_fraction * max(seen, self._images_per_pass))
             for image in item.corrupt:
-                num_corrupt += 1
-                if num_corrupt > allowed:
-                    raise UserError(
-                        f"{image}; it is number {num_corrupt} and data.max_corrupt_fraction "
-                        f"{self._max_corrupt_fraction} allows {allowed}; download the files again or raise it"
-                    )
-                self._warn(f"warning: {image}; another one stands in for it (number {num_corrupt}, {allowed} allowed)")
+                if image not in corrupt:
+                    corrupt.add(image)
+                    self._report(image, len(corrupt))
             yield item
+
+    def _report(self, image: CorruptImage, number: int) -> None:
+        if number > self._max_corrupt:
+            raise UserError(
+                f"{image}; it is corrupt image number {number} and data.max_corrupt_fraction allows "
+                f"{self._max_corrupt}; download the files again or raise it"
+            )
+        self._warn(f"warning: {image}; another stands in for it (number {number} of at most {self._max_corrupt})")
 
 
 def create_loader(
@@ -148,8 +143,7 @@ def create_loader(
     )
     return Loader(
         batches,
-        max_corrupt_fraction=config.max_corrupt_fraction,
-        images_per_pass=len(source) / world_size,
+        max_corrupt=int(config.max_corrupt_fraction * len(source)),
         warn=warn,
     )
 
