@@ -259,7 +259,7 @@ def _cross_field_problems(config: Config) -> list[tuple[str, str]]:
         problems.append(
             (
                 "optimizer.warmup_steps",
-                f"is {optimizer.warmup_steps}, more than training.max_steps {training.max_steps}",
+                f"is {optimizer.warmup_steps}, more than training.max_steps {training.max_steps}; lower it",
             )
         )
     if training.compile and config.objective.derivative == "jvp":

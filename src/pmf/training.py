@@ -130,32 +130,31 @@ class Trainer:
             else None
         )
         stream = iter(self._batches())
-        bar = tqdm(
+        with tqdm(
             total=self.max_steps,
             initial=progress.step,
             unit="step",
             disable=not self.world.is_main,
             mininterval=0.5 if sys.stderr.isatty() else 15,
-        )
-        busy, timed_steps = 0.0, 0
-        while progress.step < self.max_steps:
-            started = time.perf_counter()
-            self.train_step([next(stream) for _ in range(self.accumulation)])
-            busy += time.perf_counter() - started
-            timed_steps += 1
-            bar.update()
-            if progress.step % training.log_every == 0 or progress.step == self.max_steps:
-                metrics = self._window_metrics(images_per_second=timed_steps * training.global_batch_size / busy)
-                busy, timed_steps = 0.0, 0
-                shown = (key for key in ("loss_u", "lr", "images_per_second") if key in metrics)
-                bar.set_postfix({key: f"{metrics[key]:.4g}" for key in shown})
-                if log:
-                    log.write(metrics)
-            if training.sample_every and progress.step % training.sample_every == 0:
-                self.snapshots.save_grid(f"step_{progress.step:08d}.png")
-            if progress.step % training.checkpoint_every == 0 or progress.step == self.max_steps:
-                self.save()
-        bar.close()
+        ) as bar:
+            busy, timed_steps = 0.0, 0
+            while progress.step < self.max_steps:
+                started = time.perf_counter()
+                self.train_step([next(stream) for _ in range(self.accumulation)])
+                busy += time.perf_counter() - started
+                timed_steps += 1
+                bar.update()
+                if progress.step % training.log_every == 0 or progress.step == self.max_steps:
+                    metrics = self._window_metrics(images_per_second=timed_steps * training.global_batch_size / busy)
+                    busy, timed_steps = 0.0, 0
+                    shown = (key for key in ("loss_u", "lr", "images_per_second") if key in metrics)
+                    bar.set_postfix({key: f"{metrics[key]:.4g}" for key in shown})
+                    if log:
+                        log.write(metrics)
+                if training.sample_every and progress.step % training.sample_every == 0:
+                    self.snapshots.save_grid(f"step_{progress.step:08d}.png")
+                if progress.step % training.checkpoint_every == 0 or progress.step == self.max_steps:
+                    self.save()
         if log:
             log.close()
         self.snapshots.write_final()
