@@ -60,7 +60,7 @@ def wandb_problem() -> str | None:
     """Why Weights & Biases would log offline on this machine, as far as can be told without asking its server."""
     import wandb  # takes a second
 
-    if wandb.setup().settings.mode in ("offline", "disabled", "dryrun") or wandb.login(prompt=False):
+    if wandb.setup().settings.mode in ("offline", "disabled", "dryrun") or wandb.login(prompt=False, verify=False):
         return None
     return "there is no login; run `wandb login` or set WANDB_API_KEY"
 
@@ -86,7 +86,8 @@ def _start_wandb(run_folder: Path, config: Config, warn: Callable[[str], None]) 
             return start()
         except wandb.Error as error:
             problem = _first_line(error)
-    warn(f"warning: tracking.wandb: {problem}; logging offline, upload later with `wandb sync {run_folder}/wandb/*`")
+    upload = f"wandb sync {run_folder}/wandb/offline-run-*"
+    warn(f"warning: tracking.wandb: {problem}; logging offline, upload later with `{upload}`")
     return start(mode="offline")
 
 
