@@ -197,7 +197,7 @@ def model_flops_utilisation(preset: Preset, rates: dict[str, float], device: str
     peak = peak_flops(torch.device(device))
     if peak is None:
         return None
-    needed = step_flops(build_network(preset.network, "meta"), expected_shares(ObjectiveConfig())).total
+    needed = step_flops(build_network(preset.network, "meta"), expected_shares(ObjectiveConfig(), 0.0)).total
     return {variant: needed * rate / peak for variant, rate in rates.items()}
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pmf.config import ObjectiveConfig
 from pmf.flow.draws import StandardDraws
+from pmf.flow.pixel_mean_flow import PerceptualDistances
 from pmf.net.pixel_transformer import PixelTransformer
 
 
@@ -35,6 +36,8 @@ class Fault:
     derivative_factor: float = 1.0
     tangent_is_true_velocity: bool = False
     no_guidance: bool = False
+    denoised_by_compound: bool = False
+    perceptual_on_all_rows: bool = False
 
 
 def reference_step(
@@ -45,13 +48,16 @@ def reference_step(
     labels: Tensor,
     draws: StandardDraws,
     fault: Fault | None = None,
+    perceptual: PerceptualDistances | None = None,
+    perceptual_max_t: float = 1.0,
 ) -> ReferenceStep:
-    """One micro-batch, without perceptual terms.
+    """One micro-batch.
 
     Args:
         images: (B, C, H, W) in [-1, 1].
         labels: (B,) int64.
         draws: raw numbers; everything derived from them is derived here again.
+        perceptual: distances, taken of every row and masked afterwards.
     """
     fault = fault or Fault()
     x, rows = images, images.shape[0]
@@ -116,7 +122,13 @@ def reference_step(
 
     raw_u = ((big_v - v_g) ** 2).sum((1, 2, 3))
     raw_v = ((v - v_g) ** 2).sum((1, 2, 3))
-    return ReferenceStep(loss=(adaptive(raw_u) + adaptive(raw_v)).mean(), raw_u=raw_u, raw_v=raw_v)
+    loss = adaptive(raw_u) + adaptive(raw_v)
+    if perceptual is not None:
+        denoised = z - t * (big_v if fault.denoised_by_compound else u)
+        below = (t.flatten() < perceptual_max_t) | fault.perceptual_on_all_rows
+        for name, distance in perceptual(denoised, x, draws.uniform_crop.to(x)).items():
+            loss = loss + perceptual.factors[name] * adaptive(torch.where(below, distance, 0.0))
+    return ReferenceStep(loss=loss.mean(), raw_u=raw_u, raw_v=raw_v)
 
 
 def output_to_velocity(settings: ObjectiveConfig, out: Tensor, z: Tensor, t: Tensor) -> Tensor:

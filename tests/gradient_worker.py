@@ -10,10 +10,9 @@ from pmf.training import Trainer
 from tests.test_training import tiny_config
 
 if __name__ == "__main__":
-    output, run = sys.argv[1:]
-    trainer = Trainer(
-        tiny_config(Path(f"{run}_{torch.distributed.is_torchelastic_launched()}"), "training.global_batch_size=32")
-    )
+    output, run, *overrides = sys.argv[1:]
+    folder = Path(f"{run}_{torch.distributed.is_torchelastic_launched()}")
+    trainer = Trainer(tiny_config(folder, "training.global_batch_size=32", *overrides))
     gradients = {}
     trainer.optimizer.step = lambda: gradients.update(
         {name: p.grad.clone() for name, p in trainer.state.network.named_parameters()}

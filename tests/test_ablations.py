@@ -13,6 +13,7 @@ from accelerate.state import AcceleratorState
 from pmf.configfile import load_config
 from pmf.training import Trainer
 from tests.launch import ROOT, TINY
+from tests.perceptual_weights import write_weights
 
 DOCUMENT = (ROOT / "docs" / "recipes.md").read_text().partition("## Ablations")[2]
 # | what | `key=value ...` | FID |
@@ -20,6 +21,8 @@ ROWS = re.findall(r"^\| [^|]+ \| `(\S+=[^`]+)` \| ([\d.]+|-) \|$", DOCUMENT, fla
 
 # The paper's table of ablations, by the switch that we have for each row.
 PAPER = {
+    "perceptual.lpips=false perceptual.convnext=false": 9.56,
+    "perceptual.convnext=false": 5.62,
     "objective.parameterization=u": 164.89,
     "optimizer.name=adamw": 18.88,
     "objective.parameterization=linear": 34.61,
@@ -43,7 +46,15 @@ def test_the_document_has_the_papers_numbers():
 
 @pytest.mark.parametrize("switch", [switch for switch, _ in ROWS])
 def test_an_ablation_trains_and_samples(switch, tmp_path):
-    overrides = [*TINY, *switch.split(), "training.max_steps=3", "training.log_every=1", "training.sample_every=3"]
+    # As in the recipes, both perceptual terms are on, unless the switch says otherwise.
+    overrides = [
+        *write_weights(tmp_path),
+        *TINY,
+        *switch.split(),
+        "training.max_steps=3",
+        "training.log_every=1",
+        "training.sample_every=3",
+    ]
     run = tmp_path / "run"
     recipe = load_config(ROOT / "configs" / "pmf_b_16.yaml")
     config = load_config(ROOT / "configs" / "digits.yaml", [*overrides, f"training.output_dir={run}"])

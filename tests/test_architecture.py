@@ -14,7 +14,9 @@ SOURCE = ROOT / "src" / "pmf"
 FLOOR = {"errors", "config", "distributed", "strict", "files"}
 MAY_IMPORT = {
     "errors": set(),
-    "config": {"errors"},
+    "batching": {"errors", "config"},  # config as a type only
+    "cross_checks": {"batching", "config"},  # config as a type only
+    "config": {"errors", "batching", "cross_checks"},
     "configfile": {"errors", "config"},
     "distributed": {"errors", "config"},
     "strict": {"errors"},
@@ -22,9 +24,10 @@ MAY_IMPORT = {
     "net": FLOOR,
     "optim": FLOOR,
     "data": FLOOR,
+    "perceptual": FLOOR,
     "flow": FLOOR,  # it sees a network as a callable
-    "evaluation": FLOOR | {"flow"},
-    "flops": FLOOR | {"net", "flow"},
+    "evaluation": FLOOR | {"flow", "data"},
+    "flops": FLOOR | {"net", "flow", "perceptual"},
     "convert": FLOOR | {"configfile", "checkpoint", "net"},
     "checkpoint": FLOOR | {"configfile"},
     "tracking": FLOOR,
@@ -32,7 +35,10 @@ MAY_IMPORT = {
     "preflight": FLOOR | {"checkpoint"},
     "run_folder": FLOOR | {"configfile", "checkpoint"},
     "sampling": FLOOR | {"configfile", "checkpoint", "convert", "net", "evaluation"},
-    "snapshots": FLOOR | {"checkpoint", "run_folder", "sampling", "state", "evaluation"},
+    "preemption": FLOOR,
+    "fidelity": FLOOR | {"configfile", "checkpoint", "data", "evaluation", "sampling", "snapshots", "preemption"},
+    "snapshots": FLOOR | {"preemption", "checkpoint", "run_folder", "sampling", "state", "evaluation"},
+    "step": FLOOR | {"data", "flow", "optim", "preemption", "state"},
     "doctor": None,
     "training": None,  # everything but the commands
 }
@@ -47,9 +53,9 @@ HOMES = {
     "sklearn": ["data"],
     "wandb": ["tracking.py"],
     "pydantic": ["config.py", "configfile.py"],
-    "safetensors": ["checkpoint.py"],
+    "safetensors": ["checkpoint.py", "perceptual/weights.py"],
     "torch_fidelity": ["evaluation"],
-    "timm": ["perceptual.py", "evaluation"],
+    "timm": ["perceptual/convnext.py", "evaluation"],
     "flax": ["convert/jax_checkpoint.py"],
     "orbax": ["convert/jax_checkpoint.py"],
     "jax": ["convert/jax_checkpoint.py"],

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pmf.config import accumulation_steps, as_plain, ema_names
+from pmf.batching import accumulation_steps
+from pmf.config import as_plain, ema_names
 from pmf.configfile import config_from_plain, dump_config, load_config, save_config
 from pmf.errors import UserError
 
@@ -100,7 +101,7 @@ BAD = {
         "run.yaml:7: optimizer.lr stands here a second time (first at",
     ),
     "invalid yaml": ("training: {max_steps: 1\n", [], "run.yaml:2:1: invalid YAML:"),
-    "list": ("- 1\n", [], "run.yaml:1: a config is a mapping of sections: model, objective, data"),
+    "list": ("- 1\n", [], "run.yaml:1: a config is a mapping of sections: model, objective, perceptual, data"),
     "tag": (
         "data: !!python/object:os.system x\n",
         [],

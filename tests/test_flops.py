@@ -8,11 +8,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pmf.config import ObjectiveConfig
-from pmf.flops import RowShares, StepFlops, expected_shares, step_flops
+from pmf.flops import RowShares, StepFlops, expected_shares, perceptual_flops, step_flops
 from pmf.flow.draws import draw_standard, shape_draws
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
 from pmf.net.pixel_transformer import PixelTransformer
 from pmf.net.sizes import create_network
+from pmf.perceptual.distances import PerceptualDistances
+from pmf.perceptual.lpips import STAGES
+from tests.perceptual_weights import random_lpips
 
 
 @pytest.mark.parametrize("data_proportion", [0.25, 0.5])
@@ -34,7 +37,7 @@ def test_the_count_is_torchs_to_the_last_operation(data_proportion):
 
 
 def test_expected_shares_are_those_of_the_draws():
-    shares = expected_shares(ObjectiveConfig())
+    shares = expected_shares(ObjectiveConfig(), 0.8)
     assert shares.tangent == 0.5
     # FM rows need v_u unless their label is dropped: 0.5 - 0.1 = 0.4. Of the others, those with t in the interval.
     t = torch.rand(2, 200_000, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
@@ -47,10 +50,27 @@ def test_expected_shares_are_those_of_the_draws():
 def test_paper_sizes_need_what_the_method_says():
     with torch.device("meta"):
         network = create_network("pmf_b_16", image_size=256, num_classes=1000)
-    flops = step_flops(network, expected_shares(ObjectiveConfig()))
+    flops = step_flops(network, expected_shares(ObjectiveConfig(), 0.8))
     assert flops.total == pytest.approx(410e9, rel=0.02)
     assert str(flops).startswith("4")
     assert flops.backward == pytest.approx(2 * flops.value, rel=0.01)
+
+
+def test_perceptual_networks_count_twice_forward_and_once_backward():
+    distances = PerceptualDistances({"lpips": random_lpips()}, {"lpips": 0.4}, 32)
+    # VGG16's convolutions at 32 pixels; the weights are frozen, so the backward pass has the input's gradients only,
+    # and the true image has none.
+    forward, side, previous = 0, 32, 3
+    for channels, depth in STAGES:
+        for width in (previous, *[channels] * (depth - 1)):
+            forward += 2 * side * side * 9 * width * channels
+        previous, side = channels, side // 2
+    resampling = 6 * (2 * 32 * 32 * 32 * 3)  # two products an image, and their gradients for one of the two
+    total = perceptual_flops(distances, 3)
+    assert total == 3 * forward + resampling
+    shares = RowShares(guidance=0.0, tangent=0.0, perceptual=0.25)
+    network = create_network("pmf_tiny_2", image_size=8, num_classes=10)
+    assert step_flops(network, shares, total).perceptual == 0.25 * total
 
 
 def test_the_line_names_only_parts_that_there_are():

@@ -29,6 +29,7 @@ class Recipe:
     omega: float
     interval: tuple[float, float]
     ema: str
+    perceptual_max_t: float
     inference_parameters: int
     training_parameters: int
 
@@ -44,6 +45,7 @@ RECIPES = {
         omega=8.5,
         interval=(0.1, 0.7),
         ema="2000",
+        perceptual_max_t=0.8,
         inference_parameters=118_234_240,
         training_parameters=175_474_304,
     ),
@@ -57,6 +59,7 @@ RECIPES = {
         omega=6.5,
         interval=(0.1, 0.7),
         ema="2000",
+        perceptual_max_t=0.8,
         inference_parameters=120_300_928,
         training_parameters=179_312_768,
     ),
@@ -70,6 +73,7 @@ RECIPES = {
         omega=7.0,
         interval=(0.2, 0.7),
         ema="1000",
+        perceptual_max_t=0.8,
         inference_parameters=410_320_768,
         training_parameters=511_789_696,
     ),
@@ -83,6 +87,7 @@ RECIPES = {
         omega=7.5,
         interval=(0.2, 0.6),
         ema="2000",
+        perceptual_max_t=0.6,
         inference_parameters=412_977_280,
         training_parameters=516_807_808,
     ),
@@ -96,6 +101,7 @@ RECIPES = {
         omega=7.0,
         interval=(0.2, 0.6),
         ema="1000",
+        perceptual_max_t=0.6,
         inference_parameters=955_508_992,
         training_parameters=1_113_904_640,
     ),
@@ -109,6 +115,7 @@ RECIPES = {
         omega=5.5,
         interval=(0.1, 0.6),
         ema="500",
+        perceptual_max_t=0.6,
         inference_parameters=959_050_240,
         training_parameters=1_120_397_312,
     ),
@@ -133,9 +140,13 @@ def test_a_recipe_holds_the_papers_numbers(name):
         **{key: getattr(objective, key) for key in ("guidance_beta", "time_mean", "noise_scale")},
         "uniform_time_fraction": objective.uniform_time_fraction,
         **{key: getattr(sampling, key) for key in ("omega", "interval", "ema")},
+        "perceptual_max_t": config.perceptual.max_t,
     }
     assert ours == {key: getattr(recipe, key) for key in ours}
     # What all six share.
+    perceptual = config.perceptual
+    assert (perceptual.lpips, perceptual.lpips_factor) == (True, 0.4)
+    assert (perceptual.convnext, perceptual.convnext_factor, perceptual.crop_size) == (True, 0.1, 224)
     training, optimizer = config.training, config.optimizer
     assert (training.global_batch_size, training.seed, config.data.horizontal_flip) == (1024, 42, False)
     assert (optimizer.name, optimizer.lr, optimizer.schedule) == ("muon", 1e-3, "constant")

@@ -17,7 +17,8 @@ from pmf.checkpoint import list_checkpoints
 from pmf.config import Config
 from pmf.configfile import load_config
 from pmf.errors import UserError
-from pmf.training import MAX_SKIPPED_IN_A_ROW, Trainer
+from pmf.step import MAX_SKIPPED_IN_A_ROW
+from pmf.training import Trainer
 from tests.launch import ROOT, TINY, run_command, train_tiny
 
 TIMES = {"images_per_second"}

@@ -6,10 +6,12 @@ imports neither torch nor yaml, so that a typo is reported in milliseconds.
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, model_validator
+
+from pmf.cross_checks import cross_field_problems
+from pmf.errors import CrossFieldError
 
 
 def number_name(value: Any) -> Any:
@@ -17,6 +19,11 @@ def number_name(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return value
     return str(int(value)) if float(value).is_integer() else repr(value)
+
+
+def one_or_more(value: Any) -> Any:
+    """A single string as a list of one."""
+    return [value] if isinstance(value, str) else value
 
 
 Positive = Annotated[int, Field(gt=0)]
@@ -28,6 +35,7 @@ Decay = Annotated[FiniteFloat, Field(ge=0, lt=1)]
 # YAML has lists only; pydantic's strict mode would refuse them as tuples.
 Interval = Annotated[tuple[Fraction, Fraction], Field(strict=False)]
 Betas = Annotated[tuple[Decay, Decay], Field(strict=False)]
+Files = Annotated[list[str], BeforeValidator(one_or_more), Field(min_length=1)]
 
 
 class Section(BaseModel):
@@ -74,6 +82,36 @@ class ObjectiveConfig(Section):
     """Exponent p of the adaptive weight 1 / (loss + epsilon)^p."""
     adaptive_epsilon: PositiveFloat = 0.01
     """The epsilon of the adaptive weight."""
+
+
+class PerceptualConfig(Section):
+    """Distances of the denoised image from the true one; see docs/perceptual.md for weights and licences.
+
+    A file is a local path (.safetensors, or a .pth pickle whose code is never run), a URL, or a model on the Hugging
+    Face hub (owner/name, or a timm name).
+    """
+
+    lpips: bool = False
+    """LPIPS over VGG16."""
+    lpips_factor: PositiveFloat = 0.4
+    """Factor of the LPIPS term, after its adaptive weight."""
+    lpips_weights: Files = [
+        "https://download.pytorch.org/models/vgg16-397923af.pth",
+        "https://github.com/richzhang/PerceptualSimilarity/raw/master/lpips/weights/v0.1/vgg.pth",
+    ]
+    """One file with VGG16 and heads, or one of each."""
+    convnext: bool = False
+    """Squared distance of the features pooled by a ConvNeXt-V2. Meta's weights are for non-commercial use only."""
+    convnext_factor: PositiveFloat = 0.1
+    """Factor of the ConvNeXt term, after its adaptive weight."""
+    convnext_model: str = "convnextv2_base"
+    """Which network, by timm's name."""
+    convnext_weights: Files = ["timm/convnextv2_base.fcmae_ft_in22k_in1k"]
+    """Its weights, of timm, Meta or the transformers library."""
+    max_t: Fraction = 0.8
+    """Only rows whose time t is below this have perceptual terms (0.6 in the recipes of L/32 and H)."""
+    crop_size: Annotated[int, Field(ge=32)] = 224
+    """Side of the square that the random crop is resized to, in pixels."""
 
 
 class DataConfig(Section):
@@ -197,6 +235,21 @@ class SamplingConfig(Section):
     """PNGs written into samples/final when training ends, class-balanced; 0 none."""
 
 
+class EvaluationConfig(Section):
+    """FID during training; see docs/evaluation.md."""
+
+    every_images: NonNegative = 0
+    """Images between evaluations; 0 never."""
+    num_images: Annotated[int, Field(ge=10)] = 10_000
+    """Images per evaluation, class-balanced, sampled as the sampling section says."""
+    reference: str | None = None
+    """A statistics file (.npz), digits, a config (.yaml) for its data, or a folder of images, as for eval.py fid."""
+    extractor: str | None = None
+    """inception, digits, package.module:callable or a TorchScript file; null: by the images' shape."""
+    extractor_weights: str | None = None
+    """File of Inception's weights; null: in $TORCH_HOME, else downloaded."""
+
+
 class TrackingConfig(Section):
     """Where metrics go besides metrics.jsonl."""
 
@@ -213,107 +266,25 @@ class Config(Section):
 
     model: ModelConfig = ModelConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
+    perceptual: PerceptualConfig = PerceptualConfig()
     data: DataConfig = DataConfig()
     training: TrainingConfig = TrainingConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     ema: EmaConfig = EmaConfig()
     sampling: SamplingConfig = SamplingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
     def _check_across_fields(self) -> Config:
-        for key, problem in _cross_field_problems(self):
+        for key, problem in cross_field_problems(self, ema_names(self.ema)):
             raise CrossFieldError(key, problem)
         return self
-
-
-class CrossFieldError(ValueError):
-    """Values that are fine alone and wrong together; ``key`` is the dotted key to point at."""
-
-    def __init__(self, key: str, problem: str) -> None:
-        super().__init__(f"{key} {problem}")
-        self.key = key
-        self.problem = problem
-
-
-def _cross_field_problems(config: Config) -> list[tuple[str, str]]:
-    problems: list[tuple[str, str]] = []
-    training, optimizer, sampling, data = config.training, config.optimizer, config.sampling, config.data
-    if (training.max_steps is None) == (training.epochs is None):
-        problems.append(("training.max_steps", "or training.epochs must be given, and not both"))
-    micro = training.micro_batch_size
-    if micro is not None and training.global_batch_size % micro:
-        problems.append(
-            (
-                "training.micro_batch_size",
-                f"is {micro}, which does not divide training.global_batch_size {training.global_batch_size}; "
-                f"nearest divisors: {nearest_divisors(training.global_batch_size, micro)}",
-            )
-        )
-    if sampling.interval[0] >= sampling.interval[1]:
-        bounds = list(sampling.interval)
-        problems.append(("sampling.interval", f"is {bounds}; it must be [t_min, t_max] with t_min < t_max"))
-    if optimizer.schedule == "constant" and optimizer.warmup_steps:
-        problems.append(("optimizer.warmup_steps", "needs optimizer.schedule: warmup_constant or warmup_cosine"))
-    if training.max_steps is not None and optimizer.warmup_steps > training.max_steps:
-        problems.append(
-            (
-                "optimizer.warmup_steps",
-                f"is {optimizer.warmup_steps}, more than training.max_steps {training.max_steps}; lower it",
-            )
-        )
-    if training.compile and config.objective.derivative == "jvp":
-        problems.append(("objective.derivative", "is jvp, which cannot pass compiled blocks; use dual or auto"))
-    if data.kind in ("parquet", "imagefolder") and not data.path:
-        problems.append(("data.path", f"is missing; data.kind {data.kind} needs the folder of the data set"))
-    names = ema_names(config.ema)
-    if len(set(names)) != len(names):
-        problems.append(("ema.half_lives_kimg", f"and ema.decays name one average twice: {', '.join(names)}"))
-    if sampling.ema not in (*names, "online"):
-        problems.append(("sampling.ema", f'is "{sampling.ema}"; choose one of: {", ".join((*names, "online"))}'))
-    return problems
 
 
 def ema_names(ema: EmaConfig) -> list[str]:
     """Names of the kept averages, as in the checkpoint's files: ``500`` for a half-life, ``0.9999`` for a decay."""
     return [number_name(value) for value in (*ema.half_lives_kimg, *ema.decays)]
-
-
-def nearest_divisors(total: int, wanted: int) -> str:
-    """The divisors of ``total`` next below and next above ``wanted``, for error texts."""
-    divisors = [d for d in range(1, total + 1) if total % d == 0]
-    below = [d for d in divisors if d <= wanted][-1:]
-    above = [d for d in divisors if d > wanted][:1]
-    return ", ".join(str(d) for d in below + above)
-
-
-def accumulation_steps(training: TrainingConfig, world_size: int) -> int:
-    """Micro-batches per rank and step, so that micro x accumulation x world = global.
-
-    Raises:
-        CrossFieldError: where no whole number does it.
-    """
-    if training.global_batch_size % world_size:
-        raise CrossFieldError(
-            "training.global_batch_size",
-            f"is {training.global_batch_size}, not a multiple of the {world_size} processes; nearest multiples: "
-            f"{_nearest_multiples(training.global_batch_size, world_size)}",
-        )
-    per_rank = training.global_batch_size // world_size
-    micro = training.micro_batch_size or per_rank
-    if per_rank % micro:
-        raise CrossFieldError(
-            "training.micro_batch_size",
-            f"is {micro}, which does not divide the {per_rank} images per process (training.global_batch_size "
-            f"{training.global_batch_size} on {world_size} processes); nearest divisors: "
-            f"{nearest_divisors(per_rank, micro)}",
-        )
-    return per_rank // micro
-
-
-def _nearest_multiples(value: int, factor: int) -> str:
-    multiples = {math.floor(value / factor) * factor, math.ceil(value / factor) * factor} - {0}
-    return ", ".join(str(m) for m in sorted(multiples))
 
 
 def as_plain(config: Config) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pmf.config import Config, CrossFieldError, as_plain
-from pmf.errors import UserError
+from pmf.config import Config, as_plain
+from pmf.errors import CrossFieldError, UserError
 
 # YAML 1.1, which PyYAML speaks, takes 1e-4 for a string and "no" for false. These follow YAML 1.2.
 _INT = re.compile(r"[-+]?[0-9]+")

@@ -18,7 +18,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
 
 from pmf.config import TrainingConfig
-from pmf.errors import UserError
+from pmf.errors import PREEMPTED_STATUS, Preempted, UserError
 
 T = TypeVar("T")
 
@@ -98,11 +98,22 @@ class World:
             self.raise_together(problem)
         return result
 
+    def add_up(self, tensor: Tensor) -> None:
+        """Overwrite ``tensor`` (on ``device``, of one shape everywhere) with its sum over all processes."""
+        if self.size > 1:
+            torch.distributed.all_reduce(tensor)
+
     def broadcast(self, tensor: Tensor, source: int) -> torch.distributed.Work:
         """Start overwriting ``tensor`` with that of rank ``source``; for more than one process. Wait on the result."""
         work = torch.distributed.broadcast(tensor, source, async_op=True)
         assert work is not None, "asked for by async_op"
         return work
+
+    def maximum(self, tensor: Tensor) -> Tensor:
+        """Element by element over all processes, in place."""
+        if self.size > 1:
+            torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
+        return tensor
 
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"), barrier=lambda: None)
@@ -149,6 +160,10 @@ def run_command(main: Callable[[], None]) -> None:
     """
     try:
         main()
+    except Preempted as stop:
+        if is_main_rank():
+            print(stop, file=sys.stderr)
+        sys.exit(PREEMPTED_STATUS)
     except UserError as error:
         if _is_first_to_find(str(error)) if torch.distributed.is_initialized() else is_main_rank():
             print(f"error: {error}", file=sys.stderr)

@@ -17,12 +17,13 @@ from pathlib import Path
 
 import torch
 
-from pmf.config import Config, CrossFieldError, accumulation_steps
+from pmf.batching import accumulation_steps
+from pmf.config import Config
 from pmf.configfile import load_config
 from pmf.data import create_source, steps_per_epoch
 from pmf.data.source import require_first_images
 from pmf.distributed import run_command
-from pmf.errors import UserError
+from pmf.errors import CrossFieldError, UserError
 from pmf.net.sizes import create_network
 from pmf.optim.schedule import learning_rate
 from pmf.preflight import require_compiler, require_device, require_storage

@@ -1,4 +1,7 @@
-"""The one exception that a user, not a programmer, has to act on."""
+"""How a command ends other than well: by a user's mistake, or because it was asked to stop."""
+
+PREEMPTED_STATUS = 75
+"""EX_TEMPFAIL of sysexits.h: nothing is wrong, start me again."""
 
 
 class UserError(ValueError):
@@ -6,3 +9,16 @@ class UserError(ValueError):
 
     The commands print it without a traceback and exit with status 2.
     """
+
+
+class CrossFieldError(ValueError):
+    """Values that are fine alone and wrong together; ``key`` is the dotted key to point at."""
+
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(f"{key} {problem}")
+        self.key = key
+        self.problem = problem
+
+
+class Preempted(Exception):  # noqa: N818  # no error
+    """Asked to stop, and everything is saved; the text says what and where. The exit status is PREEMPTED_STATUS."""

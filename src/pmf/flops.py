@@ -10,11 +10,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from pmf.config import ObjectiveConfig
 from pmf.flow.draws import StandardDraws, draw_scalars, shape_draws
 from pmf.net.layers import Block, PatchOutput, ScalarEmbedding
 from pmf.net.pixel_transformer import NUM_CONDITION_TOKENS, PixelTransformer
+from pmf.perceptual.distances import PerceptualDistances
 
 # Peak of dense half-precision products, operations per second (the makers' data sheets); the first match counts.
 PEAK_FLOPS: dict[str, float] = {
@@ -33,10 +36,12 @@ class RowShares:
     Attributes:
         guidance: rows of the guidance pass (v_c and v_u), at most 2.
         tangent: rows with r < t.
+        perceptual: rows under the perceptual losses.
     """
 
     guidance: float
     tangent: float
+    perceptual: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +68,7 @@ def step_flops(network: PixelTransformer, shares: RowShares, perceptual: float =
     """Count a step's operations for each image.
 
     Args:
-        perceptual: those of the perceptual losses, forward and backward, for each image of the batch.
+        perceptual: those of the perceptual losses for each row that is under them; see :func:`perceptual_flops`.
     """
     assert network.v_blocks is not None and network.v_output is not None, "a network for training"
     tokens = network.position_embedding.shape[1]
@@ -85,17 +90,36 @@ def step_flops(network: PixelTransformer, shares: RowShares, perceptual: float =
         value=value,
         tangent=shares.tangent * tangent,
         backward=backward,
-        perceptual=perceptual,
+        perceptual=shares.perceptual * perceptual,
     )
 
 
-def expected_shares(settings: ObjectiveConfig) -> RowShares:
+def perceptual_flops(distances: PerceptualDistances, channels: int) -> int:
+    """Forward and backward of the perceptual losses for one row, counted by torch without computing anything."""
+    device = next(parameter.device for network in distances.networks.values() for parameter in network.parameters())
+    with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
+        # Images of the crop's own size: to resample larger ones takes a thousandth of what the networks do.
+        image = torch.zeros(1, channels, distances.crop_size, distances.crop_size, device=device)
+        found = distances(image.clone().requires_grad_(), image, torch.zeros(1, 4, device=device))
+        torch.stack(list(found.values())).sum().backward()
+    return counter.get_total_flops()
+
+
+def expected_shares(settings: ObjectiveConfig, perceptual_max_t: float) -> RowShares:
     """Average shares under the distributions of the draws, from 65,536 rows."""
     rows = 2**16
     scalars = draw_scalars(rows, torch.Generator().manual_seed(0))
-    draws = shape_draws(StandardDraws(**vars(scalars), normal_e=torch.zeros(rows, 0, 0, 0)), settings, 1.0)
+    draws = shape_draws(
+        StandardDraws(**vars(scalars), normal_e=torch.zeros(rows, 0, 0, 0), uniform_crop=torch.zeros(rows, 4)),
+        settings,
+        1.0,
+    )
     tangent = 1 - draws.num_flow_matching / rows
-    return RowShares(guidance=tangent + len(draws.unconditional_rows) / rows, tangent=tangent)
+    return RowShares(
+        guidance=tangent + len(draws.unconditional_rows) / rows,
+        tangent=tangent,
+        perceptual=len(draws.perceptual_rows) / rows,
+    )
 
 
 def peak_flops(device: torch.device) -> float | None:

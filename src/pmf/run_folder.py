@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import platform
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,11 +17,12 @@ from typing import Any
 
 import torch
 
-from pmf.checkpoint import Checkpoint, find_resumable, list_checkpoints
+from pmf.checkpoint import Checkpoint, complete_or_absent, find_resumable, list_checkpoints
 from pmf.config import Config, as_plain
 from pmf.configfile import save_config
 from pmf.errors import UserError
 
+PREEMPTED = "preempted"
 RECORDED_PACKAGES = ("torch", "accelerate", "numpy", "pillow", "pyarrow", "safetensors")
 
 
@@ -75,6 +79,42 @@ class RunFolder:
             raise UserError(
                 f"training.output_dir {self.path}: cannot be written ({error.strerror}); choose another"
             ) from None
+
+    def lock(self) -> None:
+        """Take the folder for this process until it ends, however it ends: the lock is the kernel's.
+
+        Raises:
+            UserError: another process has it, or the folder cannot be written.
+        """
+        path = self.path / ".lock"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # never closed: that would give the lock back
+        except OSError as error:
+            raise UserError(
+                f"training.output_dir {self.path}: cannot be written ({error.strerror}); choose another"
+            ) from None
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # which of them depends on the system
+            holder = os.read(descriptor, 200).decode(errors="replace").strip() or "another process"
+            os.close(descriptor)
+            raise UserError(
+                f"training.output_dir {self.path}: in use by {holder}; stop that run or choose another folder"
+            ) from None
+        os.truncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+
+    def mark_preempted(self, step: int) -> None:
+        """Leave a note for whoever starts runs again."""
+        with complete_or_absent(self.path / PREEMPTED) as temporary:
+            temporary.write_text(json.dumps({"step": step, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}))
+
+    def clear_preempted(self) -> bool:
+        """Remove that note; whether there was one."""
+        found = (self.path / PREEMPTED).exists()
+        (self.path / PREEMPTED).unlink(missing_ok=True)
+        return found
 
     def set_aside_after(self, step: int, say: Callable[[str], None]) -> None:
         """Rename checkpoints newer than the step that a run continues from: ``auto`` must not return to them."""

@@ -16,9 +16,7 @@ TIMEOUT = 30.0
 class MetricsLog:
     """Appends one JSON object per line. After a resume, lines of steps that will be done again are dropped first."""
 
-    def __init__(
-        self, run_folder: Path, config: Config, *, resumed_step: int, warn: Callable[[str], None] = print
-    ) -> None:
+    def __init__(self, run_folder: Path, config: Config, resumed_step: int, warn: Callable[[str], None]) -> None:
         self.path = run_folder / "metrics.jsonl"
         self._warn = warn
         self._keep_until(resumed_step)

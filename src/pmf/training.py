@@ -6,56 +6,39 @@ k, so a checkpoint stores nothing about them.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, nn
 from tqdm import tqdm
 
+from pmf.batching import accumulation_steps
 from pmf.checkpoint import save_checkpoint
-from pmf.config import Config, CrossFieldError, accumulation_steps
+from pmf.config import Config
 from pmf.data import create_source
-from pmf.data.loader import Batch, create_loader
+from pmf.data.loader import create_loader
 from pmf.data.sampler import steps_per_epoch
 from pmf.data.source import Source, require_first_images
-from pmf.data.transforms import to_unit_range
 from pmf.distributed import Stream, World, create_accelerator, torch_generator
-from pmf.errors import UserError
-from pmf.flops import expected_shares, peak_flops, step_flops
-from pmf.flow.draws import Draws, StandardScalars
-from pmf.flow.pixel_mean_flow import LossTerms, PixelMeanFlow
+from pmf.errors import CrossFieldError, Preempted, UserError
+from pmf.fidelity.in_training import TrainingEvaluation
+from pmf.flops import expected_shares, peak_flops, perceptual_flops, step_flops
+from pmf.flow.pixel_mean_flow import PixelMeanFlow
 from pmf.net.sizes import create_network
 from pmf.optim.ema import WeightAverages
 from pmf.optim.groups import create_optimizer
 from pmf.optim.schedule import learning_rate
+from pmf.perceptual.distances import create_distances
+from pmf.preemption import StopRequest
 from pmf.preflight import require_compiler, require_device, require_storage
 from pmf.run_folder import RunFolder
 from pmf.snapshots import Snapshots
 from pmf.state import TrainingState, checkpoint_bytes
+from pmf.step import LossModule, OptimizerStep
 from pmf.tracking import MetricsLog
-
-MAX_SKIPPED_IN_A_ROW = 20
-
-
-class LossModule(nn.Module):
-    """Network and objective as one module: the derivative must run inside the module that DDP wraps.
-
-    Taken around a wrapped network it fails, or silently leaves the gradients of each rank to themselves.
-    """
-
-    def __init__(self, network: nn.Module, objective: PixelMeanFlow) -> None:
-        super().__init__()
-        self.network = network
-        self.objective = objective
-
-    def forward(self, images: Tensor, labels: Tensor, draws: Draws) -> LossTerms:
-        """See :meth:`PixelMeanFlow.loss`."""
-        return self.objective.loss(self.network, images, labels, draws)
 
 
 class Trainer:
@@ -86,7 +69,10 @@ class Trainer:
         except CrossFieldError as error:
             raise UserError(str(error)) from None
         self.micro_batch_size = training.global_batch_size // self.world.size // self.accumulation
-        self.source = self.world.main_first(self._open_source)
+        self.source = self.world.main_first(self._open_source)  # one process may have to build the data set
+        perceptual = self.world.main_first(  # may download
+            lambda: create_distances(config.perceptual, self.world.device, self.say)
+        )
         self.steps_per_epoch = steps_per_epoch(len(self.source), training.global_batch_size)
         self.max_steps = training.max_steps or math.ceil((training.epochs or 0) * self.steps_per_epoch)
 
@@ -103,16 +89,43 @@ class Trainer:
         if training.compile:
             network.compile_blocks(static_shapes=training.static_shapes)
         self.objective = PixelMeanFlow(
-            config.objective, num_classes=config.data.num_classes, static_shapes=training.static_shapes
+            config.objective,
+            num_classes=config.data.num_classes,
+            perceptual=perceptual,
+            perceptual_max_t=config.perceptual.max_t,
+            static_shapes=training.static_shapes,
         )
         optimizer = create_optimizer(network, config.optimizer, self.world)
         averages = WeightAverages(network, config.ema, self.world)
         self.module, self.optimizer = self.accelerator.prepare(LossModule(network, self.objective), optimizer)
-        self.flops = step_flops(network, expected_shares(config.objective))
+        self.flops = step_flops(
+            network,
+            expected_shares(config.objective, config.perceptual.max_t),
+            perceptual_flops(perceptual, config.data.channels) if perceptual else 0,
+        )
         self.state = TrainingState(network, optimizer, averages, self.accelerator.scaler)
         self.run_folder = RunFolder(Path(training.output_dir).expanduser())
+        self.stop = StopRequest(self.world)
+        self.train_step = OptimizerStep(
+            config=config,
+            accelerator=self.accelerator,
+            world=self.world,
+            module=self.module,
+            optimizer=self.optimizer,
+            objective=self.objective,
+            state=self.state,
+            stop=self.stop,
+            accumulation=self.accumulation,
+            max_steps=self.max_steps,
+        )
         self.snapshots = Snapshots(
-            config=config, state=self.state, world=self.world, run_folder=self.run_folder, say=self.say
+            config=config, state=self.state, world=self.world, run_folder=self.run_folder, say=self.say, stop=self.stop
+        )
+        self._lock_run_folder()
+        self.evaluation = (
+            TrainingEvaluation(config, self.snapshots, self.stop, self.world)
+            if config.evaluation.every_images
+            else None
         )
         self._start_or_resume(resume)
 
@@ -122,13 +135,25 @@ class Trainer:
             tqdm.write(message)
 
     def train(self) -> None:
-        """Run to the last step, then write the final samples."""
+        """Run to the last step, then write the final samples.
+
+        Raises:
+            Preempted: a signal asked to stop; the step is saved.
+        """
+        with self.stop:
+            log = None
+            if self.world.is_main:
+                log = MetricsLog(self.run_folder.path, self.config, self.state.progress.step, warn=self.say)
+            try:
+                self._run_steps(log)
+            finally:
+                if log:
+                    log.close()
+            self.snapshots.write_final()
+        self.accelerator.end_training()
+
+    def _run_steps(self, log: MetricsLog | None) -> None:
         training, progress = self.config.training, self.state.progress
-        log = (
-            MetricsLog(self.run_folder.path, self.config, resumed_step=progress.step, warn=self.say)
-            if self.world.is_main
-            else None
-        )
         stream = iter(self._batches())
         with tqdm(
             total=self.max_steps,
@@ -137,10 +162,14 @@ class Trainer:
             disable=not self.world.is_main,
             mininterval=0.5 if sys.stderr.isatty() else 15,
         ) as bar:
+            if self.evaluation and self.evaluation.is_due(progress.step):  # the last run stopped before or during it
+                missing = not self.evaluation.output(progress.step).exists()
+                if self.world.gather(missing)[0]:
+                    self._evaluate(self.evaluation, log)
             busy, timed_steps = 0.0, 0
             while progress.step < self.max_steps:
                 started = time.perf_counter()
-                self.train_step([next(stream) for _ in range(self.accumulation)])
+                stopping = self.train_step([next(stream) for _ in range(self.accumulation)])
                 busy += time.perf_counter() - started
                 timed_steps += 1
                 bar.update()
@@ -151,44 +180,33 @@ class Trainer:
                     bar.set_postfix({key: f"{metrics[key]:.4g}" for key in shown})
                     if log:
                         log.write(metrics)
+                if stopping or progress.step % training.checkpoint_every == 0 or progress.step == self.max_steps:
+                    self.save()
+                if stopping:
+                    self._leave()
+                if self.evaluation and self.evaluation.is_due(progress.step):
+                    self._evaluate(self.evaluation, log)
                 if training.sample_every and progress.step % training.sample_every == 0:
                     self.snapshots.save_grid(f"step_{progress.step:08d}.png")
-                if progress.step % training.checkpoint_every == 0 or progress.step == self.max_steps:
-                    self.save()
-        if log:
-            log.close()
-        self.snapshots.write_final()
-        self.accelerator.end_training()
 
-    def train_step(self, batches: list[Batch]) -> None:
-        """One optimizer step over this rank's micro-batches; a non-finite gradient on any rank skips it on all."""
-        training, progress, network = self.config.training, self.state.progress, self.state.network
-        rate = learning_rate(self.config.optimizer, progress.step, self.max_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        scalars = self._draw_rows(batches[0].step)
-        logs = [self._backward(batch, micro, scalars[micro]) for micro, batch in enumerate(batches)]
-        self.accelerator.unscale_gradients()
-        norm = torch.nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
-        means = {name: torch.stack([log[name] for log in logs]).mean() for name in logs[0]}
-        # The only wait for the device in a step.
-        *values, norm_value = torch.stack([*means.values(), norm]).tolist()
-        finite = math.isfinite(norm_value)  # gradients are averaged over ranks, so all ranks agree
-        if finite and training.gradient_clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(network.parameters(), training.gradient_clip, norm)
-        if finite or self.state.scaler is not None:
-            self.optimizer.step()  # a loss scaler that overflowed does no step, but lowers its scale
-        self.optimizer.zero_grad()
-        progress.step += 1
-        if finite:
-            progress.skipped_in_a_row = 0
-            images_seen = progress.step * training.global_batch_size
-            self.state.averages.update(network, images_seen, training.global_batch_size)
-            corrupt = sum(len(batch.corrupt) for batch in batches) / sum(len(batch.labels) for batch in batches)
-            logged = dict(zip(means, values, strict=True))
-            progress.add({**logged, "grad_norm": norm_value, "corrupt_fraction": corrupt})
-        else:
-            self._count_skipped(batches)
+    def _evaluate(self, evaluation: TrainingEvaluation, log: MetricsLog | None) -> None:
+        step = self.state.progress.step
+        try:
+            scores = evaluation.run(step)
+        except Preempted:
+            self.save()
+            self._leave()
+        if log:
+            self.say(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in scores.items()))
+            log.write({"step": step, "images": step * self.config.training.global_batch_size, **scores})
+
+    def _leave(self) -> NoReturn:
+        if self.world.is_main:
+            self.run_folder.mark_preempted(self.state.progress.step)
+        raise Preempted(
+            f"asked to stop: step {self.state.progress.step} of {self.max_steps} is saved in {self.run_folder.path}; "
+            "start the same command again to go on"
+        )
 
     def save(self) -> None:
         """Write a checkpoint; called by all ranks."""
@@ -197,29 +215,6 @@ class Trainer:
         if self.world.is_main:
             save_checkpoint(self.run_folder.path, checkpoint, keep=self.config.training.keep_checkpoints)
         self.world.barrier()
-
-    def _draw_rows(self, step: int) -> list[StandardScalars]:
-        """The scalar draws of this rank's micro-batches, out of those of the global batch."""
-        first = self.world.rank * self.accumulation
-        return self.objective.draw_rows(
-            self.config.training.global_batch_size,
-            num_micro_batches=self.world.size * self.accumulation,
-            wanted=range(first, first + self.accumulation),
-            generator=torch_generator(Stream.DRAWS, self.config.training.seed, step),
-        )
-
-    def _backward(self, batch: Batch, micro: int, scalars: StandardScalars) -> dict[str, Tensor]:
-        """Gradients of one micro-batch; ranks synchronise in the last one of a step."""
-        images = to_unit_range(batch.images.to(self.world.device, non_blocking=True))
-        labels = batch.labels.to(self.world.device, non_blocking=True)
-        number = self.world.rank * self.accumulation + micro
-        generator = torch_generator(Stream.TRAINING_NOISE, self.config.training.seed, batch.step, number)
-        draws = self.objective.draw(images, labels, generator, scalars)
-        last = micro == self.accumulation - 1
-        with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
-            terms: LossTerms = self.module(images, labels, draws)
-            self.accelerator.backward(terms.total / self.accumulation)
-        return terms.logs
 
     def _batches(self) -> Any:
         training, step = self.config.training, self.state.progress.step
@@ -240,17 +235,6 @@ class Trainer:
         source = create_source(self.config.data, self.config.training.seed)
         require_first_images(source)
         return source
-
-    def _count_skipped(self, batches: list[Batch]) -> None:
-        progress = self.state.progress
-        progress.skipped += 1
-        progress.skipped_in_a_row += 1
-        if progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
-            samples = ", ".join(str(index) for index in batches[-1].indices[:8].tolist())
-            raise UserError(
-                f"step {progress.step}: the gradient was not finite {progress.skipped_in_a_row} times in a row (last "
-                f"samples of rank {self.world.rank}: {samples}, ...); lower optimizer.lr or set training.gradient_clip"
-            )
 
     def _window_metrics(self, images_per_second: float) -> dict[str, float]:
         """Means over the steps since the last line and over ranks; called by all ranks."""
@@ -280,6 +264,16 @@ class Trainer:
         values = torch.tensor(list(sums.values()), dtype=torch.float64, device=self.world.device)
         return dict(zip(sums, self.accelerator.reduce(values, "mean").tolist(), strict=True))
 
+    def _lock_run_folder(self) -> None:
+        """Keep others out of the run folder until this process ends."""
+        problem = None
+        if self.world.is_main:
+            try:
+                self.run_folder.lock()
+            except UserError as error:
+                problem = str(error)
+        self.world.raise_together(problem)
+
     def _start_or_resume(self, resume: str) -> None:
         training = self.config.training
         path = self.run_folder.resume_point(resume, self.say)
@@ -297,6 +291,8 @@ class Trainer:
         if self.world.is_main:
             self.run_folder.set_aside_after(self.state.progress.step, self.say)
             self.run_folder.open(self.config, device=str(self.world.device), world_size=self.world.size)
+            if self.run_folder.clear_preempted():
+                self.say("this run had been asked to stop, and goes on")
         self.world.barrier()
         parameters = sum(p.numel() for p in self.state.network.parameters())
         self.say(

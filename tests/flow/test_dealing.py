@@ -31,7 +31,9 @@ def deal(scalars: StandardScalars, settings: ObjectiveConfig, micro_batches: int
 
 def shaped(scalars: StandardScalars, settings: ObjectiveConfig):
     noise = torch.zeros(len(scalars.normal_t), 1, 1, 1)
-    return shape_draws(StandardDraws(**vars(scalars), normal_e=noise), settings, MAX_T)
+    return shape_draws(
+        StandardDraws(**vars(scalars), normal_e=noise, uniform_crop=torch.zeros(len(noise), 4)), settings, MAX_T
+    )
 
 
 def spread(counts: list[int]) -> int:

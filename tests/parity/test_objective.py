@@ -12,7 +12,7 @@ from pmf.convert import official_name
 from pmf.flow.derivative import DERIVATIVES
 from pmf.flow.draws import Draws, StandardDraws, guidance_scales, sample_times, shape_draws
 from pmf.flow.guidance import guided_target
-from pmf.flow.pixel_mean_flow import PerceptualTerm, PixelMeanFlow
+from pmf.flow.pixel_mean_flow import PixelMeanFlow
 from pmf.net.pixel_transformer import PixelTransformer
 from tests.parity.golden import Golden, build_network, relative_error
 
@@ -59,27 +59,26 @@ def standard_draws(golden: Golden, prefix: str = "draw/", **replacements: Tensor
         for ours, theirs in names.items()
     }
     noise = golden.image(f"{prefix}n_e") if f"{prefix}n_e" in golden else torch.zeros(rows, 1, 1, 1)
-    return StandardDraws(**{**stored, "normal_e": noise, **replacements})
+    unused = torch.ones(rows, 4)  # the stand-ins of the distances look at the whole image
+    return StandardDraws(**{**stored, "normal_e": noise, "uniform_crop": unused, **replacements})
 
 
-def perceptual_stand_ins(golden: Golden) -> list[PerceptualTerm]:
+class StandIns:
     """The two distances that the golden vectors used in place of LPIPS and ConvNeXt (INDEX.md, section B)."""
-    official = golden.meta["defaults"]
-    terms = []
-    if official["lpips"]:
 
-        def pooled(prediction: Tensor, image: Tensor) -> Tensor:
-            return torch.nn.functional.avg_pool2d(prediction - image, 4).square().mean((1, 2, 3))
+    def __init__(self, golden: Golden) -> None:
+        official = golden.meta["defaults"]
+        self.factors = {name: official[f"{name}_lambda"] for name in ("lpips", "convnext") if official[name]}
+        self.weights = golden.image("aux/W") if official["convnext"] else torch.zeros(())
 
-        terms.append(PerceptualTerm(name="lpips", weight=official["lpips_lambda"], distance=pooled))
-    if official["convnext"]:
-        weights = golden.image("aux/W")
-
-        def projected(prediction: Tensor, image: Tensor) -> Tensor:
-            return torch.einsum("bchw,kchw->bk", prediction - image, weights).abs().mean(1)
-
-        terms.append(PerceptualTerm(name="convnext", weight=official["convnext_lambda"], distance=projected))
-    return terms
+    def __call__(self, prediction: Tensor, image: Tensor, uniform_crop: Tensor) -> dict[str, Tensor]:
+        difference = prediction - image
+        distances = {}
+        if "lpips" in self.factors:
+            distances["lpips"] = torch.nn.functional.avg_pool2d(difference, 4).square().mean((1, 2, 3))
+        if "convnext" in self.factors:
+            distances["convnext"] = torch.einsum("bchw,kchw->bk", difference, self.weights).abs().mean(1)
+        return distances
 
 
 class Case:
@@ -92,7 +91,7 @@ class Case:
         self.objective = PixelMeanFlow(
             settings_of(meta, derivative),
             num_classes=meta["net"]["num_classes"],
-            perceptual=perceptual_stand_ins(self.golden),
+            perceptual=StandIns(self.golden),
             perceptual_max_t=meta["defaults"]["perceptual_max_t"],
         )
         self.images, self.labels = self.golden.image("in/images"), self.golden["in/labels"].long()

@@ -161,8 +161,9 @@ def worker_context() -> multiprocessing.context.BaseContext:
 
 
 def _start_worker(worker: int) -> None:
-    # Ctrl-C reaches the whole process group; the parent decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Signals may reach the whole process group; the parent decides what they mean.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
     # Torch's workers watch their parent process, which here is the fork server, and that one lives while they do.
     threading.Thread(target=_exit_with_trainer, daemon=True).start()

@@ -102,6 +102,18 @@ def find_replacement(source: Source, index: int, corrupt: CorruptImage) -> Sampl
     raise UserError(f"{corrupt}; nor can any of the {nearby} after it; download the files again")
 
 
+def good_samples(samples: Iterator[Sample | CorruptImage]) -> Iterator[Sample]:
+    """For uses in which nothing can stand in for an image.
+
+    Raises:
+        UserError: an image cannot be decoded.
+    """
+    for sample in samples:
+        if isinstance(sample, CorruptImage):
+            raise UserError(f"{sample}; download the file again")
+        yield sample
+
+
 def require_first_images(source: Source, count: int = 8) -> None:
     """Decode the first few images, which shows a wrong column or a set of something else at once.
 

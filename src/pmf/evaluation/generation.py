@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -15,10 +16,13 @@ from torch import Tensor
 from pmf.config import Config
 from pmf.distributed import Stream, World, numpy_generator
 from pmf.errors import UserError
+from pmf.evaluation.image_sets import ImageBatch
 from pmf.evaluation.images import contact_sheet, save_png, to_uint8
 from pmf.flow.network import Network
 from pmf.flow.parameterization import create_parameterization
 from pmf.flow.sampler import generate
+
+NUM_ENCODERS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +82,13 @@ def sample_images(
 def write_image_folder(
     network: Network, config: Config, plan: SamplingPlan, folder: Path, world: World
 ) -> Iterator[int]:
-    """Write ``000000.png`` ... and, when all are there, ``labels.csv``; yields how many images each batch added.
+    """Write ``000000.png`` ... and, when all are there, ``labels.csv``.
 
-    Ranks share the work by index. Images that an interrupted call of the same plan left are kept.
+    Images that an interrupted call of the same plan left are kept. PNGs are encoded in threads while the next batch is
+    generated.
+
+    Yields:
+        How many images of this rank the batch settles; equally often on every rank.
 
     Raises:
         UserError: the folder holds something other than (part of) this plan.
@@ -88,19 +96,50 @@ def write_image_folder(
     if world.is_main:
         _claim_folder(folder, plan)
     world.barrier()
-    mine = range(world.rank, plan.num_images, world.size)
-    missing = [index for index in mine if not (folder / _file_name(index)).exists()]
-    yield len(mine) - len(missing)
-    batch_size = config.sampling.batch_size
-    for start in range(0, len(missing), batch_size):
-        indices = missing[start : start + batch_size]
-        for index, image in zip(indices, sample_images(network, config, plan, indices, world.device), strict=True):
-            save_png(image, folder / _file_name(index))
-        yield len(indices)
+    with ThreadPoolExecutor(NUM_ENCODERS) as pool:
+        written: list[Future[None]] = []
+        for indices in own_batches(plan.num_images, config.sampling.batch_size, world):
+            missing = {index for index in indices if not (folder / _file_name(index)).exists()}
+            if missing:
+                images = sample_images(network, config, plan, indices, world.device).cpu()
+                _wait(written)  # of the batch before: bounds the memory, and passes on what went wrong
+                written = [
+                    pool.submit(save_png, image, folder / _file_name(index))
+                    for index, image in zip(indices, images, strict=True)
+                    if index in missing
+                ]
+            yield len(indices)
+        _wait(written)
     world.barrier()
     if world.is_main:
         _write_labels(folder, plan)
     world.barrier()
+
+
+def own_batches(num_images: int, batch_size: int, world: World) -> Iterator[range]:
+    """Indices of this rank's batches: as many on every rank, so the last one may be empty.
+
+    Batch k is images k B ... (k + 1) B - 1, whoever makes it, so that not even the last bit of an image depends on the
+    number of ranks or on an interruption. Rank r makes batches r, r + W, ...
+    """
+    offset = world.rank * batch_size
+    for start in range(offset, num_images + offset, world.size * batch_size):
+        yield range(start, min(start + batch_size, num_images))
+
+
+def _wait(futures: list[Future[None]]) -> None:
+    for future in futures:
+        future.result()
+
+
+def generate_batches(network: Network, config: Config, plan: SamplingPlan, world: World) -> Iterator[ImageBatch]:
+    """This process's share of a plan's images, as :func:`write_image_folder` would write them; see own_batches."""
+    for indices in own_batches(plan.num_images, config.sampling.batch_size, world):
+        shape = (0, config.data.channels, config.data.image_size, config.data.image_size)
+        images = torch.empty(shape, dtype=torch.uint8)
+        if indices:
+            images = sample_images(network, config, plan, indices, world.device)
+        yield ImageBatch(images, list(indices))
 
 
 def class_grid(network: Network, config: Config, plan: SamplingPlan, device: torch.device) -> Tensor:

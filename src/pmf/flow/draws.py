@@ -37,9 +37,12 @@ class StandardScalars:
 
 @dataclass(frozen=True, kw_only=True)
 class StandardDraws(StandardScalars):
-    """The same and the noise: ``normal_e`` is (B, C, H, W) on the images' device."""
+    """The same, the noise, and what no other row or micro-batch depends on."""
 
     normal_e: Tensor
+    """(B, C, H, W) on the images' device."""
+    uniform_crop: Tensor
+    """(B, 4) on the CPU: area, aspect ratio, top and left of the crop that the perceptual distances look through."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +74,7 @@ class Draws:
         unconditional_rows: (U,) int64, ascending: rows that keep their label and whose guidance scale at t is not 1;
             only they need the unconditional velocity.
         perceptual_rows: (P,) int64, ascending: rows with t below the perceptual threshold.
+        uniform_crop: (P, 4) uniforms of their crops.
     """
 
     t: Tensor
@@ -83,10 +87,11 @@ class Draws:
     dropped_rows: Tensor
     unconditional_rows: Tensor
     perceptual_rows: Tensor
+    uniform_crop: Tensor
 
 
 def draw_scalars(rows: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> StandardScalars:
-    """Draw from a CPU generator everything but the noise."""
+    """Draw from a CPU generator what decides how much work each row is."""
     normals = torch.randn(2, rows, generator=generator, dtype=dtype)
     uniforms = torch.rand(7, rows, generator=generator, dtype=dtype)
     return StandardScalars(
@@ -114,7 +119,8 @@ def draw_standard(images: Tensor, generator: torch.Generator, scalars: StandardS
     noise_seed = int(torch.randint(2**62, (), generator=generator))
     noise_generator = torch.Generator(images.device).manual_seed(noise_seed)
     normal_e = torch.randn(images.shape, generator=noise_generator, dtype=images.dtype, device=images.device)
-    return StandardDraws(**vars(scalars), normal_e=normal_e)
+    uniform_crop = torch.rand(len(images), 4, generator=generator, dtype=images.dtype)
+    return StandardDraws(**vars(scalars), normal_e=normal_e, uniform_crop=uniform_crop)
 
 
 def shape_draws(standard: StandardDraws, settings: ObjectiveConfig, perceptual_max_t: float) -> Draws:
@@ -125,6 +131,7 @@ def shape_draws(standard: StandardDraws, settings: ObjectiveConfig, perceptual_m
     guidance = sample_guidance(standard, settings, num_flow_matching)
     guided = active_scale(guidance.omega, times.t, guidance.t_min, guidance.t_max) != 1
     guided[dropped] = False
+    perceptual_rows = (times.t < perceptual_max_t).nonzero()[:, 0]
     device = standard.normal_e.device
 
     def move(tensor: Tensor) -> Tensor:
@@ -140,7 +147,8 @@ def shape_draws(standard: StandardDraws, settings: ObjectiveConfig, perceptual_m
         num_flow_matching=num_flow_matching,
         dropped_rows=move(dropped.nonzero()[:, 0]),
         unconditional_rows=move(guided.nonzero()[:, 0]),
-        perceptual_rows=move((times.t < perceptual_max_t).nonzero()[:, 0]),
+        perceptual_rows=move(perceptual_rows),
+        uniform_crop=move(standard.uniform_crop[perceptual_rows]),
     )
 
 

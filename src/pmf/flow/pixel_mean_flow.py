@@ -9,8 +9,9 @@ To change the loss, change this file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -24,19 +25,17 @@ from pmf.flow.network import Network
 from pmf.flow.parameterization import create_parameterization, per_image
 
 
-@dataclass(frozen=True, kw_only=True)
-class PerceptualTerm:
-    """A distance between a denoised image and the true one.
+class PerceptualDistances(Protocol):
+    """Distances between denoised images and the true ones, by name.
 
     Attributes:
-        name: as it appears in the logs.
-        weight: factor of the weighted distance in the loss.
-        distance: (P, C, H, W) prediction and image, both in [-1, 1], to (P,); no gradient to the image is needed.
+        factors: what each distance, after its adaptive weight, is multiplied with in the loss.
     """
 
-    name: str
-    weight: float
-    distance: Callable[[Tensor, Tensor], Tensor]
+    factors: Mapping[str, float]
+
+    def __call__(self, prediction: Tensor, image: Tensor, uniform_crop: Tensor) -> Mapping[str, Tensor]:
+        """Two batches (P, C, H, W) in [-1, 1] and (P, 4) uniforms of a crop to (P,) by name; gradients to the first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,14 +86,14 @@ class PixelMeanFlow:
         settings: ObjectiveConfig,
         *,
         num_classes: int,
-        perceptual: Sequence[PerceptualTerm] = (),
+        perceptual: PerceptualDistances | None = None,
         perceptual_max_t: float = 1.0,
         static_shapes: bool = False,
     ) -> None:
         self.settings = settings
         self.static_shapes = static_shapes
         self.null_label = num_classes
-        self.perceptual = tuple(perceptual)
+        self.perceptual = perceptual
         self.perceptual_max_t = perceptual_max_t
         self.parameterization = create_parameterization(settings)
         self.derivative = DERIVATIVES[settings.derivative]
@@ -186,12 +185,14 @@ class PixelMeanFlow:
         """Weighted distances of the denoised image z - t u, on the rows below the time threshold; 0 on others: (B,)."""
         rows = draws.perceptual_rows
         total = images.new_zeros(images.shape[0])
-        logs |= {f"loss_{term.name}": total.new_zeros(()) for term in self.perceptual}  # on every rank, every time
-        if not self.perceptual or not len(rows):
+        if self.perceptual is None:
+            return total
+        factors = self.perceptual.factors
+        logs |= {f"loss_{name}": total.new_zeros(()) for name in factors}  # on every rank, every time
+        if not len(rows):
             return total
         denoised = step.z[rows] - per_image(draws.t[rows]) * step.velocities.u[rows]
-        for term in self.perceptual:
-            distance = term.distance(denoised, images[rows])  # (P,)
-            logs[f"loss_{term.name}"] = distance.detach().sum() / images.shape[0]
-            total = total.index_add(0, rows, term.weight * self._adaptive(distance))
+        for name, distance in self.perceptual(denoised, images[rows], draws.uniform_crop).items():
+            logs[f"loss_{name}"] = distance.detach().sum() / images.shape[0]
+            total = total.index_add(0, rows, factors[name] * self._adaptive(distance))
         return total

@@ -1,0 +1,131 @@
+"""One optimizer step: micro-batches to gradients to weights, moments and averages."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pmf.config import Config
+from pmf.data.loader import Batch
+from pmf.data.transforms import to_unit_range
+from pmf.distributed import Stream, World, torch_generator
+from pmf.errors import UserError
+from pmf.flow.draws import Draws, StandardScalars
+from pmf.flow.pixel_mean_flow import LossTerms, PixelMeanFlow
+from pmf.optim.schedule import learning_rate
+from pmf.preemption import StopRequest
+from pmf.state import TrainingState
+
+MAX_SKIPPED_IN_A_ROW = 20
+
+
+class LossModule(nn.Module):
+    """Network and objective as one module: the derivative must run inside the module that DDP wraps.
+
+    Taken around a wrapped network it fails, or silently leaves the gradients of each rank to themselves.
+    """
+
+    def __init__(self, network: nn.Module, objective: PixelMeanFlow) -> None:
+        super().__init__()
+        self.network = network
+        self.objective = objective
+
+    def forward(self, images: Tensor, labels: Tensor, draws: Draws) -> LossTerms:
+        """See :meth:`PixelMeanFlow.loss`."""
+        return self.objective.loss(self.network, images, labels, draws)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerStep:
+    """Called once per step, on every rank, with this rank's micro-batches.
+
+    Attributes:
+        accelerator, module, optimizer: Accelerate's, and what it wrapped.
+        accumulation: micro-batches per rank and step.
+        max_steps: of the run, for the learning rate.
+    """
+
+    config: Config
+    accelerator: Any
+    world: World
+    module: nn.Module
+    optimizer: Any
+    objective: PixelMeanFlow
+    state: TrainingState
+    stop: StopRequest
+    accumulation: int
+    max_steps: int
+
+    def __call__(self, batches: list[Batch]) -> bool:
+        """One optimizer step over this rank's micro-batches; a non-finite gradient on any rank skips it on all.
+
+        Returns:
+            Whether a signal has asked any rank to stop.
+        """
+        training, progress, network = self.config.training, self.state.progress, self.state.network
+        rate = learning_rate(self.config.optimizer, progress.step, self.max_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        scalars = self._draw_rows(batches[0].step)
+        logs = [self._backward(batch, micro, scalars[micro]) for micro, batch in enumerate(batches)]
+        self.accelerator.unscale_gradients()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
+        means = {name: torch.stack([log[name] for log in logs]).mean() for name in logs[0]}
+        # The only wait for the device in a step.
+        *values, norm_value, stopping = torch.stack([*means.values(), norm, self.stop.flag()]).tolist()
+        finite = math.isfinite(norm_value)  # gradients are averaged over ranks, so all ranks agree
+        if finite and training.gradient_clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(network.parameters(), training.gradient_clip, norm)
+        if finite or self.state.scaler is not None:
+            self.optimizer.step()  # a loss scaler that overflowed does no step, but lowers its scale
+        self.optimizer.zero_grad()
+        progress.step += 1
+        if finite:
+            progress.skipped_in_a_row = 0
+            images_seen = progress.step * training.global_batch_size
+            self.state.averages.update(network, images_seen, training.global_batch_size)
+            corrupt = sum(len(batch.corrupt) for batch in batches) / sum(len(batch.labels) for batch in batches)
+            logged = dict(zip(means, values, strict=True))
+            progress.add({**logged, "grad_norm": norm_value, "corrupt_fraction": corrupt})
+        else:
+            self._count_skipped(batches)
+        return bool(stopping)
+
+    def _draw_rows(self, step: int) -> list[StandardScalars]:
+        """The scalar draws of this rank's micro-batches, out of those of the global batch."""
+        first = self.world.rank * self.accumulation
+        return self.objective.draw_rows(
+            self.config.training.global_batch_size,
+            num_micro_batches=self.world.size * self.accumulation,
+            wanted=range(first, first + self.accumulation),
+            generator=torch_generator(Stream.DRAWS, self.config.training.seed, step),
+        )
+
+    def _backward(self, batch: Batch, micro: int, scalars: StandardScalars) -> dict[str, Tensor]:
+        """Gradients of one micro-batch; ranks synchronise in the last one of a step."""
+        images = to_unit_range(batch.images.to(self.world.device, non_blocking=True))
+        labels = batch.labels.to(self.world.device, non_blocking=True)
+        number = self.world.rank * self.accumulation + micro
+        generator = torch_generator(Stream.TRAINING_NOISE, self.config.training.seed, batch.step, number)
+        draws = self.objective.draw(images, labels, generator, scalars)
+        last = micro == self.accumulation - 1
+        with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
+            terms: LossTerms = self.module(images, labels, draws)
+            self.accelerator.backward(terms.total / self.accumulation)
+        return terms.logs
+
+    def _count_skipped(self, batches: list[Batch]) -> None:
+        progress = self.state.progress
+        progress.skipped += 1
+        progress.skipped_in_a_row += 1
+        if progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            samples = ", ".join(str(index) for index in batches[-1].indices[:8].tolist())
+            raise UserError(
+                f"step {progress.step}: the gradient was not finite {progress.skipped_in_a_row} times in a row (last "
+                f"samples of rank {self.world.rank}: {samples}, ...); lower optimizer.lr or set training.gradient_clip"
+            )
