@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "pmf"
 
 # Each room may import the rooms listed for it, and itself.
-FLOOR = {"errors", "config", "distributed", "strict"}
+FLOOR = {"errors", "config", "distributed", "strict", "files"}
 MAY_IMPORT = {
     "errors": set(),
     "batching": {"errors", "config"},  # config as a type only
@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "configfile": {"errors", "config"},
     "distributed": {"errors", "config"},
     "strict": {"errors"},
+    "files": set(),
     "net": FLOOR,
     "optim": FLOOR,
     "data": FLOOR,
@@ -31,12 +32,14 @@ MAY_IMPORT = {
     "checkpoint": FLOOR | {"configfile"},
     "tracking": FLOOR,
     "state": FLOOR | {"checkpoint", "optim"},
+    "preflight": FLOOR | {"checkpoint"},
     "run_folder": FLOOR | {"configfile", "checkpoint"},
     "sampling": FLOOR | {"configfile", "checkpoint", "convert", "net", "evaluation"},
     "preemption": FLOOR,
     "fidelity": FLOOR | {"configfile", "checkpoint", "data", "evaluation", "sampling", "snapshots", "preemption"},
     "snapshots": FLOOR | {"preemption", "checkpoint", "run_folder", "sampling", "state", "evaluation"},
     "step": FLOOR | {"data", "flow", "optim", "preemption", "state"},
+    "doctor": None,
     "training": None,  # everything but the commands
 }
 

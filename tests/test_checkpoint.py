@@ -134,7 +134,7 @@ def test_what_is_no_weights_file_is_one_line(tmp_path):
     (tmp_path / "empty").mkdir()
     for path, which, message in (
         (pickled, None, "is not a .safetensors file; an official checkpoint is read with its recipe"),
-        (html, None, "cannot be read as safetensors"),
+        (html, None, "this is a web page"),
         (folder, "20", "has no average '20'; choose one of: 10, online"),
         (tmp_path / "empty", "10", "is neither a run folder, a checkpoint folder nor a .safetensors file"),
     ):

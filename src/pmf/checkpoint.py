@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from pmf.config import Config, as_plain
 from pmf.configfile import config_from_plain
 from pmf.errors import UserError
+from pmf.files import foreign_content
 from pmf.strict import require_same_tensors
 
 MANIFEST = "manifest.json"
@@ -170,8 +171,9 @@ def load_weights(path: Path, which: str | None) -> SavedWeights:
         with safe_open(file, "pt") as opened:
             metadata = opened.metadata() or {}
         weights = load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{file}: cannot be read as safetensors ({error})") from None
+    except SafetensorError as error:
+        problem = foreign_content(file) or f"cannot be read as safetensors ({error})"
+        raise UserError(f"{file}: {problem}") from None
     if "config" not in metadata:
         raise UserError(f"{file}: carries no config, so it was not written by this library's training")
     config = config_from_plain(json.loads(metadata["config"]), str(file))

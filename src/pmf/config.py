@@ -137,6 +137,8 @@ class DataConfig(Section):
     """Size of the synthetic set; ignored by the others."""
     horizontal_flip: bool = False
     """Mirror each image with probability one half (a function of seed, epoch and image)."""
+    max_corrupt_fraction: Fraction = 0.001
+    """Share of the images that may be undecodable, with others standing in for them; more of them end the run."""
     num_workers: NonNegative = 8
     """Decoding processes per rank. The order of samples does not depend on it."""
     prefetch_factor: Positive = 4

@@ -20,8 +20,19 @@ from pmf.errors import CrossFieldError, UserError
 _INT = re.compile(r"[-+]?[0-9]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 _WORDS: dict[str, Any] = {"true": True, "false": False, "null": None, "~": None, "": None}
-_PLAIN_TAGS = {"str", "int", "float", "bool", "null", "timestamp", "merge", "value"}
+_PLAIN_TAGS = {"map", "seq", "str", "int", "float", "bool", "null", "timestamp", "merge", "value"}
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
+
+
+class _Loader(yaml.SafeLoader):
+    """Without aliases: nine lines of them can stand for a billion values, or for themselves."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            alias = self.peek_event()
+            problem = f"configs have no aliases (*{alias.anchor}); write the value out"
+            raise yaml.composer.ComposerError(None, None, problem, alias.start_mark)
+        return super().compose_node(parent, index)
 
 
 @dataclass
@@ -67,7 +78,9 @@ def _read(path: Path) -> _Document:
         known = ", ".join(sorted(str(p) for p in Path("configs").glob("*.yaml"))) or "none in ./configs"
         raise UserError(f"{path}: cannot read this config ({_reason(error)}); known configs: {known}") from None
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = yaml.compose(text, Loader=_Loader)
+    except RecursionError:
+        raise UserError(f"{path}: invalid YAML: nested too deeply; a config has sections and keys") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
@@ -86,6 +99,8 @@ def _plain(node: yaml.Node, path: Path, key: str, places: dict[str, str]) -> Any
     """Values of a YAML node; records the place of each key and refuses duplicates and tags."""
     place = f"{path}:{node.start_mark.line + 1}"
     places.setdefault(key, place)
+    if node.tag.removeprefix("tag:yaml.org,2002:") not in _PLAIN_TAGS:
+        raise UserError(f"{place}: {key} has the tag {node.tag}; configs hold plain values only")
     if isinstance(node, yaml.MappingNode):
         values: dict[str, Any] = {}
         for key_node, value_node in node.value:
@@ -100,8 +115,6 @@ def _plain(node: yaml.Node, path: Path, key: str, places: dict[str, str]) -> Any
     if isinstance(node, yaml.SequenceNode):
         return [_plain(item, path, f"{key}.{i}", places) for i, item in enumerate(node.value)]
     assert isinstance(node, yaml.ScalarNode)
-    if node.tag.removeprefix("tag:yaml.org,2002:") not in _PLAIN_TAGS:
-        raise UserError(f"{place}: {key} has the tag {node.tag}; configs hold plain values only")
     text = _expand(node.value, place, key)
     return text if node.style in ("'", '"', "|", ">") else _scalar(text)
 
@@ -133,8 +146,8 @@ def _apply_override(document: _Document, override: str) -> None:
     if not separator or not re.fullmatch(r"\w+(\.\w+)*", key):
         raise UserError(f"{place}: an override is section.key=value, e.g. training.seed=1")
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError:
+        node = yaml.compose(text, Loader=_Loader)
+    except (yaml.YAMLError, RecursionError):
         raise UserError(f"{place}: the value is not valid YAML; quote it") from None
     places: dict[str, str] = {}
     value = None if node is None else _plain(node, Path(place), key, places)
@@ -145,6 +158,7 @@ def _apply_override(document: _Document, override: str) -> None:
             target[name] = {}
         target = target[name]
     target[last] = value
+    document.places = {known: at for known, at in document.places.items() if not known.startswith(f"{key}.")}
     document.places[key] = place
 
 

@@ -35,7 +35,7 @@ def cross_field_problems(config: Config, ema_names: Sequence[str]) -> list[tuple
         problems.append(
             (
                 "optimizer.warmup_steps",
-                f"is {optimizer.warmup_steps}, more than training.max_steps {training.max_steps}",
+                f"is {optimizer.warmup_steps}, more than training.max_steps {training.max_steps}; lower it",
             )
         )
     if training.compile and config.objective.derivative == "jvp":

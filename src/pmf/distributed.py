@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import enum
+import hashlib
 import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +19,8 @@ from torch import Tensor
 
 from pmf.config import TrainingConfig
 from pmf.errors import PREEMPTED_STATUS, Preempted, UserError
+
+T = TypeVar("T")
 
 
 class Stream(enum.IntEnum):
@@ -68,6 +72,32 @@ class World:
             torch.distributed.all_gather_object(values, value)
         return values
 
+    def raise_together(self, problem: str | None) -> None:
+        """Called by all ranks: what is wrong on any of them ends all, and none is left waiting.
+
+        Raises:
+            UserError: the problem of the lowest rank that has one.
+        """
+        found = [text for text in self.gather(problem) if text]
+        if found:
+            raise UserError(found[0])
+
+    def main_first(self, build: Callable[[], T]) -> T:
+        """The result of ``build`` on this rank; the main one goes first, because it may have to write files.
+
+        Raises:
+            UserError: ``build`` raised one, on any rank.
+        """
+        for turn in (True, False):
+            problem = None
+            if self.is_main == turn:
+                try:
+                    result = build()
+                except UserError as error:
+                    problem = str(error)
+            self.raise_together(problem)
+        return result
+
     def add_up(self, tensor: Tensor) -> None:
         """Overwrite ``tensor`` (on ``device``, of one shape everywhere) with its sum over all processes."""
         if self.size > 1:
@@ -99,20 +129,11 @@ def join_world() -> World:
 
 
 def create_accelerator(training: TrainingConfig) -> Accelerator:
-    """Process group, device and precision.
-
-    Raises:
-        UserError: the device cannot do the precision asked for.
-    """
-    precision = training.mixed_precision
+    """Process group, device and precision, which ``preflight.require_device`` has found possible."""
     on_gpu = torch.cuda.is_available()
-    if precision == "bf16" and on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise UserError("training.mixed_precision is bf16, which this GPU does not support; choose fp16 or no")
-    if precision == "fp16" and not on_gpu:
-        raise UserError("training.mixed_precision is fp16, which needs a CUDA GPU; choose bf16 or no")
     set_float32_precision(tf32=training.tf32)
     ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
-    accelerator = Accelerator(mixed_precision=precision, cpu=not on_gpu, kwargs_handlers=[ddp])
+    accelerator = Accelerator(mixed_precision=training.mixed_precision, cpu=not on_gpu, kwargs_handlers=[ddp])
     threads = training.num_threads or torch.get_num_threads()
     if not on_gpu:  # processes whose threads wait for each other's cores are ten times slower
         threads = max(1, min(threads, (os.cpu_count() or 1) // accelerator.num_processes))
@@ -134,8 +155,8 @@ def is_main_rank() -> bool:
 def run_command(main: Callable[[], None]) -> None:
     """Run a command; a user's mistake becomes one line on stderr and exit status 2.
 
-    Before the process group exists every rank makes the same mistake, so only the main one reports it; after that any
-    rank may be the only one to know, so each reports.
+    A mistake that several ranks find is reported once. Before the process group exists all of them find it, and the
+    main one talks; after that any of them may be the only one.
     """
     try:
         main()
@@ -144,9 +165,21 @@ def run_command(main: Callable[[], None]) -> None:
             print(stop, file=sys.stderr)
         sys.exit(PREEMPTED_STATUS)
     except UserError as error:
-        if is_main_rank() or torch.distributed.is_initialized():
+        if _is_first_to_find(str(error)) if torch.distributed.is_initialized() else is_main_rank():
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+
+def _is_first_to_find(problem: str) -> bool:
+    """Whether no other process of this start has asked this; they count in the store through which they met."""
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    key = hashlib.sha256(f"{attempt} {problem}".encode()).hexdigest()
+    try:
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = torch.distributed.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=5))
+        return store.add(f"reported {key}", 1) == 1
+    except (RuntimeError, KeyError):  # gone with the process that held it: better twice than never
+        return True

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from pmf.checkpoint import Checkpoint, load_checkpoint, load_strictly
-from pmf.config import Config, as_plain
+from pmf.config import Config, as_plain, ema_names
 from pmf.errors import UserError
 from pmf.optim.ema import WeightAverages
-from pmf.optim.muon import Muon
+from pmf.optim.groups import parameter_groups
+from pmf.optim.muon import MOMENTS, Muon
 
 
 @dataclass
@@ -34,6 +35,17 @@ class Progress:
     def start_window(self) -> None:
         """Forget the sums."""
         self.window_steps, self.window_sums = 0, {}
+
+
+def checkpoint_bytes(network: nn.Module, config: Config) -> int:
+    """Size of a checkpoint's tensors, known from shapes alone: the network may be on the meta device."""
+    weights = sum(parameter.nbytes for parameter in network.parameters())
+    moments = sum(
+        len(MOMENTS[group["kind"]]) * parameter.nbytes
+        for group in parameter_groups(network, config.optimizer)
+        for parameter in group["params"]
+    )
+    return (1 + len(ema_names(config.ema))) * weights + moments
 
 
 @dataclass

@@ -89,7 +89,9 @@ class OptimizerStep:
             progress.skipped_in_a_row = 0
             images_seen = progress.step * training.global_batch_size
             self.state.averages.update(network, images_seen, training.global_batch_size)
-            progress.add({**dict(zip(means, values, strict=True)), "grad_norm": norm_value})
+            corrupt = sum(len(batch.corrupt) for batch in batches) / sum(len(batch.labels) for batch in batches)
+            logged = dict(zip(means, values, strict=True))
+            progress.add({**logged, "grad_norm": norm_value, "corrupt_fraction": corrupt})
         else:
             self._count_skipped(batches)
         return bool(stopping)

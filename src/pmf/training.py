@@ -21,6 +21,7 @@ from pmf.config import Config
 from pmf.data import create_source
 from pmf.data.loader import create_loader
 from pmf.data.sampler import steps_per_epoch
+from pmf.data.source import Source, require_first_images
 from pmf.distributed import Stream, World, create_accelerator, torch_generator
 from pmf.errors import CrossFieldError, Preempted, UserError
 from pmf.fidelity.in_training import TrainingEvaluation
@@ -32,9 +33,10 @@ from pmf.optim.groups import create_optimizer
 from pmf.optim.schedule import learning_rate
 from pmf.perceptual.distances import create_distances
 from pmf.preemption import StopRequest
+from pmf.preflight import require_compiler, require_device, require_storage
 from pmf.run_folder import RunFolder
 from pmf.snapshots import Snapshots
-from pmf.state import TrainingState
+from pmf.state import TrainingState, checkpoint_bytes
 from pmf.step import LossModule, OptimizerStep
 from pmf.tracking import MetricsLog
 
@@ -53,6 +55,8 @@ class Trainer:
         """
         training = config.training
         self.config = config
+        require_device(training)
+        require_compiler(training)
         self.accelerator = create_accelerator(training)
         self.world = World(
             rank=self.accelerator.process_index,
@@ -65,9 +69,10 @@ class Trainer:
         except CrossFieldError as error:
             raise UserError(str(error)) from None
         self.micro_batch_size = training.global_batch_size // self.world.size // self.accumulation
-        with self.accelerator.main_process_first():  # one process may have to build the data set
-            self.source = create_source(config.data, training.seed)
-            perceptual = create_distances(config.perceptual, self.world.device, self.say)  # may download
+        self.source = self.world.main_first(self._open_source)  # one process may have to build the data set
+        perceptual = self.world.main_first(  # may download
+            lambda: create_distances(config.perceptual, self.world.device, self.say)
+        )
         self.steps_per_epoch = steps_per_epoch(len(self.source), training.global_batch_size)
         self.max_steps = training.max_steps or math.ceil((training.epochs or 0) * self.steps_per_epoch)
 
@@ -80,6 +85,7 @@ class Trainer:
             channels=config.data.channels,
             generator=torch_generator(Stream.WEIGHTS, training.seed),
         ).to(self.world.device)
+        require_storage(training, checkpoint_bytes(network, config), self.max_steps)
         if training.compile:
             network.compile_blocks(static_shapes=training.static_shapes)
         self.objective = PixelMeanFlow(
@@ -135,9 +141,9 @@ class Trainer:
             Preempted: a signal asked to stop; the step is saved.
         """
         with self.stop:
-            log = (
-                MetricsLog(self.run_folder.path, self.config, self.state.progress.step) if self.world.is_main else None
-            )
+            log = None
+            if self.world.is_main:
+                log = MetricsLog(self.run_folder.path, self.config, self.state.progress.step, warn=self.say)
             try:
                 self._run_steps(log)
             finally:
@@ -149,41 +155,39 @@ class Trainer:
     def _run_steps(self, log: MetricsLog | None) -> None:
         training, progress = self.config.training, self.state.progress
         stream = iter(self._batches())
-        bar = tqdm(
+        with tqdm(
             total=self.max_steps,
             initial=progress.step,
             unit="step",
             disable=not self.world.is_main,
             mininterval=0.5 if sys.stderr.isatty() else 15,
-        )
-        if self.evaluation and self.evaluation.is_due(progress.step):  # the last run stopped before or during it
-            missing = not self.evaluation.output(progress.step).exists()
-            if self.world.gather(missing)[0]:
-                self._evaluate(self.evaluation, log)
-        busy, timed_steps = 0.0, 0
-        while progress.step < self.max_steps:
-            started = time.perf_counter()
-            stopping = self.train_step([next(stream) for _ in range(self.accumulation)])
-            busy += time.perf_counter() - started
-            timed_steps += 1
-            bar.update()
-            if progress.step % training.log_every == 0 or progress.step == self.max_steps:
-                metrics = self._window_metrics(images_per_second=timed_steps * training.global_batch_size / busy)
-                busy, timed_steps = 0.0, 0
-                shown = (key for key in ("loss_u", "lr", "images_per_second") if key in metrics)
-                bar.set_postfix({key: f"{metrics[key]:.4g}" for key in shown})
-                if log:
-                    log.write(metrics)
-            if stopping or progress.step % training.checkpoint_every == 0 or progress.step == self.max_steps:
-                self.save()
-            if stopping:
-                bar.close()
-                self._leave()
-            if self.evaluation and self.evaluation.is_due(progress.step):
-                self._evaluate(self.evaluation, log)
-            if training.sample_every and progress.step % training.sample_every == 0:
-                self.snapshots.save_grid(f"step_{progress.step:08d}.png")
-        bar.close()
+        ) as bar:
+            if self.evaluation and self.evaluation.is_due(progress.step):  # the last run stopped before or during it
+                missing = not self.evaluation.output(progress.step).exists()
+                if self.world.gather(missing)[0]:
+                    self._evaluate(self.evaluation, log)
+            busy, timed_steps = 0.0, 0
+            while progress.step < self.max_steps:
+                started = time.perf_counter()
+                stopping = self.train_step([next(stream) for _ in range(self.accumulation)])
+                busy += time.perf_counter() - started
+                timed_steps += 1
+                bar.update()
+                if progress.step % training.log_every == 0 or progress.step == self.max_steps:
+                    metrics = self._window_metrics(images_per_second=timed_steps * training.global_batch_size / busy)
+                    busy, timed_steps = 0.0, 0
+                    shown = (key for key in ("loss_u", "lr", "images_per_second") if key in metrics)
+                    bar.set_postfix({key: f"{metrics[key]:.4g}" for key in shown})
+                    if log:
+                        log.write(metrics)
+                if stopping or progress.step % training.checkpoint_every == 0 or progress.step == self.max_steps:
+                    self.save()
+                if stopping:
+                    self._leave()
+                if self.evaluation and self.evaluation.is_due(progress.step):
+                    self._evaluate(self.evaluation, log)
+                if training.sample_every and progress.step % training.sample_every == 0:
+                    self.snapshots.save_grid(f"step_{progress.step:08d}.png")
 
     def _evaluate(self, evaluation: TrainingEvaluation, log: MetricsLog | None) -> None:
         step = self.state.progress.step
@@ -224,7 +228,13 @@ class Trainer:
             world_size=self.world.size,
             start_step=step,
             num_steps=max(self.max_steps - step, 0),
+            warn=tqdm.write,
         )
+
+    def _open_source(self) -> Source:
+        source = create_source(self.config.data, self.config.training.seed)
+        require_first_images(source)
+        return source
 
     def _window_metrics(self, images_per_second: float) -> dict[str, float]:
         """Means over the steps since the last line and over ranks; called by all ranks."""
@@ -262,9 +272,7 @@ class Trainer:
                 self.run_folder.lock()
             except UserError as error:
                 problem = str(error)
-        problem = self.world.gather(problem)[0]
-        if problem:
-            raise UserError(problem)
+        self.world.raise_together(problem)
 
     def _start_or_resume(self, resume: str) -> None:
         training = self.config.training

@@ -142,17 +142,6 @@ def test_a_set_in_row_groups_passes_through_the_loader(tmp_path: Path) -> None:
     assert len(shared) < 20
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_bad_image_is_one_line_from_any_process(tmp_path: Path, workers: int) -> None:
-    file = tmp_path / "train-0.parquet"
-    pq.write_table(pa.table({"image": [b"junk"] * 4, "label": [0] * 4}), file)
-    config = DataConfig(path=str(file), num_workers=workers)
-    with pytest.raises(UserError) as caught:
-        load(config, global_batch_size=4, micro_batch_size=4)
-    assert str(caught.value).startswith(f"{file}, row ")
-    assert "\n" not in str(caught.value)
-
-
 def test_sizes_are_checked(config: DataConfig) -> None:
     with pytest.raises(UserError, match="global_batch_size is 301, but the data set has only 300 images"):
         load(config, global_batch_size=301, micro_batch_size=301)

@@ -1,4 +1,5 @@
 import pickle
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -115,9 +116,9 @@ def test_missing_path_and_no_match_say_what_is_there(tmp_path: Path) -> None:
     [
         (
             b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
-            "Git LFS pointer, not the Parquet file",
+            "Git LFS pointer, not the file itself; run `git lfs pull` there",
         ),
-        (b"<!DOCTYPE html><html>Sign in</html>", "this is a web page, not Parquet"),
+        (b"<!DOCTYPE html><html>Sign in</html>", "this is a web page (a login or error page was saved); log in"),
         (b"PAR1" + bytes(100), "this Parquet file is truncated (no footer at its end); download it again"),
         (b"", "this file is empty (0 bytes)"),
         (b"\x89PNG....", "not a Parquet file, it starts with b'\\x89PNG....'"),
@@ -154,8 +155,6 @@ def test_an_empty_set_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("image", "label", "text"),
     [
-        (b"junk", 1, "this image cannot be decoded: not an image file that Pillow knows"),
-        (None, 1, "column image is null here"),
         ("good", None, "column label is null here"),
         ("good", 10, "label 10 is outside 0 ... 9"),
         ("good", -1, "label -1 is outside 0 ... 9"),
@@ -165,7 +164,8 @@ def test_bad_rows_are_named(tmp_path: Path, image: object, label: int | None, te
     good = png(tmp_path)
     images = pa.array([good] * 7 + [good if image == "good" else image], pa.binary())
     file = tmp_path / "train-0.parquet"
-    pq.write_table(pa.table({"image": images, "label": [0] * 7 + [label]}), file, row_group_size=3)
+    table = pa.table({"image": images, "label": [0] * 7 + [label]})
+    pq.write_table(table, file, row_group_size=3, write_statistics=False)  # with them it would be known at start
     source = create_source(parquet_config(file), 0)
     with pytest.raises(UserError) as caught:
         list(source.samples(np.arange(8)))
@@ -219,8 +219,8 @@ def test_class_folder_errors(class_folders: Path, tmp_path: Path) -> None:
     (tmp_path / "bare" / "a").mkdir(parents=True)
     assert "the 1 class folders hold no images" in fails(folder_config(tmp_path / "bare", num_classes=1))
     (class_folders / "bee" / "0.PNG").write_bytes(b"junk")
-    with pytest.raises(UserError, match=r"bee/0\.PNG: this image cannot be decoded: not an image"):
-        list(create_source(folder_config(class_folders), 0).samples(np.arange(7)))
+    third = list(create_source(folder_config(class_folders), 0).samples(np.arange(7)))[2]
+    assert re.fullmatch(r".*/bee/0\.PNG: this image cannot be decoded: not one of JPEG, .*", str(third))
 
 
 def test_synthetic_images_tell_their_class(tmp_path: Path) -> None:

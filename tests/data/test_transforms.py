@@ -84,3 +84,10 @@ def test_an_image_bomb_is_refused_before_it_is_unpacked() -> None:
     side = int(Image.MAX_IMAGE_PIXELS**0.5) + 1
     with pytest.raises(ImageError, match="exceeds limit"):
         decode(encode(Image.new("1", (side, side))), 3, 16)
+
+
+def test_formats_that_start_other_programs_are_refused() -> None:
+    # Pillow hands PostScript to Ghostscript, a program in which images can be programs.
+    for data in (encode(flat("RGB", (1, 2, 3)), "EPS"), b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n"):
+        with pytest.raises(ImageError, match=r"^not one of JPEG, PNG, WEBP, GIF, BMP, TIFF, PPM$"):
+            decode(data, 3, 4)

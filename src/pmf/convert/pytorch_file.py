@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pmf.checkpoint import complete_or_absent
 from pmf.errors import UserError
+from pmf.files import foreign_content
 
 
 def read_pytorch(path: Path, *, allow_pickle: bool) -> dict[str, Tensor]:
@@ -46,6 +47,8 @@ def write_pytorch(path: Path, tensors: Mapping[str, Tensor]) -> None:
 def _require_intact(path: Path) -> None:
     """``torch.load`` itself ignores the checksums that ``torch.save`` writes."""
     if not zipfile.is_zipfile(path):
+        if foreign := foreign_content(path):
+            raise UserError(f"{path}: {foreign}")
         with path.open("rb") as file:
             start = file.read(20)
         raise UserError(f"{path}: is no whole PyTorch file (it begins with {start!r}); download it again")

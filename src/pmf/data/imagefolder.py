@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pmf.config import DataConfig
-from pmf.data.source import Sample, names_in, prepare
+from pmf.data.source import CorruptImage, Sample, names_in, prepare
 from pmf.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -53,7 +53,7 @@ class ImageFolderSource:
     def __len__(self) -> int:
         return len(self._cuts) - 1
 
-    def samples(self, indices: np.ndarray) -> Iterator[Sample]:
+    def samples(self, indices: np.ndarray) -> Iterator[Sample | CorruptImage]:
         """See :class:`pmf.data.source.Source`."""
         labels = np.searchsorted(self._class_ends, indices, side="right")
         for index, label in zip(indices.tolist(), labels.tolist()):

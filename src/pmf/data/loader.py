@@ -7,8 +7,8 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from pmf.config import DataConfig
 from pmf.data.sampler import epoch_batches, epoch_flips, steps_per_epoch
-from pmf.data.source import Sample, Source
+from pmf.data.source import CorruptImage, Sample, Source, find_replacement
 from pmf.errors import UserError
 
 
@@ -32,10 +32,14 @@ class Batch:
     """int64 (b,): which images of the source these are."""
     step: int
     """The optimizer step that they belong to."""
+    corrupt: list[CorruptImage] = field(default_factory=list)
+    """Those of ``indices`` that could not be decoded; others stand in for them."""
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory; called by torch's loader."""
-        return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.indices.pin_memory(), self.step)
+        return Batch(
+            self.images.pin_memory(), self.labels.pin_memory(), self.indices.pin_memory(), self.step, self.corrupt
+        )
 
 
 class Loader:
@@ -45,14 +49,37 @@ class Loader:
         UserError: while iterating, for an image or label that cannot be used; one line, without a worker's traceback.
     """
 
-    def __init__(self, batches: DataLoader[Batch | UserError]) -> None:
+    def __init__(
+        self, batches: DataLoader[Batch | UserError], *, max_corrupt: int, warn: Callable[[str], None]
+    ) -> None:
+        """Wrap torch's loader.
+
+        Args:
+            max_corrupt: different images that may be corrupt before iterating ends.
+            warn: is told once about each of them.
+        """
         self._batches = batches
+        self._max_corrupt = max_corrupt
+        self._warn = warn
 
     def __iter__(self) -> Iterator[Batch]:
+        corrupt: set[CorruptImage] = set()
         for item in self._batches:
             if isinstance(item, UserError):
                 raise item
+            for image in item.corrupt:
+                if image not in corrupt:
+                    corrupt.add(image)
+                    self._report(image, len(corrupt))
             yield item
+
+    def _report(self, image: CorruptImage, number: int) -> None:
+        if number > self._max_corrupt:
+            raise UserError(
+                f"{image}; it is corrupt image number {number} and data.max_corrupt_fraction allows "
+                f"{self._max_corrupt}; download the files again or raise it"
+            )
+        self._warn(f"warning: {image}; another stands in for it (number {number} of at most {self._max_corrupt})")
 
 
 def create_loader(
@@ -66,6 +93,7 @@ def create_loader(
     world_size: int,
     start_step: int,
     num_steps: int,
+    warn: Callable[[str], None] = print,
 ) -> Loader:
     """Steps ``start_step`` ... ``start_step + num_steps - 1`` of a run, as rank ``rank`` sees them.
 
@@ -82,6 +110,7 @@ def create_loader(
         world_size: number of processes.
         start_step: first optimizer step, counted from the start of the run.
         num_steps: number of optimizer steps.
+        warn: is told about each image that is corrupt and replaced.
 
     Raises:
         UserError: for a data set smaller than one global batch.
@@ -112,7 +141,11 @@ def create_loader(
         # Without its own generator, torch would draw the workers' seeds from the global one.
         generator=torch.Generator(),
     )
-    return Loader(batches)
+    return Loader(
+        batches,
+        max_corrupt=int(config.max_corrupt_fraction * len(source)),
+        warn=warn,
+    )
 
 
 def worker_context() -> multiprocessing.context.BaseContext:
@@ -204,12 +237,19 @@ class _MicroBatches(IterableDataset[Batch | UserError]):
         samples = self.source.samples(indices.reshape(-1))
         for place, row in zip(places, indices):
             chunk = list(itertools.islice(samples, size))
-            yield _assemble(chunk, row, None if flips is None else flips[row], place.step)
+            corrupt = [sample for sample in chunk if isinstance(sample, CorruptImage)]
+            good = [
+                find_replacement(self.source, index, sample) if isinstance(sample, CorruptImage) else sample
+                for sample, index in zip(chunk, row.tolist())
+            ]
+            yield _assemble(good, corrupt, row, None if flips is None else flips[row], place.step)
 
 
-def _assemble(samples: list[Sample], indices: np.ndarray, flips: np.ndarray | None, step: int) -> Batch:
+def _assemble(
+    samples: list[Sample], corrupt: list[CorruptImage], indices: np.ndarray, flips: np.ndarray | None, step: int
+) -> Batch:
     images = np.stack([sample.image for sample in samples])
     if flips is not None:
         images[flips] = images[flips, :, :, ::-1]
     labels = torch.tensor([sample.label for sample in samples])
-    return Batch(torch.from_numpy(images), labels, torch.from_numpy(indices.copy()), step)
+    return Batch(torch.from_numpy(images), labels, torch.from_numpy(indices.copy()), step, corrupt)

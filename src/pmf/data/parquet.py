@@ -6,7 +6,9 @@ Not through ``datasets.load_dataset``: it would first rewrite all 140 GB of Imag
 from __future__ import annotations
 
 import glob
+import json
 import os
+import re
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,8 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pmf.config import DataConfig
-from pmf.data.source import Sample, names_in, prepare
+from pmf.data.source import CorruptImage, Sample, label_error, names_in, prepare
 from pmf.errors import UserError
+from pmf.files import foreign_content
 
 # Parsing a footer again costs about a millisecond; an open file costs a descriptor and the parsed footer.
 OPEN_FILES = 16
@@ -66,7 +69,7 @@ class ParquetSource:
     def __len__(self) -> int:
         return int(self._block_ends[-1]) if len(self._block_ends) else 0
 
-    def samples(self, indices: np.ndarray) -> Iterator[Sample]:
+    def samples(self, indices: np.ndarray) -> Iterator[Sample | CorruptImage]:
         """See :class:`pmf.data.source.Source`. Each row group is read once and only rows still to come are kept."""
         groups = np.searchsorted(self._block_ends, indices, side="right")
         by_group = np.argsort(groups, kind="stable")
@@ -108,6 +111,7 @@ class ParquetSource:
         except (OSError, pa.ArrowException) as error:
             raise _unreadable(path, error) from None
         _check_columns(path, schema, self.config)
+        _check_labels(path, footer, self.config)
         first_row = 0
         for group in range(footer.num_row_groups):
             num_rows = footer.row_group(group).num_rows
@@ -124,10 +128,9 @@ class ParquetSource:
             self._handles[number] = pq.ParquetFile(self.files[number], pre_buffer=False)
         return self._handles[number]
 
-    def _prepare(self, row: _Row, where: str) -> Sample:
-        if row.image is None or row.label is None:
-            column = self.config.image_column if row.image is None else self.config.label_column
-            raise UserError(f"{where}: column {column} is null here; every row needs image bytes and a label")
+    def _prepare(self, row: _Row, where: str) -> Sample | CorruptImage:
+        if row.label is None:
+            raise UserError(f"{where}: column {self.config.label_column} is null here; every row needs a label")
         return prepare(row.image, row.label, self.config, where)
 
     def _where(self, group: int, index: int) -> str:
@@ -156,12 +159,28 @@ def find_files(config: DataConfig) -> list[str]:
         raise UserError(f"{path}: data.path does not exist; give the folder that holds data/{config.split}-*.parquet")
     for pattern in patterns:
         if files := sorted(glob.glob(pattern)):
+            if os.path.isdir(path):  # a glob may choose some of the files on purpose
+                _require_complete(files)
             return files
     folder = path if os.path.isdir(path) else os.path.dirname(path)
     raise UserError(
         f"{path}: no Parquet files match {' or '.join(patterns)}; {_what_is_there(folder)}; "
         "correct data.path or data.split"
     )
+
+
+def _require_complete(files: list[str]) -> None:
+    """SPLIT-00007-of-00294.parquet says how many files there are."""
+    present: dict[tuple[str, str], set[int]] = {}
+    for file in files:
+        if match := re.fullmatch(r"(.*)-(\d+)-of-(\d+)\.parquet", file):
+            present.setdefault((match[1], match[3]), set()).add(int(match[2]))
+    for (stem, total), numbers in present.items():
+        if missing := sorted(set(range(int(total))) - numbers):
+            raise UserError(
+                f"{stem}-{missing[0]:0{len(total)}d}-of-{total}.parquet: this file is missing, and of the {int(total)} "
+                f"files only {len(numbers)} are there; finish the download, or give data.path as a glob of those wanted"
+            )
 
 
 def _what_is_there(folder: str) -> str:
@@ -193,27 +212,49 @@ def _check_columns(path: str, schema: pa.Schema, config: DataConfig) -> None:
         raise UserError(f"{path}: column {config.label_column!r} (data.label_column) is {kind}; it must hold integers")
 
 
+def _check_labels(path: str, footer: pq.FileMetaData, config: DataConfig) -> None:
+    """What the footer tells of the labels: their number as Hugging Face records it, and their range."""
+    recorded = _recorded_classes(footer, config.label_column)
+    if recorded is not None and recorded != config.num_classes:
+        raise UserError(
+            f"{path}: column {config.label_column!r} has {recorded} classes but data.num_classes is "
+            f"{config.num_classes}; set data.num_classes={recorded}, or choose another data.label_column"
+        )
+    leaves = [footer.schema.column(leaf).path for leaf in range(footer.num_columns)]
+    column = leaves.index(config.label_column)
+    for group in range(footer.num_row_groups):
+        statistics = footer.row_group(group).column(column).statistics
+        if statistics is None or not statistics.has_min_max:
+            continue
+        for label in (statistics.min, statistics.max):
+            if not 0 <= label < config.num_classes:
+                raise label_error(f"{path}, row group {group}", label, config)
+
+
+def _recorded_classes(footer: pq.FileMetaData, column: str) -> int | None:
+    """Classes of a ClassLabel column, from the metadata that the ``datasets`` library writes, if it did."""
+    try:
+        feature = json.loads((footer.metadata or {})[b"huggingface"])["info"]["features"][column]
+        return len(feature["names"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
 def _unreadable(path: str, error: Exception) -> UserError:
     """Why a file cannot be read, judged by its first and last bytes, and how to get the real one."""
     again = "download it again, e.g. with `hf download REPO --repo-type dataset`"
     try:
+        foreign = foreign_content(path)
         with Path(path).open("rb") as file:
-            head = file.read(256)
+            head = file.read(8)
             file.seek(-min(4, os.path.getsize(path)), os.SEEK_END)
             tail = file.read(4)
     except OSError as reason:
         return UserError(f"{path}: this file cannot be read: {reason.strerror}")
-    start = head.lstrip().lower()
-    if not head:
-        return UserError(f"{path}: this file is empty (0 bytes); {again}")
-    if start.startswith(b"version https://git-lfs"):
-        return UserError(f"{path}: this is a Git LFS pointer, not the Parquet file itself; run `git lfs pull` there")
-    if start.startswith((b"<!doctype html", b"<html", b"<?xml")):
-        return UserError(
-            f"{path}: this is a web page, not Parquet (a login or error page was saved); log in and {again}"
-        )
+    if foreign:
+        return UserError(f"{path}: {foreign}")
     if not head.startswith(b"PAR1"):
-        return UserError(f"{path}: this is not a Parquet file, it starts with {head[:8]!r}; correct data.path")
+        return UserError(f"{path}: this is not a Parquet file, it starts with {head!r}; correct data.path")
     if tail != b"PAR1":
         return UserError(f"{path}: this Parquet file is truncated (no footer at its end); {again}")
     return UserError(f"{path}: this Parquet file is damaged: {' '.join(str(error).split())}; {again}")

@@ -12,6 +12,9 @@ from pmf.config import DataConfig
 from pmf.data.transforms import ImageError, decode
 from pmf.errors import UserError
 
+# How far to look for an image that can stand in for a corrupt one.
+REPLACEMENT_TRIES = 100
+
 
 @dataclass
 class Sample:
@@ -19,6 +22,22 @@ class Sample:
 
     image: np.ndarray
     label: int
+
+
+@dataclass(frozen=True)
+class CorruptImage:
+    """What stands in place of a sample whose image cannot be decoded.
+
+    Attributes:
+        where: file and row.
+        reason: why, in part of a line.
+    """
+
+    where: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: this image cannot be decoded: {self.reason}"
 
 
 class Source(Protocol):
@@ -31,34 +50,83 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def samples(self, indices: np.ndarray) -> Iterator[Sample]:
+    def samples(self, indices: np.ndarray) -> Iterator[Sample | CorruptImage]:
         """The images of ``indices`` (int64 (n,), distinct), lazily and in that order.
 
         Giving all indices at once lets a source read a block once and keep only what is still to come.
 
         Raises:
-            UserError: naming file and row, for an image that cannot be decoded or a label out of range.
+            UserError: naming file and row, for a label out of range and for files that cannot be read.
         """
         ...
 
 
-def prepare(data: bytes, label: int, config: DataConfig, where: str) -> Sample:
-    """Decode one image and check its label; ``where`` names the file and row in errors.
+def prepare(data: bytes | None, label: int, config: DataConfig, where: str) -> Sample | CorruptImage:
+    """Decode one image and check its label; ``where`` names the file and row.
 
     Raises:
-        UserError: for an image that cannot be decoded or a label outside [0, num_classes).
+        UserError: for a label outside [0, num_classes).
     """
     if not 0 <= label < config.num_classes:
-        raise UserError(
-            f"{where}: label {label} is outside 0 ... {config.num_classes - 1}; "
-            "correct data.num_classes or data.label_column, or the file"
-        )
+        raise label_error(where, label, config)
+    if data is None:
+        return CorruptImage(where, "there are no image bytes, only null")
     try:
         return Sample(decode(data, config.channels, config.image_size), label)
     except ImageError as error:
+        return CorruptImage(where, str(error))
+
+
+def label_error(where: str, label: int, config: DataConfig) -> UserError:
+    """A label out of range; -1 is how test sets without labels are published."""
+    hidden = " (the labels of this split are not published?)" if label == -1 else ""
+    return UserError(
+        f"{where}: label {label} is outside 0 ... {config.num_classes - 1}{hidden}; "
+        "correct data.num_classes, data.label_column or data.split"
+    )
+
+
+def find_replacement(source: Source, index: int, corrupt: CorruptImage) -> Sample:
+    """What is trained on in place of ``corrupt``, image ``index``: the next good one of the set, label included.
+
+    A function of the set and the index alone, so that no number of processes and no resume can change it. In Parquet it
+    mostly lies in the row group that is being read anyway.
+
+    Raises:
+        UserError: none of the next ``REPLACEMENT_TRIES`` can be decoded either.
+    """
+    nearby = min(len(source) - 1, REPLACEMENT_TRIES)
+    for sample in source.samples((index + 1 + np.arange(nearby)) % len(source)):
+        if isinstance(sample, Sample):
+            return sample
+    raise UserError(f"{corrupt}; nor can any of the {nearby} after it; download the files again")
+
+
+def good_samples(samples: Iterator[Sample | CorruptImage]) -> Iterator[Sample]:
+    """For uses in which nothing can stand in for an image.
+
+    Raises:
+        UserError: an image cannot be decoded.
+    """
+    for sample in samples:
+        if isinstance(sample, CorruptImage):
+            raise UserError(f"{sample}; download the file again")
+        yield sample
+
+
+def require_first_images(source: Source, count: int = 8) -> None:
+    """Decode the first few images, which shows a wrong column or a set of something else at once.
+
+    Raises:
+        UserError: none of them can be decoded, or a label is out of range.
+    """
+    samples = list(source.samples(np.arange(min(count, len(source)))))
+    corrupt = [sample for sample in samples if isinstance(sample, CorruptImage)]
+    if len(corrupt) == len(samples):
         raise UserError(
-            f"{where}: this image cannot be decoded: {error}; download the file again or remove the image"
-        ) from None
+            f"{corrupt[0]}; nor can the {len(corrupt) - 1} after it; check data.path and data.image_column, "
+            "or download the files again"
+        )
 
 
 def names_in(names: list[str]) -> str:

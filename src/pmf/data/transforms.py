@@ -9,6 +9,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+# Pillow's decoders of these are in this process and read pixels only; that of EPS, for one, would start Ghostscript.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+
 
 class ImageError(ValueError):
     """Bytes that are not an image this library can use; the text is one line."""
@@ -18,7 +21,7 @@ def decode(data: bytes, channels: int, size: int) -> np.ndarray:
     """Decode, convert and centre-crop one image. EXIF orientation is not applied, as in the papers.
 
     Args:
-        data: an encoded image of any format and mode that Pillow reads.
+        data: an encoded image in one of ``FORMATS``, of any mode.
         channels: 1 for grey, 3 for RGB; transparency is dropped.
         size: side of the result in pixels.
 
@@ -33,7 +36,7 @@ def decode(data: bytes, channels: int, size: int) -> np.ndarray:
         with warnings.catch_warnings():
             # Pillow only warns up to twice its limit; a bomb must not take a worker's memory.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
         cropped = center_crop(_convert(image, "L" if channels == 1 else "RGB"), size)
     except MemoryError:
         raise
@@ -46,7 +49,7 @@ def decode(data: bytes, channels: int, size: int) -> np.ndarray:
 def _one_line(error: Exception) -> str:
     # Pillow names the in-memory file by its address, which helps nobody.
     if isinstance(error, Image.UnidentifiedImageError):
-        return "not an image file that Pillow knows"
+        return f"not one of {', '.join(FORMATS)}"
     return " ".join(str(error).split()) or type(error).__name__
 
 

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from pmf.config import DataConfig
 from pmf.data import create_source
+from pmf.data.source import good_samples
 from pmf.distributed import Stream, torch_generator
 from pmf.evaluation.extractors import Extractor, ImageShape, freeze, weights_sha256
 
@@ -57,7 +58,7 @@ def fit_digit_features(device: torch.device) -> Extractor:
         UserError: the digits cannot be opened; see :func:`pmf.data.digits.open_digits`.
     """
     source = create_source(DIGITS, SEED)
-    samples = list(source.samples(np.arange(len(source))))
+    samples = list(good_samples(source.samples(np.arange(len(source)))))
     images = torch.from_numpy(np.stack([sample.image for sample in samples]))
     labels = torch.tensor([sample.label for sample in samples])
     with torch.device("meta"):  # without drawing from the global random state

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from pmf.data import Source
 from pmf.data.loader import worker_context
+from pmf.data.source import good_samples
 from pmf.distributed import World
 from pmf.errors import UserError
 from pmf.evaluation.extractors import ImageShape
@@ -120,7 +121,7 @@ class DataImages:
 
     def read(self, indices: np.ndarray) -> Iterator[np.ndarray]:
         """See :class:`ImageSet`."""
-        return (sample.image for sample in self.source.samples(indices))
+        return (sample.image for sample in good_samples(self.source.samples(indices)))
 
 
 def stream(images: ImageSet, world: World, batch_size: int) -> Iterator[ImageBatch]:

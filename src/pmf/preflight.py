@@ -1,0 +1,98 @@
+"""What can be known to be wrong with a machine before the first step. The trainer and the doctor ask the same."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from pmf.checkpoint import list_checkpoints
+from pmf.config import TrainingConfig
+from pmf.errors import UserError
+
+
+def require_device(training: TrainingConfig) -> None:
+    """Each process of this machine has a GPU of its own, or none has; and it can do the precision asked for.
+
+    Raises:
+        UserError: too many processes, or another precision is needed.
+    """
+    precision = training.mixed_precision
+    if not torch.cuda.is_available():
+        if precision == "fp16":
+            raise UserError("training.mixed_precision is fp16, which needs a CUDA GPU; choose bf16 or no")
+        return
+    processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if processes > gpus:
+        raise UserError(
+            f"{processes} processes were started on this machine, which has {gpus} GPU(s); start one per GPU: "
+            f"torchrun --nproc_per_node {gpus} or accelerate launch --num_processes {gpus}"
+        )
+    if precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UserError("training.mixed_precision is bf16, which this GPU does not support; choose fp16 or no")
+
+
+def require_compiler(training: TrainingConfig) -> None:
+    """What ``training.compile`` needs: a C++ compiler on CPU; Triton and a C compiler on CUDA.
+
+    Raises:
+        UserError: it is not there.
+    """
+    if not training.compile:
+        return
+    on_gpu = torch.cuda.is_available()
+    if on_gpu and importlib.util.find_spec("triton") is None:
+        raise UserError("training.compile is true, which needs Triton on a GPU; install triton or set it to false")
+    variable, usual = ("CC", ("gcc", "clang")) if on_gpu else ("CXX", ("g++", "clang++"))
+    wanted = [os.environ[variable]] if os.environ.get(variable) else list(usual)
+    if not any(shutil.which(name) for name in wanted):
+        raise UserError(
+            f"training.compile is true, which needs a compiler, and {' or '.join(wanted)} is not on the PATH; "
+            f"install one, name it in {variable}, or set training.compile to false"
+        )
+
+
+def require_storage(training: TrainingConfig, checkpoint_bytes: int, max_steps: int) -> str:
+    """The run folder can be made, and its disk holds the checkpoints that are kept and the one being written.
+
+    Args:
+        checkpoint_bytes: of one checkpoint.
+        max_steps: of the whole run.
+
+    Returns:
+        What is needed and what is there, for people.
+
+    Raises:
+        UserError: it cannot, or does not.
+    """
+    run_folder = Path(training.output_dir).expanduser().absolute()
+    place = run_folder
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        problem = "may not be written to" if place.is_dir() else "is a file"
+        raise UserError(f"training.output_dir {training.output_dir}: {place} {problem}; choose another")
+    # A checkpoint is complete before an old one goes.
+    written_in_all = math.ceil(max_steps / training.checkpoint_every)
+    held_at_once = min(training.keep_checkpoints + 1, written_in_all)
+    to_come = max(held_at_once - len(list_checkpoints(run_folder)), 1)
+    needed, free = to_come * checkpoint_bytes, shutil.disk_usage(place).free
+    told = f"{to_come} checkpoint(s) of {_size(checkpoint_bytes)} to come, {_size(free)} free in {place}"
+    if needed > free:
+        raise UserError(
+            f"training.output_dir {training.output_dir}: the disk is too small: {told}; free {_size(needed - free)}, "
+            "lower training.keep_checkpoints or choose another folder"
+        )
+    return told
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.3g} {unit}" if unit != "bytes" else f"{count:.0f} bytes"
+        count /= 1024
+    return f"{count:,.1f} TiB"

@@ -1,0 +1,108 @@
+"""python -m pmf.doctor: one verdict a line, and the same words as training."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from pmf import doctor
+from pmf.config import Config
+from pmf.configfile import load_config
+from pmf.distributed import run_command
+from pmf.errors import UserError
+from pmf.net.sizes import create_network
+from pmf.state import checkpoint_bytes
+from pmf.training import Trainer
+from tests.launch import ROOT, TINY
+
+DIGITS = str(ROOT / "configs" / "digits.yaml")
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerator():
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def examine(monkeypatch, capsys):
+    """Runs the doctor; returns its exit status and the verdict and text on each subject."""
+
+    def call(*arguments: str) -> tuple[int, dict[str, tuple[str, str]]]:
+        monkeypatch.setattr(sys, "argv", ["doctor", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            run_command(doctor.main)
+        printed = capsys.readouterr()
+        assert printed.err == ""
+        lines = [(line[:9].strip(), line[9:21].strip(), line[21:]) for line in printed.out.splitlines()]
+        return int(left.value.code or 0), {subject: (verdict, text) for verdict, subject, text in lines}
+
+    return call
+
+
+def test_a_good_config_passes_and_nothing_is_written(examine, tmp_path):
+    status, verdicts = examine(DIGITS, *TINY, f"training.output_dir={tmp_path}/run")
+    assert status == 0
+    subjects = "config software device compiler batch data schedule model disk run folder tracker"
+    assert " ".join(verdicts) == subjects
+    assert {verdict for verdict, _ in verdicts.values()} <= {"ok", "warning"}
+    assert verdicts["data"] == ("ok", "1,797 images, 112 steps an epoch; the first images decode")
+    assert verdicts["model"] == ("ok", "pmf_tiny_2, 392,136 parameters")
+    assert verdicts["run folder"] == ("ok", f"{tmp_path}/run holds no checkpoint: starting from scratch")
+    assert list(tmp_path.iterdir()) == []
+
+
+BAD = {
+    "data": ["data.num_classes=11"],
+    "batch": ["training.micro_batch_size=null", "training.global_batch_size=5000"],
+    "model": ["data.image_size=9"],
+    "compiler": ["training.compile=true"],
+    "disk": ["training.keep_checkpoints=1000000000", "training.max_steps=2000000000"],
+    "schedule": ["optimizer.schedule=warmup_cosine", "optimizer.warmup_steps=6"],
+    "config": ["optimizer.lr=-1"],
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_training_refuses_is_an_error_in_the_same_words(case, examine, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("CC", "no-such-compiler")
+    overrides = [*TINY, f"training.output_dir={tmp_path}/run", *BAD[case]]
+    with pytest.raises(UserError) as caught:
+        Trainer(load_config(DIGITS, overrides))
+    status, verdicts = examine(DIGITS, *overrides)
+    assert status == 2
+    assert ("error", str(caught.value)) in verdicts.values()
+
+
+def test_a_run_is_found_and_its_damage_named(examine, tmp_path):
+    overrides = [*TINY, f"training.output_dir={tmp_path}/run", "training.max_steps=2", "training.checkpoint_every=1"]
+    Trainer(load_config(DIGITS, overrides)).train()
+    older, newer = (tmp_path / "run" / "checkpoints" / f"step_0000000{step}" for step in (1, 2))
+    assert examine(DIGITS, *overrides)[1]["run folder"] == ("ok", f"{newer}: training would continue here")
+    (newer / "model.safetensors").write_bytes(b"")
+    status, verdicts = examine(DIGITS, *overrides)
+    assert status == 0
+    assert verdicts["run folder"] == ("ok", f"{older}: training would continue here")
+    (older / "manifest.json").unlink()
+    status, verdicts = examine(DIGITS, *overrides)
+    assert status == 2
+    assert verdicts["run folder"][0] == "error"
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_the_size_of_a_checkpoint_is_known_from_shapes(optimizer, tmp_path):
+    overrides = [*TINY, f"training.output_dir={tmp_path}/run", "training.max_steps=1", f"optimizer.name={optimizer}"]
+    config: Config = load_config(DIGITS, overrides)
+    with torch.device("meta"):
+        network = create_network("pmf_tiny_2", image_size=8, num_classes=10, channels=1)
+    expected = checkpoint_bytes(network, config)
+    Trainer(config).train()
+    files = (tmp_path / "run" / "checkpoints").rglob("*.safetensors")
+    # The files' headers come on top: names, shapes and the config, 20 KB each.
+    assert expected < sum(Path(file).stat().st_size for file in files) < expected * 1.03
