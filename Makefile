@@ -1,5 +1,8 @@
 .PHONY: check test lint bench
 
+# The tests start many processes; with bytecode off each compiles torch's sources anew, for ten seconds or more.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Everything that has to be green before a change lands.
 check: lint test
 

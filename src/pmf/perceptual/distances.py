@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pmf.config import PerceptualConfig
-from pmf.perceptual import convnext, lpips
+from pmf.perceptual import lpips
 from pmf.perceptual.crop import crop_boxes, resample
 from pmf.perceptual.weights import load_published
 
@@ -59,6 +59,8 @@ def create_distances(
         load_published(networks["lpips"], "perceptual.lpips_weights", config.lpips_weights, lpips.NAMES)
         say(f"perceptual: LPIPS x {config.lpips_factor:g}; weights: {', '.join(config.lpips_weights)}")
     if config.convnext:
+        from pmf.perceptual import convnext  # timm takes three seconds
+
         networks["convnext"] = convnext.create_convnext(config.convnext_model)
         factors["convnext"] = config.convnext_factor
         load_published(networks["convnext"], "perceptual.convnext_weights", config.convnext_weights, convnext.NAMES)
