@@ -193,9 +193,8 @@ def load_weights(path: Path, which: str | None) -> SavedWeights:
 
 def save_weights(path: Path, weights: Mapping[str, Tensor], config: Config) -> None:
     """Write one ``.safetensors`` file that carries its config, as :func:`load_weights` reads it."""
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     with complete_or_absent(path) as temporary:
-        save_file(contiguous, temporary, metadata={"config": json.dumps(as_plain(config))})
+        _save_tensors(weights, temporary, {"config": json.dumps(as_plain(config))})
 
 
 @contextmanager
@@ -271,8 +270,7 @@ def _write_durably(folder: Path, checkpoint: Checkpoint) -> bytes:
     """All files of a checkpoint, flushed to disk; returns the manifest."""
     metadata = {"config": json.dumps(checkpoint.state["config"])}
     for stem, tensors in checkpoint.tensors.items():
-        contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(contiguous, folder / f"{stem}.safetensors", metadata=metadata)
+        _save_tensors(tensors, folder / f"{stem}.safetensors", metadata)
     (folder / STATE).write_text(json.dumps(checkpoint.state, indent=1))
     files = sorted(folder.iterdir())
     entries = {path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in files}
@@ -281,6 +279,13 @@ def _write_durably(folder: Path, checkpoint: Checkpoint) -> bytes:
     for path in (*files, folder / MANIFEST, folder):
         _flush(path)
     return manifest
+
+
+def _save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    path.touch()
+    mode = path.stat().st_mode  # as the umask has it; save_file puts a file there that its owner alone can read
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata=metadata)
+    path.chmod(mode)
 
 
 def _point_latest_at(run_folder: Path, checkpoint: Path) -> None:

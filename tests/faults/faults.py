@@ -138,6 +138,16 @@ class FullDisk:
 
 
 @dataclass(frozen=True)
+class Umask:
+    """Which rights this process takes from what it creates."""
+
+    mask: int
+
+    def __call__(self) -> None:
+        os.umask(self.mask)
+
+
+@dataclass(frozen=True)
 class SignalWorkers:
     """Sends a signal to the loader's workers before a step, and writes their process ids to a file."""
 
