@@ -10,37 +10,34 @@ import pytest
 
 from pmf.checkpoint import find_damage, list_checkpoints
 from tests.faults.conftest import EVERY_FOUR
-from tests.faults.faults import STEP, KillInSave, SignalAt
+from tests.faults.faults import STEP, WRITES, KillInSave, SignalAt
 from tests.faults.processes import cut_back, finish, started, trace
 from tests.launch import ROOT, TINY, run_command
 
-# One checkpoint is kept: after the new one is there, and not before, the old one goes.
-PRUNING = (EVERY_FOUR, "training.keep_checkpoints=1")
-
 
 def test_a_save_killed_before_each_of_its_writes(whole, tmp_path):
-    """Every mkdir, file, flush, rename, pointer and pruned file of the save of step 8, in a run that has step 4."""
-    record = tmp_path / "points"
-    run = cut_back(whole(1), tmp_path / "recorded", 4)
-    with started(run, *PRUNING, "training.max_steps=8", faults={0: KillInSave(record=record)}) as recorded:
-        assert recorded.wait() == [0], recorded.printed()
+    """Every mkdir, file, flush, rename, pointer and pruned file: one run, killed at the next of them at every start."""
+    overrides = ("training.max_steps=20", "training.checkpoint_every=1", "training.keep_checkpoints=1")
+    original, record = whole(1, "training.max_steps=20"), tmp_path / "points"
+    recorded = cut_back(original, tmp_path / "recorded", 4)
+    with started(recorded, *overrides, "training.max_steps=5", faults={0: KillInSave(record=record)}) as run:
+        assert run.wait() == [0], run.printed()
     points = record.read_text().split()
-    # All kinds are there: a save has 4 + 2 files, two renames (the pointer is the second) and an old folder to remove.
-    assert points.count("os.fsync") >= 10
-    assert {"os.mkdir", "pmf.checkpoint.save_file", "os.rename", "os.replace", "os.unlink", "os.rmdir"} <= set(points)
+    # Six files, their folder and the one above, the pointer and the run folder are flushed.
+    assert points.count("os.fsync") == 10
+    assert set(points) == set(WRITES)
 
-    expected, left = trace(whole(1)), set()
+    killed, newest = cut_back(original, tmp_path / "killed", 4), 4
     for point, name in enumerate(points, start=1):
-        run = cut_back(whole(1), tmp_path / f"point{point}", 4)
-        with started(run, *PRUNING, faults={0: KillInSave(point=point)}) as killed:
-            assert killed.wait() == [-signal.SIGKILL], f"{point} {name}: {killed.printed()}"
-        steps = [int(path.name[-8:]) for path in list_checkpoints(run) if find_damage(path) is None]
-        assert steps in ([4], [4, 8], [8]), f"{point} {name}"
-        left.add(tuple(steps))
-        assert f"(step {steps[-1]} of 12)" in finish(run, *PRUNING), f"{point} {name}"
-        assert trace(run) == expected, f"{point} {name}"
-        assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step_00000012"]
-    assert {(4,), (4, 8)} <= left
+        with started(killed, *overrides, faults={0: KillInSave(point=point)}) as run:
+            assert run.wait() == [-signal.SIGKILL], f"{point} {name}: {run.printed()}"
+            assert f"(step {newest} of 20)" in run.printed()
+        steps = [int(path.name[-8:]) for path in list_checkpoints(killed) if find_damage(path) is None]
+        assert steps[-1] - newest == (point > points.index("os.rename") + 1), f"{point} {name}"
+        newest = steps[-1]
+    finish(killed, *overrides)
+    assert trace(killed) == trace(original)
+    assert [path.name for path in (killed / "checkpoints").iterdir()] == ["step_00000020"]
 
 
 @pytest.mark.parametrize("target", ["pmf.checkpoint.save_file", "os.fsync", "os.rename", "os.replace"])
