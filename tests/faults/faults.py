@@ -12,7 +12,6 @@ import os
 import pkgutil
 import resource
 import signal
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,6 +147,22 @@ class Umask:
 
 
 @dataclass(frozen=True)
+class NoRights:
+    """From the moment that the run folder is locked, this process is nobody's, if it was root's."""
+
+    def __call__(self) -> None:
+        def wrapper(original: Callable[..., Any]) -> Callable[..., Any]:
+            def wrapped(*args: Any, **kwargs: Any) -> Any:
+                if os.getuid() == 0:
+                    os.seteuid(65534)
+                return original(*args, **kwargs)
+
+            return wrapped
+
+        wrap("pmf.run_folder.RunFolder.lock", wrapper)
+
+
+@dataclass(frozen=True)
 class SignalWorkers:
     """Sends a signal to the loader's workers before a step, and writes their process ids to a file."""
 
@@ -172,21 +187,3 @@ class SignalWorkers:
             return wrapped
 
         wrap(STEP, wrapper)
-
-
-@dataclass(frozen=True)
-class Slow:
-    """Every call of ``target`` takes this many seconds more."""
-
-    target: str
-    seconds: float
-
-    def __call__(self) -> None:
-        def wrapper(original: Callable[..., Any]) -> Callable[..., Any]:
-            def wrapped(*args: Any, **kwargs: Any) -> Any:
-                time.sleep(self.seconds)
-                return original(*args, **kwargs)
-
-            return wrapped
-
-        wrap(self.target, wrapper)

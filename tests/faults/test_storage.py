@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import stat
 
 from pmf.checkpoint import list_checkpoints
 from tests.faults.conftest import EVERY_FOUR
-from tests.faults.faults import FullDisk, Umask
+from tests.faults.faults import FullDisk, NoRights, Umask
 from tests.faults.processes import cut_back, finish, started, trace
 
 
@@ -27,11 +28,16 @@ def test_a_disk_that_is_full_for_rank_0_ends_the_run_in_one_line(whole, tmp_path
 
 
 def test_a_read_only_folder_is_one_line(tmp_path):
-    # Nobody may make folders in /proc, not even root, for whom the tests may run.
-    with started(tmp_path / "run", "training.output_dir=/proc/run") as refused:
-        assert refused.wait() == [2]
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o555)
+    with started(tmp_path / "run", f"training.output_dir={closed}/run", faults={0: NoRights()}) as refused:
+        assert refused.wait() == [2], refused.printed()
         (line,) = [line for line in refused.printed().splitlines() if "error" in line]
-    assert line == "error: training.output_dir /proc/run: cannot be written (No such file or directory); choose another"
+    # Root may write anywhere, and finds out only when the test takes its rights away.
+    problem = f"{closed}/run: cannot be written (Permission denied)"
+    if os.getuid() != 0:
+        problem = f"{closed}/run: {closed} may not be written to"
+    assert line == f"error: training.output_dir {problem}; choose another"
 
 
 def test_a_second_process_is_refused_and_the_first_goes_on(whole, tmp_path):
