@@ -36,6 +36,7 @@ MAY_IMPORT = {
     "run_folder": FLOOR | {"configfile", "checkpoint"},
     "sampling": FLOOR | {"configfile", "checkpoint", "convert", "net", "evaluation"},
     "preemption": FLOOR,
+    "watchdog": FLOOR,
     "fidelity": FLOOR | {"configfile", "checkpoint", "data", "evaluation", "sampling", "snapshots", "preemption"},
     "snapshots": FLOOR | {"preemption", "checkpoint", "run_folder", "sampling", "state", "evaluation"},
     "step": FLOOR | {"data", "flow", "optim", "preemption", "state"},

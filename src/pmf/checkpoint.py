@@ -64,29 +64,33 @@ def save_checkpoint(run_folder: Path, checkpoint: Checkpoint, *, keep: int) -> P
 
     Returns:
         The checkpoint's folder.
+
+    Raises:
+        UserError: the disk is full or fails; the checkpoints before this one are untouched.
     """
     folder = run_folder / "checkpoints"
     final = folder / f"step_{checkpoint.state['step']:08d}"
     temporary = folder / f".incomplete_{final.name}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    metadata = {"config": json.dumps(checkpoint.state["config"])}
-    for stem, tensors in checkpoint.tensors.items():
-        contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(contiguous, temporary / f"{stem}.safetensors", metadata=metadata)
-    (temporary / STATE).write_text(json.dumps(checkpoint.state, indent=1))
-    files = sorted(path for path in temporary.iterdir())
-    manifest = {path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in files}
-    (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
-    for path in (*files, temporary / MANIFEST, temporary):
-        _flush(path)
-    if final.exists():  # the same step saved again after a resume
-        shutil.rmtree(final)
-    temporary.rename(final)
-    _flush(folder)
-    _point_latest_at(run_folder, final)
+    try:
+        for left_over in folder.glob(".incomplete_*"):  # of processes that were killed
+            shutil.rmtree(left_over)
+        temporary.mkdir(parents=True)
+        manifest = _write_durably(temporary, checkpoint)
+        if (final / MANIFEST).exists() and (final / MANIFEST).read_bytes() == manifest and find_damage(final) is None:
+            shutil.rmtree(temporary)  # this step is saved already: never is there a moment without it
+        else:
+            shutil.rmtree(final, ignore_errors=True)  # damaged, or of another history of this run
+            temporary.rename(final)
+        _flush(folder)
+        _point_latest_at(run_folder, final)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)  # its space may be all that there was
+        raise UserError(
+            f"{final}: this checkpoint cannot be written ({getattr(error, 'strerror', None) or error}); those before "
+            "it are intact: make room and start the same command again"
+        ) from None
     for old in list_checkpoints(run_folder)[:-keep]:
-        shutil.rmtree(old)
+        shutil.rmtree(old, ignore_errors=True)
     return final
 
 
@@ -112,8 +116,12 @@ def find_damage(folder: Path) -> str | None:
         return f"has no {MANIFEST}, so it is not a complete checkpoint"
     except ValueError:
         return f"{MANIFEST} is not valid JSON"
+    if not isinstance(manifest, dict) or STATE not in manifest:
+        return f"{MANIFEST} is damaged"
     for name, expected in manifest.items():
         path = folder / name
+        if not isinstance(expected, dict) or expected.keys() != {"bytes", "sha256"}:
+            return f"{MANIFEST} is damaged"
         if not path.exists():
             return f"{name} is missing"
         if path.stat().st_size != expected["bytes"]:
@@ -185,9 +193,8 @@ def load_weights(path: Path, which: str | None) -> SavedWeights:
 
 def save_weights(path: Path, weights: Mapping[str, Tensor], config: Config) -> None:
     """Write one ``.safetensors`` file that carries its config, as :func:`load_weights` reads it."""
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     with complete_or_absent(path) as temporary:
-        save_file(contiguous, temporary, metadata={"config": json.dumps(as_plain(config))})
+        _save_tensors(weights, temporary, {"config": json.dumps(as_plain(config))})
 
 
 @contextmanager
@@ -257,6 +264,28 @@ def _weights_file(path: Path, which: str | None) -> Path:
             raise UserError(f"{path}: is neither a run folder, a checkpoint folder nor a .safetensors file")
         raise UserError(f"{folder}: has no average '{which}'; choose one of: {', '.join((*there, 'online'))}")
     return file
+
+
+def _write_durably(folder: Path, checkpoint: Checkpoint) -> bytes:
+    """All files of a checkpoint, flushed to disk; returns the manifest."""
+    metadata = {"config": json.dumps(checkpoint.state["config"])}
+    for stem, tensors in checkpoint.tensors.items():
+        _save_tensors(tensors, folder / f"{stem}.safetensors", metadata)
+    (folder / STATE).write_text(json.dumps(checkpoint.state, indent=1))
+    files = sorted(folder.iterdir())
+    entries = {path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in files}
+    manifest = json.dumps(entries, indent=1).encode()
+    (folder / MANIFEST).write_bytes(manifest)
+    for path in (*files, folder / MANIFEST, folder):
+        _flush(path)
+    return manifest
+
+
+def _save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    path.touch()
+    mode = path.stat().st_mode  # as the umask has it; save_file puts a file there that its owner alone can read
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata=metadata)
+    path.chmod(mode)
 
 
 def _point_latest_at(run_folder: Path, checkpoint: Path) -> None:

@@ -182,6 +182,10 @@ class TrainingConfig(Section):
     """Newest checkpoints kept."""
     num_threads: Positive | None = None
     """CPU threads of torch per process; null is torch's own choice. On CPU, processes share the cores."""
+    step_timeout: PositiveFloat = 900
+    """Seconds; a step that takes longer (compilation is in the first) ends the run, naming who hangs and where."""
+    group_timeout: PositiveFloat = 1800
+    """Seconds that a process waits for the others, sampling and evaluation included."""
 
 
 class OptimizerConfig(Section):

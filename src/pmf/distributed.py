@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor
 
 from pmf.config import TrainingConfig
@@ -133,7 +133,8 @@ def create_accelerator(training: TrainingConfig) -> Accelerator:
     on_gpu = torch.cuda.is_available()
     set_float32_precision(tf32=training.tf32)
     ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
-    accelerator = Accelerator(mixed_precision=training.mixed_precision, cpu=not on_gpu, kwargs_handlers=[ddp])
+    group = InitProcessGroupKwargs(timeout=timedelta(seconds=training.group_timeout))
+    accelerator = Accelerator(mixed_precision=training.mixed_precision, cpu=not on_gpu, kwargs_handlers=[ddp, group])
     threads = training.num_threads or torch.get_num_threads()
     if not on_gpu:  # processes whose threads wait for each other's cores are ten times slower
         threads = max(1, min(threads, (os.cpu_count() or 1) // accelerator.num_processes))
@@ -173,13 +174,23 @@ def run_command(main: Callable[[], None]) -> None:
             torch.distributed.destroy_process_group()
 
 
+def meeting_point(timeout: timedelta) -> torch.distributed.Store:
+    """A connection of its own to the store through which the processes met, for what must not need a collective.
+
+    Raises:
+        RuntimeError: it does not answer.
+        KeyError: there is none: this process is alone.
+    """
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun keeps the store when it starts again
+    store = torch.distributed.TCPStore(address, port, is_master=False, timeout=timeout)
+    return torch.distributed.PrefixStore(f"pmf, attempt {attempt}", store)
+
+
 def _is_first_to_find(problem: str) -> bool:
     """Whether no other process of this start has asked this; they count in the store through which they met."""
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    key = hashlib.sha256(f"{attempt} {problem}".encode()).hexdigest()
+    key = hashlib.sha256(problem.encode()).hexdigest()
     try:
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = torch.distributed.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=5))
-        return store.add(f"reported {key}", 1) == 1
+        return meeting_point(timedelta(seconds=5)).add(f"reported {key}", 1) == 1
     except (RuntimeError, KeyError):  # gone with the process that held it: better twice than never
         return True

@@ -71,7 +71,7 @@ def require_storage(training: TrainingConfig, checkpoint_bytes: int, max_steps: 
     """
     run_folder = Path(training.output_dir).expanduser().absolute()
     place = run_folder
-    while not place.exists():
+    while not os.path.exists(place):  # False, and no error, where this user may not look
         place = place.parent
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         problem = "may not be written to" if place.is_dir() else "is a file"

@@ -38,6 +38,7 @@ class Snapshots:
             grid = class_grid(self.network(weights), self.config, self.plan(0, weights), self.world.device)
             save_png(grid, path)
             self.say(f"samples: {path}")
+        self.world.barrier()  # the others wait here, where no watchdog counts
 
     def write_final(self) -> None:
         """What ``sampling.final_images`` and ``training.sample_every`` ask for when training ends.

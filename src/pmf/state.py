@@ -15,6 +15,8 @@ from pmf.optim.ema import WeightAverages
 from pmf.optim.groups import parameter_groups
 from pmf.optim.muon import MOMENTS, Muon
 
+SPIKE = 5.0
+
 
 @dataclass
 class Progress:
@@ -23,6 +25,8 @@ class Progress:
     step: int = 0
     skipped: int = 0
     skipped_in_a_row: int = 0
+    spikes: int = 0
+    usual_norm: float = 0.0
     window_steps: int = 0
     window_sums: dict[str, float] = field(default_factory=dict)
 
@@ -31,6 +35,14 @@ class Progress:
         self.window_steps += 1
         for name, value in values.items():
             self.window_sums[name] = self.window_sums.get(name, 0.0) + value
+
+    def is_spike(self, norm: float) -> bool:
+        """Whether a gradient's norm is ``SPIKE`` times the running mean of those before it; such steps are counted."""
+        limit = SPIKE * self.usual_norm if self.usual_norm else norm
+        self.spikes += norm > limit
+        # A spike moves the mean as the largest usual value would.
+        self.usual_norm += 0.05 * (min(norm, limit) - self.usual_norm) if self.usual_norm else norm
+        return norm > limit
 
     def start_window(self) -> None:
         """Forget the sums."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,7 @@ class OptimizerStep:
     Attributes:
         accelerator, module, optimizer: Accelerate's, and what it wrapped.
         accumulation: micro-batches per rank and step.
+        say: tells people, on the main rank.
         max_steps: of the run, for the learning rate.
     """
 
@@ -58,6 +60,7 @@ class OptimizerStep:
     objective: PixelMeanFlow
     state: TrainingState
     stop: StopRequest
+    say: Callable[[str], None]
     accumulation: int
     max_steps: int
 
@@ -92,8 +95,11 @@ class OptimizerStep:
             corrupt = sum(len(batch.corrupt) for batch in batches) / sum(len(batch.labels) for batch in batches)
             logged = dict(zip(means, values, strict=True))
             progress.add({**logged, "grad_norm": norm_value, "corrupt_fraction": corrupt})
+            usual = progress.usual_norm
+            if progress.is_spike(norm_value):
+                self.say(f"step {progress.step}: the gradient's norm is {norm_value:.4g}, usual is {usual:.4g}")
         else:
-            self._count_skipped(batches)
+            self._count_skipped(batches, logs)
         return bool(stopping)
 
     def _draw_rows(self, step: int) -> list[StandardScalars]:
@@ -119,13 +125,17 @@ class OptimizerStep:
             self.accelerator.backward(terms.total / self.accumulation)
         return terms.logs
 
-    def _count_skipped(self, batches: list[Batch]) -> None:
+    def _count_skipped(self, batches: list[Batch], logs: list[dict[str, Tensor]]) -> None:
         progress = self.state.progress
         progress.skipped += 1
         progress.skipped_in_a_row += 1
         if progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
-            samples = ", ".join(str(index) for index in batches[-1].indices[:8].tolist())
+            bad = [batch for batch, log in zip(batches, logs) if not torch.isfinite(log["loss"])]
+            of_ranks = self.world.gather([index for batch in bad for index in batch.indices.tolist()])
+            indices = [str(index) for of_rank in of_ranks for index in of_rank]
+            samples = ", ".join(indices[:16]) + (", ..." if indices[16:] else "")
             raise UserError(
-                f"step {progress.step}: the gradient was not finite {progress.skipped_in_a_row} times in a row (last "
-                f"samples of rank {self.world.rank}: {samples}, ...); lower optimizer.lr or set training.gradient_clip"
+                f"step {progress.step}: the gradient was not finite {progress.skipped_in_a_row} times in a row "
+                f"(samples whose loss is not finite: {samples or 'none'}); lower optimizer.lr, set "
+                "training.gradient_clip, or look at these samples"
             )

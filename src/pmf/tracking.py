@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pmf.config import Config, as_plain
+from pmf.errors import UserError
 
 TIMEOUT = 30.0
 """Seconds to wait for Weights & Biases when a run begins, and again when it ends."""
@@ -23,9 +24,18 @@ class MetricsLog:
         self.wandb = _start_wandb(run_folder, config, warn) if config.tracking.wandb else None
 
     def write(self, metrics: Mapping[str, Any]) -> None:
-        """Log one record; it must have a ``step``."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(metrics) + "\n")
+        """Log one record; it must have a ``step``.
+
+        Raises:
+            UserError: the disk is full or fails.
+        """
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(metrics) + "\n")
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: cannot be written ({error.strerror}); make room and start the same command again"
+            ) from None
         if self.wandb is not None:
             try:
                 self.wandb.log(dict(metrics), step=metrics["step"])

@@ -39,6 +39,7 @@ from pmf.snapshots import Snapshots
 from pmf.state import TrainingState, checkpoint_bytes
 from pmf.step import LossModule, OptimizerStep
 from pmf.tracking import MetricsLog
+from pmf.watchdog import Watchdog
 
 
 class Trainer:
@@ -106,6 +107,7 @@ class Trainer:
         self.state = TrainingState(network, optimizer, averages, self.accelerator.scaler)
         self.run_folder = RunFolder(Path(training.output_dir).expanduser())
         self.stop = StopRequest(self.world)
+        self.watchdog = Watchdog(self.world, training.step_timeout)
         self.train_step = OptimizerStep(
             config=config,
             accelerator=self.accelerator,
@@ -115,6 +117,7 @@ class Trainer:
             objective=self.objective,
             state=self.state,
             stop=self.stop,
+            say=self.say,
             accumulation=self.accumulation,
             max_steps=self.max_steps,
         )
@@ -169,7 +172,8 @@ class Trainer:
             busy, timed_steps = 0.0, 0
             while progress.step < self.max_steps:
                 started = time.perf_counter()
-                stopping = self.train_step([next(stream) for _ in range(self.accumulation)])
+                with self.watchdog.watch(progress.step + 1):
+                    stopping = self.train_step([next(stream) for _ in range(self.accumulation)])
                 busy += time.perf_counter() - started
                 timed_steps += 1
                 bar.update()
@@ -199,6 +203,7 @@ class Trainer:
         if log:
             self.say(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in scores.items()))
             log.write({"step": step, "images": step * self.config.training.global_batch_size, **scores})
+        self.world.barrier()  # the main rank compares; the others wait here, where no watchdog counts
 
     def _leave(self) -> NoReturn:
         if self.world.is_main:
@@ -209,12 +214,20 @@ class Trainer:
         )
 
     def save(self) -> None:
-        """Write a checkpoint; called by all ranks."""
+        """Write a checkpoint; called by all ranks.
+
+        Raises:
+            UserError: it cannot be written.
+        """
         self.state.progress.window_sums = self._mean_over_ranks(self.state.progress.window_sums)
         checkpoint = self.state.to_checkpoint(self.config, self.world.size)
+        problem = None
         if self.world.is_main:
-            save_checkpoint(self.run_folder.path, checkpoint, keep=self.config.training.keep_checkpoints)
-        self.world.barrier()
+            try:
+                save_checkpoint(self.run_folder.path, checkpoint, keep=self.config.training.keep_checkpoints)
+            except UserError as error:
+                problem = str(error)
+        self.world.raise_together(problem)  # and none goes on before the checkpoint is there
 
     def _batches(self) -> Any:
         training, step = self.config.training, self.state.progress.step
@@ -248,6 +261,7 @@ class Trainer:
             **{name: value / steps for name, value in sums.items()},
             "lr": self.optimizer.param_groups[0]["lr"],
             "skipped": progress.skipped,
+            "spikes": progress.spikes,
             "images_per_second": images_per_second,
         }
         if self.world.device.type == "cuda":

@@ -1,0 +1,61 @@
+"""Signals that ask a run to stop, at the worst moments; test_preemption.py has the whole group with its workers."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from pmf.checkpoint import find_damage, list_checkpoints
+from pmf.errors import PREEMPTED_STATUS
+from tests.faults.faults import SignalAt
+from tests.faults.processes import finish, started, trace
+
+EVALUATION = ("evaluation.every_images=96", "evaluation.num_images=40", "evaluation.reference=digits")
+TERM = (signal.SIGTERM,)
+
+
+@pytest.mark.parametrize(
+    ("rank", "target", "number", "saved"),
+    [
+        (1, "pmf.step.OptimizerStep._backward", 6, 6),  # in the sixth step, to one rank of two
+        (0, "pmf.checkpoint.save_file", 2, 9),  # in the save of step 8: that one is finished, and the step after it
+    ],
+    ids=["mid-step", "mid-save"],
+)
+def test_asked_to_stop_in_the_middle(rank, target, number, saved, whole, tmp_path):
+    run, overrides = tmp_path / "run", ("training.checkpoint_every=8",)
+    with started(run, *overrides, ranks=2, faults={rank: SignalAt(target, number, TERM)}) as stopped:
+        assert stopped.wait() == [PREEMPTED_STATUS] * 2, stopped.printed()
+        assert stopped.printed().count("asked to stop: ") == 1
+        assert "Traceback" not in stopped.printed()
+    assert (run / "preempted").exists()
+    assert list_checkpoints(run)[-1].name == f"step_{saved:08d}"
+    assert "this run had been asked to stop, and goes on" in finish(run, *overrides, ranks=2)
+    assert trace(run) == trace(whole(2))
+
+
+def test_asked_to_stop_in_an_evaluation(whole, tmp_path):
+    """Which belongs to step 6, saved a moment before: the checkpoint that is there is kept."""
+    run, overrides = tmp_path / "run", ("training.checkpoint_every=6", *EVALUATION)
+    fault = SignalAt("pmf.evaluation.generation.sample_images", 1, TERM)
+    with started(run, *overrides, faults={0: fault}) as stopped:
+        assert stopped.wait() == [PREEMPTED_STATUS], stopped.printed()
+    assert [path.name for path in list_checkpoints(run)] == ["step_00000006"]
+    finish(run, *overrides)
+    assert (run / "evaluation" / "step_00000006.json").exists()
+    ended = trace(run)
+    ended["metrics"] = [line for line in ended["metrics"] if "fid" not in line]
+    assert ended == trace(whole(1))
+
+
+def test_asked_twice_it_ends_at_once(whole, tmp_path):
+    run, overrides = tmp_path / "run", ("training.checkpoint_every=4",)
+    fault = SignalAt("pmf.checkpoint.save_file", 6, (signal.SIGTERM, signal.SIGUSR1))
+    with started(run, *overrides, faults={0: fault}) as stopped:
+        assert stopped.wait() in ([128 + signal.SIGTERM], [128 + signal.SIGUSR1]), stopped.printed()
+    assert [path.name for path in list_checkpoints(run)] == ["step_00000004"]
+    assert find_damage(list_checkpoints(run)[0]) is None
+    assert not (run / "preempted").exists()
+    finish(run, *overrides)
+    assert trace(run) == trace(whole(1))
