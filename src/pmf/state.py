@@ -13,6 +13,7 @@ from pmf.config import Config, as_plain
 from pmf.errors import UserError
 from pmf.optim.ema import WeightAverages
 from pmf.optim.muon import Muon
+from pmf.parallel import complete
 
 
 @dataclass
@@ -49,7 +50,7 @@ class TrainingState:
     def to_checkpoint(self, config: Config, world_size: int) -> Checkpoint:
         """Named tensors and plain values, complete on the main rank only; called by all ranks."""
         tensors = {
-            "model": dict(self.network.state_dict()),
+            "model": complete(self.network.state_dict(), everywhere=False),
             "optimizer": self.optimizer.named_state(self.network),
             **{f"ema_{name}": self.averages.state(name) for name in self.averages.names},
         }
