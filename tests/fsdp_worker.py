@@ -1,4 +1,4 @@
-"""Three steps in float64, plain or sharded, and what they leave behind; under torchrun for several ranks."""
+"""Three steps, plain or sharded, and what they leave behind; under torchrun for several ranks."""
 
 import dataclasses
 import sys
@@ -35,10 +35,24 @@ def start_elsewhere(trainer: Trainer) -> None:
             local(parameter).add_(local(placed_like(parameter, noise)), alpha=0.1)
 
 
+def state_of(trainer: Trainer) -> dict[str, Tensor]:
+    """What a checkpoint would hold; empty on all ranks but the main one."""
+    files = trainer.state.to_checkpoint(trainer.config, trainer.world.size).tensors
+    return {f"{stem}/{name}": tensor.clone() for stem, tensors in files.items() for name, tensor in tensors.items()}
+
+
+def poison_one_rank(trainer: Trainer) -> None:
+    """Make the losses of the last rank NaN from now on."""
+    if trainer.world.rank == trainer.world.size - 1:
+        original = trainer.objective._adaptive
+        trainer.objective._adaptive = lambda loss: original(loss) * float("nan")
+
+
 def run(folder: Path, *overrides: str) -> dict[str, Tensor]:
     """Gradients that the first optimizer step sees, the norms before clipping, and the state after STEPS steps."""
     trainer = Trainer(tiny_config(folder, *COMMON, *overrides))
-    trainer.module.register_forward_pre_hook(lambda module, inputs: tuple(map(to_double, inputs)))
+    if torch.get_default_dtype() == torch.float64:
+        trainer.module.register_forward_pre_hook(lambda module, inputs: tuple(map(to_double, inputs)))
     start_elsewhere(trainer)
     network = trainer.state.network
     found: dict[str, Tensor] = {}
@@ -55,17 +69,23 @@ def run(folder: Path, *overrides: str) -> dict[str, Tensor]:
     for _ in range(STEPS):
         trainer.train_step([next(batches) for _ in range(trainer.accumulation)])
     found["grad_norm"] = torch.tensor(trainer.state.progress.window_sums["grad_norm"], dtype=torch.float64)
-    for stem, tensors in trainer.state.to_checkpoint(trainer.config, trainer.world.size).tensors.items():
-        found |= {f"{stem}/{name}": tensor.clone() for name, tensor in tensors.items()}
+    found |= state_of(trainer)
+    if trainer.world.size > 1:
+        trainer.state.progress.skipped = 0
+        poison_one_rank(trainer)
+        trainer.train_step([next(batches) for _ in range(trainer.accumulation)])
+        assert trainer.state.progress.skipped == 1
+        after = state_of(trainer)
+        assert all(torch.equal(found[name], after[name]) for name in after if not name.startswith("optimizer/step"))
     found["held"] = torch.tensor(sum(local(p).numel() for p in network.parameters()))
     found["world"] = torch.tensor([trainer.world.size, trainer.accumulation])
     return found
 
 
 if __name__ == "__main__":
-    torch.set_default_dtype(torch.float64)
     output, *variants = sys.argv[1:]
-    for variant in variants:
+    for variant in variants:  # autocast leaves float64 alone
+        torch.set_default_dtype(torch.float32 if "bf16" in variant else torch.float64)
         results = run(Path(output, "runs", variant), *variant.split(","))
         if torch.distributed.get_rank() == 0:
             save_file(results, Path(output, f"{variant}.safetensors"))
