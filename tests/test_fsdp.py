@@ -41,7 +41,7 @@ def one_process(tmp_path_factory) -> dict[str, Tensor]:
 
 
 def run_worker(folder: Path, *variants: str, ranks: int) -> list[dict[str, Tensor]]:
-    result = run_command(WORKER, str(folder), *variants, ranks=ranks)
+    result = run_command(WORKER, str(folder), *variants, ranks=ranks, timeout=400)
     assert result.returncode == 0, result.stderr
     return [load_file(folder / f"{variant}.safetensors") for variant in variants]
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import AutocastKwargs, DistributedDataParallelKwargs
 from torch import Tensor
 
 from pmf.config import TrainingConfig
@@ -112,7 +112,10 @@ def create_accelerator(training: TrainingConfig) -> Accelerator:
         raise UserError("training.mixed_precision is fp16, which needs a CUDA GPU; choose bf16 or no")
     set_float32_precision(tf32=training.tf32)
     ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
-    accelerator = Accelerator(mixed_precision=precision, cpu=not on_gpu, kwargs_handlers=[ddp])
+    # Autocast's cache would keep copies of all weights that FSDP drops; and those that the guidance pass makes, without
+    # graph, would be taken for the training pass too, whose gradients would be wrong without a word.
+    autocast = AutocastKwargs(cache_enabled=training.parallel == "ddp")
+    accelerator = Accelerator(mixed_precision=precision, cpu=not on_gpu, kwargs_handlers=[ddp, autocast])
     threads = training.num_threads or torch.get_num_threads()
     if not on_gpu:  # processes whose threads wait for each other's cores are ten times slower
         threads = max(1, min(threads, (os.cpu_count() or 1) // accelerator.num_processes))
