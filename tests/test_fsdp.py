@@ -18,7 +18,7 @@ from pmf.parallel import shard_weights
 from pmf.training import Trainer
 from tests import fsdp_worker
 from tests.launch import ROOT, run_command, train_tiny
-from tests.test_training import metrics_of, tensors_of, tiny_config
+from tests.test_training import cut_back_to, metrics_of, tensors_of, tiny_config
 
 WORKER = str(ROOT / "tests" / "fsdp_worker.py")
 
@@ -102,9 +102,7 @@ def test_a_run_goes_from_ddp_to_shards_and_back(tmp_path):
     whole, mixed = tmp_path / "whole", tmp_path / "mixed"
     Trainer(tiny_config(whole, *extra)).train()
     AcceleratorState._reset_state(reset_partial_state=True)
-    trainer = Trainer(tiny_config(mixed, *extra, "training.max_steps=3"))
-    trainer.train()
-    AcceleratorState._reset_state(reset_partial_state=True)
+    cut_back_to(whole, mixed, 3)
     printed = train_tiny(mixed, *extra, "training.parallel=fsdp", "training.sample_every=6", ranks=2)
     assert "(step 3 of 6)" in printed and "training.parallel" in printed
 
