@@ -25,7 +25,7 @@ TINY = [
 
 
 def run_command(
-    *arguments: str, ranks: int = 1, restarts: int = 0, cwd: Path = ROOT, **environment: str
+    *arguments: str, ranks: int = 1, restarts: int = 0, cwd: Path = ROOT, timeout: float = 300, **environment: str
 ) -> subprocess.CompletedProcess:
     """Run a root command such as ``train.py`` (or any script), under torchrun for several ranks."""
     launcher = [sys.executable]
@@ -38,7 +38,7 @@ def run_command(
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=timeout,
         check=False,
     )
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "pmf"
 
 # Each room may import the rooms listed for it, and itself.
-FLOOR = {"errors", "config", "distributed", "strict", "files"}
+FLOOR = {"errors", "config", "distributed", "strict", "files", "parallel"}
 MAY_IMPORT = {
     "errors": set(),
     "batching": {"errors", "config"},  # config as a type only
@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "distributed": {"errors", "config"},
     "strict": {"errors"},
     "files": set(),
+    "parallel": {"errors", "config", "batching", "distributed"},
     "net": FLOOR,
     "optim": FLOOR,
     "data": FLOOR,

@@ -26,6 +26,7 @@ from pmf.config import Config, as_plain
 from pmf.configfile import config_from_plain
 from pmf.errors import UserError
 from pmf.files import foreign_content
+from pmf.parallel import placed_like
 from pmf.strict import require_same_tensors
 
 MANIFEST = "manifest.json"
@@ -224,7 +225,7 @@ def load_strictly(module: nn.Module, weights: Mapping[str, Tensor], where: str) 
         intro=f"{where}: weights of another network",
         advice="check model.name, data.image_size and data.num_classes",
     )
-    module.load_state_dict(kept)
+    module.load_state_dict({name: placed_like(own[name], tensor) for name, tensor in kept.items()})
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:

@@ -168,6 +168,10 @@ class TrainingConfig(Section):
     """Compile each transformer block with torch.compile; needs a C++ compiler on CPU, Triton on CUDA."""
     static_shapes: bool = False
     """Pad the guidance pass to a constant number of rows: more work, for compilers that take changing shapes badly."""
+    parallel: Literal["ddp", "fsdp", "hsdp"] = "ddp"
+    """Weights whole on every rank (ddp), in shards over all (fsdp) or over groups of them (hsdp): docs/fsdp.md."""
+    shard_size: Positive | None = None
+    """Ranks that share one copy of the weights under hsdp; null: those of one machine."""
     gradient_clip: PositiveFloat | None = None
     """Largest global gradient norm; null leaves gradients alone, as the paper does."""
     output_dir: str = "runs/default"

@@ -40,6 +40,12 @@ def cross_field_problems(config: Config, ema_names: Sequence[str]) -> list[tuple
         )
     if training.compile and config.objective.derivative == "jvp":
         problems.append(("objective.derivative", "is jvp, which cannot pass compiled blocks; use dual or auto"))
+    if training.parallel != "ddp" and config.objective.derivative == "jvp":
+        problems.append(("objective.derivative", "is jvp, which needs training.parallel: ddp; use dual or auto"))
+    if training.parallel != "ddp" and training.mixed_precision == "fp16":
+        problems.append(("training.mixed_precision", "is fp16, which needs training.parallel: ddp; use bf16 or no"))
+    if training.shard_size and training.parallel != "hsdp":
+        problems.append(("training.shard_size", f"needs training.parallel: hsdp; it is {training.parallel}"))
     if data.kind in ("parquet", "imagefolder") and not data.path:
         problems.append(("data.path", f"is missing; data.kind {data.kind} needs the folder of the data set"))
     if config.evaluation.every_images and not config.evaluation.reference:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import AutocastKwargs, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor
 
 from pmf.config import TrainingConfig
@@ -134,7 +134,11 @@ def create_accelerator(training: TrainingConfig) -> Accelerator:
     set_float32_precision(tf32=training.tf32)
     ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
     group = InitProcessGroupKwargs(timeout=timedelta(seconds=training.group_timeout))
-    accelerator = Accelerator(mixed_precision=training.mixed_precision, cpu=not on_gpu, kwargs_handlers=[ddp, group])
+    # Autocast's cache would keep copies of all weights that FSDP drops; and those that the guidance pass makes, without
+    # graph, would be taken for the training pass too, whose gradients would be wrong without a word.
+    autocast = AutocastKwargs(cache_enabled=training.parallel == "ddp")
+    handlers = [ddp, group, autocast]
+    accelerator = Accelerator(mixed_precision=training.mixed_precision, cpu=not on_gpu, kwargs_handlers=handlers)
     threads = training.num_threads or torch.get_num_threads()
     if not on_gpu:  # processes whose threads wait for each other's cores are ten times slower
         threads = max(1, min(threads, (os.cpu_count() or 1) // accelerator.num_processes))

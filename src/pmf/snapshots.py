@@ -13,6 +13,7 @@ from pmf.distributed import World
 from pmf.errors import Preempted
 from pmf.evaluation.generation import SamplingPlan, class_grid, write_image_folder
 from pmf.evaluation.images import save_png
+from pmf.parallel import complete
 from pmf.preemption import StopRequest
 from pmf.run_folder import RunFolder
 from pmf.sampling import inference_network, plan_samples
@@ -62,7 +63,7 @@ class Snapshots:
         """The weights that the sampling section names; see :meth:`WeightAverages.state`."""
         which = self.config.sampling.ema
         if which == "online":
-            return self.state.network.state_dict()
+            return complete(self.state.network.state_dict(), everywhere=everywhere)
         return self.state.averages.state(which, everywhere=everywhere)
 
     def network(self, weights: dict[str, Tensor]) -> nn.Module:

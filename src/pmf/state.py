@@ -14,6 +14,7 @@ from pmf.errors import UserError
 from pmf.optim.ema import WeightAverages
 from pmf.optim.groups import parameter_groups
 from pmf.optim.muon import MOMENTS, Muon
+from pmf.parallel import complete
 
 SPIKE = 5.0
 
@@ -73,7 +74,7 @@ class TrainingState:
     def to_checkpoint(self, config: Config, world_size: int) -> Checkpoint:
         """Named tensors and plain values, complete on the main rank only; called by all ranks."""
         tensors = {
-            "model": dict(self.network.state_dict()),
+            "model": complete(self.network.state_dict(), everywhere=False),
             "optimizer": self.optimizer.named_state(self.network),
             **{f"ema_{name}": self.averages.state(name) for name in self.averages.names},
         }

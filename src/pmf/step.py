@@ -19,6 +19,7 @@ from pmf.errors import UserError
 from pmf.flow.draws import Draws, StandardScalars
 from pmf.flow.pixel_mean_flow import LossTerms, PixelMeanFlow
 from pmf.optim.schedule import learning_rate
+from pmf.parallel import average_gradients, whole
 from pmf.preemption import StopRequest
 from pmf.state import TrainingState
 
@@ -77,7 +78,7 @@ class OptimizerStep:
         scalars = self._draw_rows(batches[0].step)
         logs = [self._backward(batch, micro, scalars[micro]) for micro, batch in enumerate(batches)]
         self.accelerator.unscale_gradients()
-        norm = torch.nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
+        norm = whole(torch.nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None]))
         means = {name: torch.stack([log[name] for log in logs]).mean() for name in logs[0]}
         # The only wait for the device in a step.
         *values, norm_value, stopping = torch.stack([*means.values(), norm, self.stop.flag()]).tolist()
@@ -120,6 +121,7 @@ class OptimizerStep:
         generator = torch_generator(Stream.TRAINING_NOISE, self.config.training.seed, batch.step, number)
         draws = self.objective.draw(images, labels, generator, scalars)
         last = micro == self.accumulation - 1
+        average_gradients(self.module, now=last)
         with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
             terms: LossTerms = self.module(images, labels, draws)
             self.accelerator.backward(terms.total / self.accumulation)

@@ -31,6 +31,7 @@ from pmf.net.sizes import create_network
 from pmf.optim.ema import WeightAverages
 from pmf.optim.groups import create_optimizer
 from pmf.optim.schedule import learning_rate
+from pmf.parallel import shard_weights
 from pmf.perceptual.distances import create_distances
 from pmf.preemption import StopRequest
 from pmf.preflight import require_compiler, require_device, require_storage
@@ -96,9 +97,15 @@ class Trainer:
             perceptual_max_t=config.perceptual.max_t,
             static_shapes=training.static_shapes,
         )
+        self.module = LossModule(network, self.objective)
+        sharded = training.parallel != "ddp" and self.world.size > 1
+        if sharded:
+            shard_weights(self.module, training, self.world)
         optimizer = create_optimizer(network, config.optimizer, self.world)
         averages = WeightAverages(network, config.ema, self.world)
-        self.module, self.optimizer = self.accelerator.prepare(LossModule(network, self.objective), optimizer)
+        # Shards stay where they are, and "evaluation" is Accelerate's word for autocast alone, without DDP.
+        self.module = self.accelerator.prepare_model(self.module, device_placement=not sharded, evaluation_mode=sharded)
+        self.optimizer = self.accelerator.prepare_optimizer(optimizer, device_placement=not sharded)
         self.flops = step_flops(
             network,
             expected_shares(config.objective, config.perceptual.max_t),

@@ -37,6 +37,7 @@ class Dual:
         return self.value.detach()[self.value.shape[0] - self.tangent.shape[0] :]
 
 
+torch.export.register_dataclass(Dual)  # FSDP looks for the tensors among a block's inputs and outputs
 Operand = Tensor | Dual
 
 

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from pmf.config import EmaConfig, number_name
 from pmf.distributed import ALONE, World
 from pmf.optim.sharding import assign_owners, collect
+from pmf.parallel import local, placed_like
 from pmf.strict import require_same_tensors
 
 
@@ -36,7 +38,8 @@ class WeightAverages:
     """One float32 average of all parameters per half-life and per constant decay; each starts as the weights.
 
     Averages are of the parameters as they stand, frozen ones included, so that each is a complete set of weights. With
-    several processes each keeps and updates those of the parameters that it owns (:mod:`pmf.optim.sharding`).
+    several processes each keeps and updates those of the parameters that it owns (:mod:`pmf.optim.sharding`), or of its
+    shards (:mod:`pmf.parallel`).
     """
 
     def __init__(self, network: nn.Module, config: EmaConfig, world: World = ALONE) -> None:
@@ -47,10 +50,10 @@ class WeightAverages:
         parameters = dict(network.named_parameters())
         owners = assign_owners([parameter.numel() for parameter in parameters.values()], world.size)
         self._owners = dict(zip(parameters, owners, strict=True))
-        self._shapes = {key: torch.empty_like(p, dtype=torch.float32, device="meta") for key, p in parameters.items()}
+        self._shapes = {key: torch.empty(p.shape, dtype=torch.float32, device="meta") for key, p in parameters.items()}
+        own = {key: p.detach() for key, p in parameters.items() if self._is_mine(key, p)}
         self._tensors = {
-            name: {key: p.detach().float().clone() for key, p in parameters.items() if self._owners[key] == world.rank}
-            for name in (*self._half_lives, *self._decays)
+            name: {key: p.float().clone() for key, p in own.items()} for name in (*self._half_lives, *self._decays)
         }
 
     @property
@@ -69,8 +72,8 @@ class WeightAverages:
             images_seen: images trained on, those of this step included.
             images_per_step: the global batch.
         """
-        weights = [p.detach().float() for key, p in network.named_parameters() if self._owners[key] == self._world.rank]
-        averages = [tensor for tensors in self._tensors.values() for tensor in tensors.values()]
+        weights = [local(p.detach()).float() for key, p in network.named_parameters() if self._is_mine(key, p)]
+        averages = [local(tensor) for tensors in self._tensors.values() for tensor in tensors.values()]
         steps = [1 - self._beta(name, images_seen, images_per_step) for name in self._tensors for _ in weights]
         if averages:
             torch._foreach_lerp_(averages, weights * len(self._tensors), steps)
@@ -99,7 +102,10 @@ class WeightAverages:
             advice="check model.name, data.image_size and data.num_classes",
         )
         for key, tensor in self._tensors[name].items():
-            tensor.copy_(tensors[key])
+            tensor.copy_(placed_like(tensor, tensors[key]))
+
+    def _is_mine(self, key: str, parameter: Tensor) -> bool:
+        return isinstance(parameter, DTensor) or self._owners[key] == self._world.rank
 
     def _beta(self, name: str, images_seen: int, images_per_step: int) -> float:
         if name in self._decays:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pmf.distributed import ALONE, World
 from pmf.optim.newton_schulz import orthogonalize
 from pmf.optim.sharding import Exchange, Share, collect, divide
+from pmf.parallel import local, placed_like
 from pmf.strict import require_same_tensors
 
 # What is remembered of each parameter; the names are those in checkpoints.
@@ -103,11 +104,7 @@ class Muon(torch.optim.Optimizer):
         for parameter in group["params"]:
             if kind == "muon" and parameter.ndim != 2:
                 raise ValueError(f"Muon moves matrices only, not a tensor of shape {tuple(parameter.shape)}")
-        shares = divide(kind, group["params"], self._world.size)
-        self._shares += shares
-        for share in shares:
-            if share.owner == self._world.rank:
-                self._allocate(share)
+        self._adopt(kind, group["params"])
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -118,13 +115,7 @@ class Muon(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             group["step"] += 1
-        groups = {group["kind"]: group for group in self.param_groups}
-        exchange = Exchange(self._world)
-        for share in self._shares:
-            if share.owner == self._world.rank:
-                self._update(share, groups[share.kind])
-            exchange.send(share.parameters, share.owner)
-        exchange.finish()
+        self._move({group["kind"]: group for group in self.param_groups})
         return loss
 
     def named_state(self, network: nn.Module) -> dict[str, Tensor]:
@@ -160,7 +151,7 @@ class Muon(torch.optim.Optimizer):
             advice="check optimizer.name, model.name, data.image_size and data.num_classes",
         )
         for name, tensor in self._own_state(like).items():
-            tensor.copy_(tensors[name])
+            tensor.copy_(placed_like(tensor, tensors[name]))
         for group in self.param_groups:
             group["step"] = int(tensors[f"step/{group['kind']}"])
 
@@ -172,6 +163,23 @@ class Muon(torch.optim.Optimizer):
             for moment, tensor in moments.items():
                 tensor.copy_(self.state[parameter][moment])
             self.state[parameter] = moments
+
+    def _adopt(self, kind: str, parameters: list[Tensor]) -> None:
+        """Divide new parameters among the ranks, and make room for the moments of this rank's."""
+        shares = divide(kind, parameters, self._world.size)
+        self._shares += shares
+        for share in shares:
+            if share.owner == self._world.rank:
+                self._allocate(share)
+
+    def _move(self, groups: Mapping[str, dict[str, Any]]) -> None:
+        """Update all parameters; ``groups`` by kind."""
+        exchange = Exchange(self._world)
+        for share in self._shares:
+            if share.owner == self._world.rank:
+                self._update(share, groups[share.kind])
+            exchange.send(share.parameters, share.owner)
+        exchange.finish()
 
     def _allocate(self, share: Share) -> None:
         """Zero moments, those of one share next to each other in memory: for Muon, stacked."""
@@ -202,28 +210,32 @@ class Muon(torch.optim.Optimizer):
         return {f"step/{group['kind']}": torch.tensor(group["step"]) for group in self.param_groups}
 
     def _update(self, share: Share, group: dict[str, Any]) -> None:
-        parameters = [parameter for parameter in share.parameters if parameter.grad is not None]
+        parameters = trained(share)
         if not parameters:
             return
-        if group["weight_decay"]:
-            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         if group["kind"] == "muon":
-            self._step_muon(group, parameters)
+            inputs = torch.stack(self._advance_momenta(group, parameters))
+            directions = orthogonalize(inputs, eps=group["eps"], dtype=group["newton_schulz_dtype"])
+            self._step_muon(group, parameters, directions.unbind())
         else:
             self._step_adam(group, parameters)
 
     def _moments(self, parameters: list[Tensor], moment: str) -> list[Tensor]:
-        return [self.state[parameter][moment] for parameter in parameters]
+        return [local(self.state[parameter][moment]) for parameter in parameters]
 
-    def _step_muon(self, group: dict[str, Any], matrices: list[Tensor]) -> None:
+    def _advance_momenta(self, group: dict[str, Any], matrices: list[Tensor]) -> list[Tensor]:
+        """Average in the gradients; returns what is to be orthogonalised."""
         beta, k = group["momentum"], group["step"]
         gradients, momenta = _gradients(matrices), self._moments(matrices, "momentum")
         torch._foreach_lerp_(momenta, gradients, 1 - beta)
         inputs = torch._foreach_mul(momenta, beta / (1 - beta ** (k + 1)))
         torch._foreach_add_(inputs, gradients, alpha=(1 - beta) / (1 - beta**k))
-        directions = orthogonalize(torch.stack(inputs), eps=group["eps"], dtype=group["newton_schulz_dtype"])
+        return list(inputs)
+
+    def _step_muon(self, group: dict[str, Any], matrices: list[Tensor], directions: Iterable[Tensor]) -> None:
         rows, columns = matrices[0].shape
-        torch._foreach_add_(matrices, directions.unbind(), alpha=-group["lr"] * math.sqrt(max(1, rows / columns)))
+        weights = _decayed(group, matrices)
+        torch._foreach_add_(weights, list(directions), alpha=-group["lr"] * math.sqrt(max(1, rows / columns)))
 
     def _step_adam(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         (b1, b2), k = group["betas"], group["step"]
@@ -240,10 +252,20 @@ class Muon(torch.optim.Optimizer):
         denominators = torch._foreach_sqrt(square)
         torch._foreach_div_(denominators, math.sqrt(1 - b2**k))
         torch._foreach_add_(denominators, group["eps"])
-        torch._foreach_addcdiv_(parameters, numerators, denominators, -group["lr"])
+        torch._foreach_addcdiv_(_decayed(group, parameters), numerators, denominators, -group["lr"])
+
+
+def trained(share: Share) -> list[Tensor]:
+    """The parameters of a share that have a gradient."""
+    return [parameter for parameter in share.parameters if parameter.grad is not None]
 
 
 def _gradients(parameters: list[Tensor]) -> list[Tensor]:
-    gradients = [parameter.grad for parameter in parameters]
-    assert all(gradient is not None for gradient in gradients), "filtered by _update"
-    return gradients  # type: ignore[return-value]
+    return [local(parameter.grad) for parameter in parameters if parameter.grad is not None]
+
+
+def _decayed(group: dict[str, Any], parameters: list[Tensor]) -> list[Tensor]:
+    weights = [local(parameter) for parameter in parameters]
+    if group["weight_decay"]:
+        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+    return weights
