@@ -79,6 +79,8 @@ class Trainer:
             channels=config.data.channels,
             generator=torch_generator(Stream.WEIGHTS, training.seed),
         ).to(self.world.device)
+        if training.activation_checkpointing:
+            network.checkpoint_blocks()
         if training.compile:
             network.compile_blocks(static_shapes=training.static_shapes)
         self.objective = PixelMeanFlow(
