@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -64,6 +65,28 @@ class Estimate:
         return self.state.total + self.buckets + max(self.micro_batch.peak, self.state.optimizer_work)
 
 
+@dataclass(frozen=True)
+class Line:
+    """Bytes as a linear function of the micro-batch size, through one or two known points."""
+
+    size: int
+    bytes: MicroBatchBytes
+    other_size: int = 0
+    other_bytes: MicroBatchBytes = MicroBatchBytes(saved=0, peak=0)
+
+    def at(self, size: int) -> MicroBatchBytes:
+        """The bytes of any size."""
+        share = (size - self.other_size) / (self.size - self.other_size)
+
+        def between(a: int, b: int) -> int:
+            return round(b + share * (a - b))
+
+        return MicroBatchBytes(
+            saved=between(self.bytes.saved, self.other_bytes.saved),
+            peak=between(self.bytes.peak, self.other_bytes.peak),
+        )
+
+
 class MemoryEstimator:
     """Estimates for one config on one kind of device; nothing is computed, no data or weights are read.
 
@@ -106,20 +129,28 @@ class MemoryEstimator:
             static_shapes=config.training.static_shapes,
         )
 
-    def __call__(self, micro_batch_size: int) -> Estimate:
-        """Estimate one size.
+    def __call__(self, sizes: Sequence[int]) -> list[Estimate]:
+        """Estimate some micro-batch sizes, in their order.
+
+        The largest and the one nearest to a quarter of it are acted out, which takes a while; the others lie on the
+        line through these two.
 
         Raises:
-            CrossFieldError: micro_batch_size x processes does not divide the global batch.
+            CrossFieldError: a size times the processes does not divide the global batch.
         """
-        accumulates = micro_batch_size * self._processes < self._config.training.global_batch_size
-        return Estimate(
-            state=self.state,
-            buckets=self.state.gradients if accumulates and self._processes > 1 else 0,
-            micro_batch=act_out(
-                self._mode, self._network, self._objective, self._config, micro_batch_size, self._processes
-            ),
-        )
+        largest = max(sizes)
+        other = min((size for size in sizes if size < largest), key=lambda size: abs(4 * size - largest), default=None)
+        line = Line(largest, self._act_out(largest), *((other, self._act_out(other)) if other else ()))
+        return [
+            Estimate(state=self.state, buckets=self._buckets(size), micro_batch=line.at(size)) for size in sizes
+        ]
+
+    def _act_out(self, size: int) -> MicroBatchBytes:
+        return act_out(self._mode, self._network, self._objective, self._config, size, self._processes)
+
+    def _buckets(self, size: int) -> int:
+        accumulates = size * self._processes < self._config.training.global_batch_size
+        return self.state.gradients if accumulates and self._processes > 1 else 0
 
 
 def _state_bytes(network: nn.Module, frozen: list[nn.Module], config: Config, processes: int) -> StateBytes:
