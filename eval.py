@@ -1,4 +1,9 @@
-"""Turn a checkpoint into images: python eval.py sample --checkpoint runs/digits --output samples --num-images 100.
+"""Turn a checkpoint into images, and images into numbers.
+
+    python eval.py sample --checkpoint runs/digits --output samples --num-images 100
+    python eval.py fid --checkpoint runs/digits --reference digits
+    python eval.py sweep --checkpoint runs/digits --reference digits --omega 1 1.5 2 --output sweep
+    python eval.py reference --config configs/pmf_b_16.yaml --output imagenet_256.npz
 
 Runs alone, under ``accelerate launch`` and under ``torchrun``; image i is a function of the seed and i alone.
 """
@@ -7,42 +12,132 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from pmf.config import DataConfig
+from pmf.configfile import load_config
 from pmf.distributed import run_command
+from pmf.errors import UserError
+
+if TYPE_CHECKING:
+    from pmf.sampling import SamplingRequest
+
+CHECKPOINT = "run folder, checkpoint folder or .safetensors; with --config also an official .pt or JAX checkpoint"
+REFERENCE = (
+    "statistics (.npz: ours, ADM's, JiT's or pMF's), digits, a config (.yaml) for its data, or a folder of PNGs, of "
+    "Parquet files or of class folders"
+)
+NUM_IMAGES = "50000 (2000 against the digits)"
 
 
 def main() -> None:
     """Parse and call the verb."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(dest="verb", required=True)
-    sample = verbs.add_parser("sample", help="write a folder of PNGs")
-    sample.add_argument(
-        "--checkpoint",
-        type=Path,
-        required=True,
-        help="run folder, checkpoint folder or .safetensors; with --config also an official .pt or JAX checkpoint",
+    add_sample(verbs.add_parser("sample", help="write a folder of PNGs"))
+    add_fid(verbs.add_parser("fid", help="FID and Inception score of a checkpoint or of a folder of PNGs"))
+    add_sweep(verbs.add_parser("sweep", help="FID over a grid of guidance scales, intervals, averages and steps"))
+    add_reference(verbs.add_parser("reference", help="write the statistics of a data set, for fid --reference"))
+    arguments = parser.parse_args()
+    arguments.call(arguments)
+
+
+def add_sample(parser: argparse.ArgumentParser) -> None:
+    """The verb ``sample``."""
+    parser.add_argument("--checkpoint", type=Path, required=True, help=CHECKPOINT)
+    parser.add_argument("--output", type=Path, required=True, help="folder for 000000.png ... and labels.csv")
+    parser.add_argument("--num-images", type=int, required=True)
+    add_sampling(parser)
+    parser.set_defaults(call=sample)
+
+
+def add_fid(parser: argparse.ArgumentParser) -> None:
+    """The verb ``fid``."""
+    subject = parser.add_mutually_exclusive_group(required=True)
+    subject.add_argument("--checkpoint", type=Path, help=CHECKPOINT)
+    subject.add_argument("--images", type=Path, metavar="DIR", help="folder of PNGs, used as they are")
+    parser.add_argument("--reference", required=True, help=REFERENCE)
+    parser.add_argument("--num-images", type=int, help="default: of a folder all, of a checkpoint " + NUM_IMAGES)
+    parser.add_argument("--keep-images", type=Path, metavar="DIR", help="keep the generated images as PNGs")
+    parser.add_argument("--kid", action="store_true", help="also KID; the reference must be images")
+    parser.add_argument("--precision-recall", action="store_true", help="also both; the reference must be images")
+    parser.add_argument("--output", type=Path, help="JSON; default: a new file in RUN/evaluation, or here")
+    add_extractor(parser)
+    add_sampling(parser)
+    parser.set_defaults(call=fid)
+
+
+def add_sweep(parser: argparse.ArgumentParser) -> None:
+    """The verb ``sweep``."""
+    parser.add_argument("--checkpoint", type=Path, required=True, help=CHECKPOINT)
+    parser.add_argument("--config", type=Path, help="recipe that an official checkpoint was trained with")
+    parser.add_argument("--reference", required=True, help=REFERENCE)
+    parser.add_argument("--num-images", type=int, help="for each point; default: " + NUM_IMAGES)
+    parser.add_argument("--omega", type=float, nargs="+", required=True, help="guidance scales")
+    parser.add_argument(
+        "--interval",
+        type=float,
+        nargs=2,
+        action="append",
+        metavar=("T_MIN", "T_MAX"),
+        help="guidance interval; repeat for several; default: the config's",
     )
-    sample.add_argument(
+    parser.add_argument("--ema", nargs="+", help='averages, or "online"; default: the config\'s')
+    parser.add_argument("--num-steps", type=int, nargs="+", help="network evaluations; default: the config's")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="new folder for table, plot, JSONs")
+    parser.add_argument("--labels", default="all", help="comma-separated classes to cycle through, or all")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch-size", type=int, help="images per forward pass; default: the config's")
+    add_extractor(parser)
+    parser.set_defaults(call=sweep)
+
+
+def add_reference(parser: argparse.ArgumentParser) -> None:
+    """The verb ``reference``."""
+    data = parser.add_mutually_exclusive_group(required=True)
+    data.add_argument("--config", type=Path, help="measure this config's data set")
+    data.add_argument("--data", help="or digits, a folder of Parquet files, of class folders or of PNGs")
+    parser.add_argument("--image-size", type=int, default=256, help="side that images of --data are cropped to")
+    parser.add_argument("--output", type=Path, required=True, metavar="STATS.npz")
+    add_extractor(parser)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of --config, e.g. data.split=validation")
+    parser.set_defaults(call=reference)
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """How a checkpoint's images are generated."""
+    parser.add_argument(
         "--config", type=Path, help="recipe that an official checkpoint was trained with, e.g. configs/pmf_b_16.yaml"
     )
-    sample.add_argument("--output", type=Path, required=True, help="folder for 000000.png ... and labels.csv")
-    sample.add_argument("--num-images", type=int, required=True)
-    sample.add_argument("--num-steps", type=int, help="network evaluations per image; default: the config's")
-    sample.add_argument("--omega", type=float, help="guidance scale; default: the config's")
-    sample.add_argument("--interval", type=float, nargs=2, metavar=("T_MIN", "T_MAX"), help="guidance interval")
-    sample.add_argument("--ema", help='which average, e.g. 2000, or "online"; default: the config\'s')
-    sample.add_argument("--labels", default="all", help="comma-separated classes to cycle through, or all")
-    sample.add_argument("--seed", type=int, default=0)
-    sample.add_argument("--batch-size", type=int, help="images per forward pass; default: the config's")
-    arguments = parser.parse_args()
+    parser.add_argument("--num-steps", type=int, help="network evaluations per image; default: the config's")
+    parser.add_argument("--omega", type=float, help="guidance scale; default: the config's")
+    parser.add_argument("--interval", type=float, nargs=2, metavar=("T_MIN", "T_MAX"), help="guidance interval")
+    parser.add_argument("--ema", help='which average, e.g. 2000, or "online"; default: the config\'s')
+    parser.add_argument("--labels", default="all", help="comma-separated classes to cycle through, or all")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch-size", type=int, help="images per forward pass; default: the config's")
 
-    from pmf.sampling import sample_folder  # after parsing: importing torch's stack takes seconds
 
-    sample_folder(
+def add_extractor(parser: argparse.ArgumentParser) -> None:
+    """Which feature network."""
+    parser.add_argument(
+        "--extractor",
+        help="inception, digits, package.module:callable or a TorchScript file; default: digits for 8x8 grey images, "
+        "else inception",
+    )
+    parser.add_argument(
+        "--extractor-weights", type=Path, help="Inception's weights; default: in $TORCH_HOME, else downloaded"
+    )
+
+
+def sampling_request(arguments: argparse.Namespace, num_images: int) -> SamplingRequest:
+    """The arguments of :func:`add_sampling` and the checkpoint."""
+    from pmf.sampling import SamplingRequest
+
+    return SamplingRequest(
         checkpoint=arguments.checkpoint,
         recipe=arguments.config,
-        output=arguments.output,
-        num_images=arguments.num_images,
+        num_images=num_images,
         labels=arguments.labels,
         seed=arguments.seed,
         ema=arguments.ema,
@@ -52,6 +147,93 @@ def main() -> None:
             "interval": arguments.interval,
             "batch_size": arguments.batch_size,
         },
+    )
+
+
+# Below, imports stand in the functions: torch's stack takes seconds, and wrong arguments should not.
+
+
+def sample(arguments: argparse.Namespace) -> None:
+    """Write PNGs."""
+    from pmf.sampling import sample_folder
+
+    sample_folder(sampling_request(arguments, arguments.num_images), arguments.output)
+
+
+def fid(arguments: argparse.Namespace) -> None:
+    """Measure images against a reference."""
+    from pmf.fidelity.command import FidelityRequest, report_fidelity
+
+    sampling = None
+    if arguments.checkpoint:
+        sampling = sampling_request(arguments, default_number(arguments))
+    elif arguments.keep_images:
+        raise UserError("--keep-images keeps generated images; it goes with --checkpoint, not with --images")
+    request = FidelityRequest(
+        sampling=sampling,
+        images=arguments.images,
+        num_images=arguments.num_images,
+        reference=arguments.reference,
+        extractor=arguments.extractor,
+        extractor_weights=arguments.extractor_weights,
+        keep_images=arguments.keep_images,
+        kid=arguments.kid,
+        precision_recall=arguments.precision_recall,
+        output=arguments.output,
+    )
+    report_fidelity(request)
+
+
+def sweep(arguments: argparse.Namespace) -> None:
+    """Measure a grid."""
+    from pmf.fidelity.sweep import SweepRequest, run_sweep
+    from pmf.sampling import SamplingRequest
+
+    shared = SamplingRequest(
+        checkpoint=arguments.checkpoint,
+        recipe=arguments.config,
+        num_images=default_number(arguments),
+        labels=arguments.labels,
+        seed=arguments.seed,
+        ema=None,
+        overrides={"batch_size": arguments.batch_size},
+    )
+    run_sweep(
+        SweepRequest(
+            sampling=shared,
+            omegas=arguments.omega,
+            intervals=arguments.interval or [None],
+            emas=arguments.ema or [None],
+            num_steps=arguments.num_steps or [None],
+            reference=arguments.reference,
+            extractor=arguments.extractor,
+            extractor_weights=arguments.extractor_weights,
+            output=arguments.output,
+        )
+    )
+
+
+def default_number(arguments: argparse.Namespace) -> int:
+    """``--num-images``, or what is usual against this reference."""
+    if arguments.num_images is not None:
+        return int(arguments.num_images)
+    return 2_000 if arguments.reference == "digits" else 50_000
+
+
+def reference(arguments: argparse.Namespace) -> None:
+    """Measure a reference."""
+    from pmf.fidelity.command import write_reference
+
+    if arguments.config:
+        data = load_config(arguments.config, arguments.overrides).data
+    else:
+        data = DataConfig(image_size=arguments.image_size)
+    write_reference(
+        data,
+        name=arguments.data,
+        extractor=arguments.extractor,
+        weights=arguments.extractor_weights,
+        output=arguments.output,
     )
 
 

@@ -27,6 +27,7 @@ CPU_RUNS = {
     "optimizer": ["bench_optimizer.py", "--preset", "tiny"],
     "sampling": ["bench_sampling.py", "--model", "pmf_b_16", "--batch-size", "4"],
     "loader": ["bench_loader.py", "--images", "2000", "--workers", "0", "1", "2"],
+    "evaluation": ["bench_evaluation.py"],
 }
 GPU_RUNS = {
     "step, batch 64": ["bench_step.py", "--preset", "b16"],
@@ -34,6 +35,7 @@ GPU_RUNS = {
     "optimizer": ["bench_optimizer.py", "--preset", "b16", "--device", "cuda"],
     "sampling": ["bench_sampling.py", "--model", "pmf_b_16", "--batch-size", "64", "--repeats", "10"],
     "loader": ["bench_loader.py", "--images", "4000", "--workers", "4", "8"],
+    "evaluation": ["bench_evaluation.py", "--batch-size", "64", "--repeats", "10"],
 }
 
 

@@ -15,7 +15,8 @@ FLOOR = {"errors", "config", "distributed", "strict"}
 MAY_IMPORT = {
     "errors": set(),
     "batching": {"errors", "config"},  # config as a type only
-    "config": {"errors", "batching"},
+    "cross_checks": {"batching", "config"},  # config as a type only
+    "config": {"errors", "batching", "cross_checks"},
     "configfile": {"errors", "config"},
     "distributed": {"errors", "config"},
     "strict": {"errors"},
@@ -24,7 +25,7 @@ MAY_IMPORT = {
     "data": FLOOR,
     "perceptual": FLOOR,
     "flow": FLOOR,  # it sees a network as a callable
-    "evaluation": FLOOR | {"flow"},
+    "evaluation": FLOOR | {"flow", "data"},
     "flops": FLOOR | {"net", "flow", "perceptual"},
     "convert": FLOOR | {"configfile", "checkpoint", "net"},
     "checkpoint": FLOOR | {"configfile"},
@@ -33,6 +34,7 @@ MAY_IMPORT = {
     "run_folder": FLOOR | {"configfile", "checkpoint"},
     "sampling": FLOOR | {"configfile", "checkpoint", "convert", "net", "evaluation"},
     "preemption": FLOOR,
+    "fidelity": FLOOR | {"configfile", "checkpoint", "data", "evaluation", "sampling", "snapshots", "preemption"},
     "snapshots": FLOOR | {"preemption", "checkpoint", "run_folder", "sampling", "state", "evaluation"},
     "step": FLOOR | {"data", "flow", "optim", "preemption", "state"},
     "training": None,  # everything but the commands

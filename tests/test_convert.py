@@ -22,7 +22,7 @@ from pmf.errors import UserError
 from pmf.flow.parameterization import ImagePrediction
 from pmf.flow.sampler import generate
 from pmf.net.sizes import SIZES, create_network
-from pmf.sampling import inference_network, sample_folder
+from pmf.sampling import SamplingRequest, inference_network, sample_folder
 from tests.launch import ROOT, run_command
 from tests.official import (
     SIX,
@@ -175,16 +175,10 @@ def test_export_and_import_give_back_the_same_bits_and_the_same_images(tmp_path,
         assert torch.equal(tensor.view(torch.int32), theirs.weights[name].view(torch.int32)), name
     sources = {"run": (run, None), "again": (again, None), "exported": (exported, Path(DIGITS))}
     for name, (checkpoint, recipe) in sources.items():
-        sample_folder(
-            checkpoint=checkpoint,
-            recipe=recipe,
-            output=tmp_path / "images" / name,
-            num_images=3,
-            labels="all",
-            seed=0,
-            ema=None,
-            overrides={},
+        request = SamplingRequest(
+            checkpoint=checkpoint, recipe=recipe, num_images=3, labels="all", seed=0, ema=None, overrides={}
         )
+        sample_folder(request, tmp_path / "images" / name)
     for image in ("000000.png", "000001.png", "000002.png"):
         assert len({(tmp_path / "images" / name / image).read_bytes() for name in sources}) == 1
 

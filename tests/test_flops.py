@@ -66,7 +66,7 @@ def test_perceptual_networks_count_twice_forward_and_once_backward():
             forward += 2 * side * side * 9 * width * channels
         previous, side = channels, side // 2
     resampling = 6 * (2 * 32 * 32 * 32 * 3)  # two products an image, and their gradients for one of the two
-    total = perceptual_flops(distances, 3, torch.device("cpu"))
+    total = perceptual_flops(distances, 3)
     assert total == 3 * forward + resampling
     shares = RowShares(guidance=0.0, tangent=0.0, perceptual=0.25)
     network = create_network("pmf_tiny_2", image_size=8, num_classes=10)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,9 @@ from tests.test_training import assert_same_run
 STEPS = ["training.max_steps=24", "training.checkpoint_every=24", "data.num_workers=2"]
 
 
-def start(output: Path, ranks: int, *overrides: str) -> subprocess.Popen:
+@contextlib.contextmanager
+def started(output: Path, ranks: int, *overrides: str) -> Iterator[subprocess.Popen]:
+    """A run in a process group of its own, of which nothing is left in the end."""
     launcher = [sys.executable]
     if ranks > 1:
         launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--standalone"]
@@ -32,7 +36,7 @@ def start(output: Path, ranks: int, *overrides: str) -> subprocess.Popen:
         *STEPS,
         *overrides,
     ]
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [*command, f"training.output_dir={output}"],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
@@ -41,6 +45,12 @@ def start(output: Path, ranks: int, *overrides: str) -> subprocess.Popen:
         text=True,
         start_new_session=True,
     )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
 def wait_for_a_metrics_line(output: Path) -> None:
@@ -60,10 +70,10 @@ def test_a_signal_saves_the_step_and_the_next_start_goes_on(tmp_path, ranks):
     train_tiny(whole, *STEPS, ranks=ranks)
 
     stopped = tmp_path / "stopped"
-    process = start(stopped, ranks)
-    wait_for_a_metrics_line(stopped)
-    os.killpg(process.pid, signal.SIGTERM)  # everything at once, loader workers too, as a scheduler does it
-    printed, _ = process.communicate(timeout=100)
+    with started(stopped, ranks) as process:
+        wait_for_a_metrics_line(stopped)
+        os.killpg(process.pid, signal.SIGTERM)  # everything at once, loader workers too, as a scheduler does it
+        printed, _ = process.communicate(timeout=100)
     assert process.returncode != 0
     if ranks == 1:
         assert process.returncode == PREEMPTED_STATUS, printed
@@ -82,18 +92,18 @@ def test_a_signal_saves_the_step_and_the_next_start_goes_on(tmp_path, ranks):
 
 
 def test_a_second_signal_ends_at_once_and_a_locked_folder_is_refused(tmp_path):
-    process = start(tmp_path, 1, "training.max_steps=100000")
-    wait_for_a_metrics_line(tmp_path)
-    second = run_command("train.py", "--config", "configs/digits.yaml", *TINY, f"training.output_dir={tmp_path}")
-    assert second.returncode == 2
-    assert f"in use by process {process.pid} on " in second.stderr
-    assert second.stderr.count("\n") == 1
+    with started(tmp_path, 1, "training.max_steps=100000", "training.checkpoint_every=100000") as process:
+        wait_for_a_metrics_line(tmp_path)
+        second = run_command("train.py", "--config", "configs/digits.yaml", *TINY, f"training.output_dir={tmp_path}")
+        assert second.returncode == 2
+        assert f"in use by process {process.pid} on " in second.stderr
+        assert second.stderr.count("\n") == 1
 
-    process.send_signal(signal.SIGSTOP)  # so that no step ends between the two
-    process.send_signal(signal.SIGUSR1)
-    process.send_signal(signal.SIGTERM)
-    process.send_signal(signal.SIGCONT)
-    process.communicate(timeout=60)
+        process.send_signal(signal.SIGSTOP)  # so that no step ends between the two
+        process.send_signal(signal.SIGUSR1)
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGCONT)
+        process.communicate(timeout=60)
     assert process.returncode in (128 + signal.SIGTERM, 128 + signal.SIGUSR1)
     assert not list((tmp_path / "checkpoints").glob("step_*"))
     # The kernel gave the lock back.

@@ -46,11 +46,16 @@ class Checkpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class SavedWeights:
-    """Weights of one file and the config they were trained with; ``source`` names them for records."""
+    """Weights of one file and the config they were trained with; ``source`` names them for records.
+
+    Attributes:
+        sha256: of the file; of names and values where the checkpoint is not one file.
+    """
 
     weights: dict[str, Tensor]
     config: Config
     source: str
+    sha256: str
 
 
 def save_checkpoint(run_folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
@@ -170,8 +175,9 @@ def load_weights(path: Path, which: str | None) -> SavedWeights:
     if "config" not in metadata:
         raise UserError(f"{file}: carries no config, so it was not written by this library's training")
     config = config_from_plain(json.loads(metadata["config"]), str(file))
+    digest = file_sha256(file)
     return SavedWeights(
-        weights=weights, config=config, source=f"{file.parent.name}/{file.name} {file_sha256(file)[:16]}"
+        weights=weights, config=config, source=f"{file.parent.name}/{file.name} {digest[:16]}", sha256=digest
     )
 
 
@@ -213,12 +219,17 @@ def load_strictly(module: nn.Module, weights: Mapping[str, Tensor], where: str) 
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """The first 16 hex digits of a sha256 over names and values."""
+    """The first 16 hex digits of :func:`tensors_sha256`."""
+    return tensors_sha256(tensors)[:16]
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """Over names and values, in hex."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(name.encode())
         digest.update(tensors[name].detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()
 
 
 def file_sha256(path: Path) -> str:

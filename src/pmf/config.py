@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, model_validator
 
-from pmf.batching import nearest_divisors
+from pmf.cross_checks import cross_field_problems
 from pmf.errors import CrossFieldError
 
 
@@ -235,6 +235,21 @@ class SamplingConfig(Section):
     """PNGs written into samples/final when training ends, class-balanced; 0 none."""
 
 
+class EvaluationConfig(Section):
+    """FID during training; see docs/evaluation.md."""
+
+    every_images: NonNegative = 0
+    """Images between evaluations; 0 never."""
+    num_images: Annotated[int, Field(ge=10)] = 10_000
+    """Images per evaluation, class-balanced, sampled as the sampling section says."""
+    reference: str | None = None
+    """A statistics file (.npz), digits, a config (.yaml) for its data, or a folder of images, as for eval.py fid."""
+    extractor: str | None = None
+    """inception, digits, package.module:callable or a TorchScript file; null: by the images' shape."""
+    extractor_weights: str | None = None
+    """File of Inception's weights; null: in $TORCH_HOME, else downloaded."""
+
+
 class TrackingConfig(Section):
     """Where metrics go besides metrics.jsonl."""
 
@@ -257,51 +272,14 @@ class Config(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     ema: EmaConfig = EmaConfig()
     sampling: SamplingConfig = SamplingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
     def _check_across_fields(self) -> Config:
-        for key, problem in _cross_field_problems(self):
+        for key, problem in cross_field_problems(self, ema_names(self.ema)):
             raise CrossFieldError(key, problem)
         return self
-
-
-def _cross_field_problems(config: Config) -> list[tuple[str, str]]:
-    problems: list[tuple[str, str]] = []
-    training, optimizer, sampling, data = config.training, config.optimizer, config.sampling, config.data
-    if (training.max_steps is None) == (training.epochs is None):
-        problems.append(("training.max_steps", "or training.epochs must be given, and not both"))
-    micro = training.micro_batch_size
-    if micro is not None and training.global_batch_size % micro:
-        problems.append(
-            (
-                "training.micro_batch_size",
-                f"is {micro}, which does not divide training.global_batch_size {training.global_batch_size}; "
-                f"nearest divisors: {nearest_divisors(training.global_batch_size, micro)}",
-            )
-        )
-    if sampling.interval[0] >= sampling.interval[1]:
-        bounds = list(sampling.interval)
-        problems.append(("sampling.interval", f"is {bounds}; it must be [t_min, t_max] with t_min < t_max"))
-    if optimizer.schedule == "constant" and optimizer.warmup_steps:
-        problems.append(("optimizer.warmup_steps", "needs optimizer.schedule: warmup_constant or warmup_cosine"))
-    if training.max_steps is not None and optimizer.warmup_steps > training.max_steps:
-        problems.append(
-            (
-                "optimizer.warmup_steps",
-                f"is {optimizer.warmup_steps}, more than training.max_steps {training.max_steps}",
-            )
-        )
-    if training.compile and config.objective.derivative == "jvp":
-        problems.append(("objective.derivative", "is jvp, which cannot pass compiled blocks; use dual or auto"))
-    if data.kind in ("parquet", "imagefolder") and not data.path:
-        problems.append(("data.path", f"is missing; data.kind {data.kind} needs the folder of the data set"))
-    names = ema_names(config.ema)
-    if len(set(names)) != len(names):
-        problems.append(("ema.half_lives_kimg", f"and ema.decays name one average twice: {', '.join(names)}"))
-    if sampling.ema not in (*names, "online"):
-        problems.append(("sampling.ema", f'is "{sampling.ema}"; choose one of: {", ".join((*names, "online"))}'))
-    return problems
 
 
 def ema_names(ema: EmaConfig) -> list[str]:

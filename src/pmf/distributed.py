@@ -68,6 +68,11 @@ class World:
             torch.distributed.all_gather_object(values, value)
         return values
 
+    def add_up(self, tensor: Tensor) -> None:
+        """Overwrite ``tensor`` (on ``device``, of one shape everywhere) with its sum over all processes."""
+        if self.size > 1:
+            torch.distributed.all_reduce(tensor)
+
     def broadcast(self, tensor: Tensor, source: int) -> torch.distributed.Work:
         """Start overwriting ``tensor`` with that of rank ``source``; for more than one process. Wait on the result."""
         work = torch.distributed.broadcast(tensor, source, async_op=True)

@@ -94,8 +94,9 @@ def step_flops(network: PixelTransformer, shares: RowShares, perceptual: float =
     )
 
 
-def perceptual_flops(distances: PerceptualDistances, channels: int, device: torch.device) -> int:
+def perceptual_flops(distances: PerceptualDistances, channels: int) -> int:
     """Forward and backward of the perceptual losses for one row, counted by torch without computing anything."""
+    device = next(parameter.device for network in distances.networks.values() for parameter in network.parameters())
     with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
         # Images of the crop's own size: to resample larger ones takes a thousandth of what the networks do.
         image = torch.zeros(1, channels, distances.crop_size, distances.crop_size, device=device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,58 +11,93 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pmf.checkpoint import load_strictly, load_weights
+from pmf.checkpoint import SavedWeights, load_strictly, load_weights
 from pmf.config import Config, as_plain
 from pmf.configfile import config_from_plain, load_config
 from pmf.convert import load_official
-from pmf.distributed import join_world, set_float32_precision
+from pmf.distributed import World, join_world, set_float32_precision
 from pmf.errors import UserError
 from pmf.evaluation.generation import SamplingPlan, write_image_folder
 from pmf.net.sizes import create_network
 
 
-def sample_folder(
-    *,
-    checkpoint: Path,
-    recipe: Path | None,
-    output: Path,
-    num_images: int,
-    labels: str,
-    seed: int,
-    ema: str | None,
-    overrides: Mapping[str, Any],
-) -> None:
-    """Write images 0 ... num_images - 1 and their labels; an interrupted folder is completed.
+@dataclass(frozen=True, kw_only=True)
+class SamplingRequest:
+    """What a command was asked to generate.
 
-    Args:
+    Attributes:
         checkpoint: run folder, checkpoint folder or ``.safetensors`` file; with a recipe, an official checkpoint.
         recipe: YAML of the model that an official checkpoint holds.
         labels: ``all`` or comma-separated classes, cycled through.
         ema: which average; None is the config's choice.
         overrides: values for the config's sampling section; None keeps the config's.
+    """
+
+    checkpoint: Path
+    recipe: Path | None
+    num_images: int
+    labels: str
+    seed: int
+    ema: str | None
+    overrides: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """A network, ready to generate the images of a plan; ``saved`` is where its weights come from."""
+
+    network: nn.Module
+    config: Config
+    plan: SamplingPlan
+    saved: SavedWeights
+
+
+def sample_folder(request: SamplingRequest, output: Path) -> None:
+    """Write images 0 ... num_images - 1 and their labels; an interrupted folder is completed.
 
     Raises:
-        UserError: anything about the arguments or the checkpoint that does not fit.
+        UserError: anything about the request or the checkpoint that does not fit.
     """
-    if num_images < 1:
-        raise UserError(f"--num-images is {num_images}; ask for at least 1")
-    if seed < 0:
-        raise UserError(f"--seed is {seed}; give 0 or more")
+    world = join_world()
+    sampler = open_sampler(request, world)
+    write_samples(sampler, output, world)
+    if world.is_main:
+        print(f"{request.num_images} images ({sampler.plan.weights}) in {output}")
+
+
+def open_sampler(request: SamplingRequest, world: World) -> Sampler:
+    """Load the checkpoint and plan the images; called by all processes.
+
+    Raises:
+        UserError: anything about the request or the checkpoint that does not fit.
+    """
+    checkpoint, recipe, ema = request.checkpoint, request.recipe, request.ema
+    if request.num_images < 1:
+        raise UserError(f"--num-images is {request.num_images}; ask for at least 1")
+    if request.seed < 0:
+        raise UserError(f"--seed is {request.seed}; give 0 or more")
     if not checkpoint.exists():
         raise UserError(f"--checkpoint {checkpoint}: there is no such file or folder")
-    world = join_world()
     saved = load_weights(checkpoint, ema) if recipe is None else load_official(checkpoint, load_config(recipe), ema)
-    config = _with_overrides(saved.config, overrides)
+    config = _with_overrides(saved.config, request.overrides)
     set_float32_precision(tf32=config.training.tf32)
     network = inference_network(config, saved.weights, world.device, where=str(checkpoint))
-    classes = _parse_labels(labels, config.data.num_classes)
-    plan = plan_samples(config, num_images=num_images, seed=seed, weights=saved.source, labels=classes)
+    classes = _parse_labels(request.labels, config.data.num_classes)
+    plan = plan_samples(config, num_images=request.num_images, seed=request.seed, weights=saved.source, labels=classes)
+    return Sampler(network=network, config=config, plan=plan, saved=saved)
+
+
+def write_samples(sampler: Sampler, output: Path, world: World) -> None:
+    """Write or complete the folder of a sampler's images, with a progress bar; called by all processes.
+
+    Raises:
+        UserError: the folder holds something other than (part of) this plan.
+    """
+    num_images = sampler.plan.num_images
     bar = tqdm(total=num_images, unit="image", disable=not world.is_main)
-    for count in write_image_folder(network, config, plan, output, world):
+    for count in write_image_folder(sampler.network, sampler.config, sampler.plan, output, world):
         bar.update(min(count * world.size, num_images - bar.n))  # the others are about as far
     bar.close()
-    if world.is_main:
-        print(f"{num_images} images ({plan.weights}) in {output}")
 
 
 def inference_network(config: Config, weights: Mapping[str, Tensor], device: torch.device, where: str) -> nn.Module:

@@ -32,10 +32,10 @@ class Snapshots:
 
     def save_grid(self, name: str) -> None:
         """Ten classes, ten images each, always of the same noise, into ``samples/NAME``; the main rank draws."""
-        weights = self._weights(everywhere=False)
+        weights = self.weights(everywhere=False)
         if self.world.is_main:
             path = self.run_folder.path / "samples" / name
-            grid = class_grid(self._network(weights), self.config, self._plan(0, weights), self.world.device)
+            grid = class_grid(self.network(weights), self.config, self.plan(0, weights), self.world.device)
             save_png(grid, path)
             self.say(f"samples: {path}")
 
@@ -50,22 +50,25 @@ class Snapshots:
             self.save_grid("final.png")
         if number:
             folder = self.run_folder.path / "samples" / f"final_step_{self.state.progress.step:08d}"
-            weights = self._weights(everywhere=True)
-            network, plan = self._network(weights), self._plan(number, weights)
+            weights = self.weights(everywhere=True)
+            network, plan = self.network(weights), self.plan(number, weights)
             for _ in write_image_folder(network, self.config, plan, folder, self.world):
                 if self.stop.agreed():
                     raise Preempted(f"stopped while writing {folder}; start again to complete it")
             self.say(f"{number} samples: {folder}")
 
-    def _weights(self, *, everywhere: bool) -> dict[str, Tensor]:
+    def weights(self, *, everywhere: bool) -> dict[str, Tensor]:
+        """The weights that the sampling section names; see :meth:`WeightAverages.state`."""
         which = self.config.sampling.ema
         if which == "online":
             return self.state.network.state_dict()
         return self.state.averages.state(which, everywhere=everywhere)
 
-    def _network(self, weights: dict[str, Tensor]) -> nn.Module:
+    def network(self, weights: dict[str, Tensor]) -> nn.Module:
+        """An inference network with these weights, on this rank's device."""
         return inference_network(self.config, weights, self.world.device, where=self.config.sampling.ema)
 
-    def _plan(self, num_images: int, weights: dict[str, Tensor]) -> SamplingPlan:
+    def plan(self, num_images: int, weights: dict[str, Tensor]) -> SamplingPlan:
+        """Images of the training's seed, with the settings of the sampling section."""
         source = f"step {self.state.progress.step}, {self.config.sampling.ema}, {fingerprint(weights)}"
         return plan_samples(self.config, num_images=num_images, seed=self.config.training.seed, weights=source)

@@ -10,7 +10,7 @@ import math
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from tqdm import tqdm
@@ -23,6 +23,7 @@ from pmf.data.loader import create_loader
 from pmf.data.sampler import steps_per_epoch
 from pmf.distributed import Stream, World, create_accelerator, torch_generator
 from pmf.errors import CrossFieldError, Preempted, UserError
+from pmf.fidelity.in_training import TrainingEvaluation
 from pmf.flops import expected_shares, peak_flops, perceptual_flops, step_flops
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
 from pmf.net.sizes import create_network
@@ -96,7 +97,7 @@ class Trainer:
         self.flops = step_flops(
             network,
             expected_shares(config.objective, config.perceptual.max_t),
-            perceptual_flops(perceptual, config.data.channels, self.world.device) if perceptual else 0,
+            perceptual_flops(perceptual, config.data.channels) if perceptual else 0,
         )
         self.state = TrainingState(network, optimizer, averages, self.accelerator.scaler)
         self.run_folder = RunFolder(Path(training.output_dir).expanduser())
@@ -117,6 +118,11 @@ class Trainer:
             config=config, state=self.state, world=self.world, run_folder=self.run_folder, say=self.say, stop=self.stop
         )
         self._lock_run_folder()
+        self.evaluation = (
+            TrainingEvaluation(config, self.snapshots, self.stop, self.world)
+            if config.evaluation.every_images
+            else None
+        )
         self._start_or_resume(resume)
 
     def say(self, message: str) -> None:
@@ -152,6 +158,10 @@ class Trainer:
             disable=not self.world.is_main,
             mininterval=0.5 if sys.stderr.isatty() else 15,
         )
+        if self.evaluation and self.evaluation.is_due(progress.step):  # the last run stopped before or during it
+            missing = not self.evaluation.output(progress.step).exists()
+            if self.world.gather(missing)[0]:
+                self._evaluate(self.evaluation, log)
         busy, timed_steps = 0.0, 0
         while progress.step < self.max_steps:
             started = time.perf_counter()
@@ -171,11 +181,24 @@ class Trainer:
             if stopping:
                 bar.close()
                 self._leave()
+            if self.evaluation and self.evaluation.is_due(progress.step):
+                self._evaluate(self.evaluation, log)
             if training.sample_every and progress.step % training.sample_every == 0:
                 self.snapshots.save_grid(f"step_{progress.step:08d}.png")
         bar.close()
 
-    def _leave(self) -> None:
+    def _evaluate(self, evaluation: TrainingEvaluation, log: MetricsLog | None) -> None:
+        step = self.state.progress.step
+        try:
+            scores = evaluation.run(step)
+        except Preempted:
+            self.save()
+            self._leave()
+        if log:
+            self.say(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in scores.items()))
+            log.write({"step": step, "images": step * self.config.training.global_batch_size, **scores})
+
+    def _leave(self) -> NoReturn:
         if self.world.is_main:
             self.run_folder.mark_preempted(self.state.progress.step)
         raise Preempted(

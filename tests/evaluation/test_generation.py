@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import hashlib
 import json
 
@@ -11,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pmf.evaluation.generation import image_noise
+from pmf.distributed import ALONE
+from pmf.evaluation.generation import image_noise, own_batches
 from pmf.evaluation.images import contact_sheet, save_png, to_uint8
 from tests.launch import run_command, train_tiny
 
@@ -41,6 +43,17 @@ def test_noise_of_an_image_is_a_function_of_seed_and_index():
     assert abs(float(many.mean())) < 0.03
     assert abs(float(many.std()) - 2.0) < 0.03
     assert len({tuple(row[:4].tolist()) for row in many.flatten(1)}) == 500
+
+
+@pytest.mark.parametrize("num_images", [1, 4, 20, 23])
+def test_batches_are_the_same_for_any_number_of_ranks_and_as_many_on_each(num_images):
+    alone = list(own_batches(num_images, 5, ALONE))
+    assert [index for batch in alone for index in batch] == list(range(num_images))
+    for size in (2, 3):
+        worlds = [dataclasses.replace(ALONE, rank=rank, size=size) for rank in range(size)]
+        shares = [list(own_batches(num_images, 5, world)) for world in worlds]
+        assert len({len(share) for share in shares}) == 1
+        assert sorted((b for share in shares for b in share if b), key=lambda batch: batch.start) == alone
 
 
 def test_the_folder_is_the_same_for_one_process_and_two_and_after_an_interruption(run, tmp_path):

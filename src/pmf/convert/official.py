@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pmf.checkpoint import SavedWeights, file_sha256, fingerprint
+from pmf.checkpoint import SavedWeights, file_sha256, tensors_sha256
 from pmf.config import Config
 from pmf.convert.jax_checkpoint import read_jax, write_jax
 from pmf.convert.names import JAX, PYTORCH, Layout
@@ -49,11 +49,11 @@ def load_official(path: Path, config: Config, which: str | None = None, *, allow
         tensors = read_pytorch(path, allow_pickle=allow_pickle)
         _check_rotations(tensors.pop(ROTATIONS, None), config, path)
         weights = _from_layout(PYTORCH, tensors, config, path)
-        mark = file_sha256(path)[:16]
+        digest = file_sha256(path)
     else:
         weights = _from_layout(JAX, read_jax(path, which or config.sampling.ema), config, path)
-        mark = fingerprint(weights)
-    return SavedWeights(weights=weights, config=config, source=f"{path.name} {mark}")
+        digest = tensors_sha256(weights)
+    return SavedWeights(weights=weights, config=config, source=f"{path.name} {digest[:16]}", sha256=digest)
 
 
 def export_pytorch(path: Path, saved: SavedWeights, *, inference: bool) -> None:

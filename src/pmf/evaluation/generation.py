@@ -16,6 +16,7 @@ from torch import Tensor
 from pmf.config import Config
 from pmf.distributed import Stream, World, numpy_generator
 from pmf.errors import UserError
+from pmf.evaluation.image_sets import ImageBatch
 from pmf.evaluation.images import contact_sheet, save_png, to_uint8
 from pmf.flow.network import Network
 from pmf.flow.parameterization import create_parameterization
@@ -83,9 +84,8 @@ def write_image_folder(
 ) -> Iterator[int]:
     """Write ``000000.png`` ... and, when all are there, ``labels.csv``.
 
-    Batch k is images k B ... (k + 1) B - 1, whoever makes it, so that not even the last bit depends on the number of
-    ranks or on an interruption; rank r makes batches r, r + W, ... Images that an interrupted call of the same plan
-    left are kept. PNGs are encoded in threads while the next batch is generated.
+    Images that an interrupted call of the same plan left are kept. PNGs are encoded in threads while the next batch is
+    generated.
 
     Yields:
         How many images of this rank the batch settles; equally often on every rank.
@@ -96,11 +96,9 @@ def write_image_folder(
     if world.is_main:
         _claim_folder(folder, plan)
     world.barrier()
-    size = config.sampling.batch_size
     with ThreadPoolExecutor(NUM_ENCODERS) as pool:
         written: list[Future[None]] = []
-        for start in range(world.rank * size, plan.num_images + world.rank * size, world.size * size):
-            indices = range(start, min(start + size, plan.num_images))
+        for indices in own_batches(plan.num_images, config.sampling.batch_size, world):
             missing = {index for index in indices if not (folder / _file_name(index)).exists()}
             if missing:
                 images = sample_images(network, config, plan, indices, world.device).cpu()
@@ -118,9 +116,30 @@ def write_image_folder(
     world.barrier()
 
 
+def own_batches(num_images: int, batch_size: int, world: World) -> Iterator[range]:
+    """Indices of this rank's batches: as many on every rank, so the last one may be empty.
+
+    Batch k is images k B ... (k + 1) B - 1, whoever makes it, so that not even the last bit of an image depends on the
+    number of ranks or on an interruption. Rank r makes batches r, r + W, ...
+    """
+    offset = world.rank * batch_size
+    for start in range(offset, num_images + offset, world.size * batch_size):
+        yield range(start, min(start + batch_size, num_images))
+
+
 def _wait(futures: list[Future[None]]) -> None:
     for future in futures:
         future.result()
+
+
+def generate_batches(network: Network, config: Config, plan: SamplingPlan, world: World) -> Iterator[ImageBatch]:
+    """This process's share of a plan's images, as :func:`write_image_folder` would write them; see own_batches."""
+    for indices in own_batches(plan.num_images, config.sampling.batch_size, world):
+        shape = (0, config.data.channels, config.data.image_size, config.data.image_size)
+        images = torch.empty(shape, dtype=torch.uint8)
+        if indices:
+            images = sample_images(network, config, plan, indices, world.device)
+        yield ImageBatch(images, list(indices))
 
 
 def class_grid(network: Network, config: Config, plan: SamplingPlan, device: torch.device) -> Tensor:

@@ -1,0 +1,166 @@
+"""Sets of images that are measured: of a checkpoint, of a folder of PNGs, of a data set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from pmf.config import DataConfig
+from pmf.configfile import load_config
+from pmf.data import create_source
+from pmf.distributed import World
+from pmf.errors import UserError
+from pmf.evaluation.digit_features import DIGITS
+from pmf.evaluation.extractors import Extractor, ImageShape
+from pmf.evaluation.fidelity import FidelityMeter, Measured
+from pmf.evaluation.generation import generate_batches
+from pmf.evaluation.image_sets import DataImages, ImageBatch, PngFolder, stream
+from pmf.sampling import Sampler, SamplingRequest, open_sampler, write_samples
+
+READ_BATCH = 64
+"""Images per call of the extractor, where they are read from disk."""
+ROUNDING = "half to even of (x + 1) / 2 * 255, clipped to 0 ... 255"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A set of images, not yet read or generated.
+
+    Attributes:
+        batches: this process's share of the images.
+        data: how images of a data set are prepared to be compared with these.
+        origin: where they come from, for the record.
+    """
+
+    shape: ImageShape
+    num_images: int
+    batches: Callable[[], Iterator[ImageBatch]]
+    data: DataConfig
+    origin: dict[str, Any]
+
+
+def measure(subject: Subject, extractor: Extractor, world: World, what: str, *, keep_features: bool) -> Measured:
+    """Run the extractor over a subject, with a progress bar; called by all processes.
+
+    Raises:
+        UserError: for an image that cannot be used, or too few of them.
+    """
+    meter = FidelityMeter(extractor, subject.shape, subject.num_images, world, keep_features=keep_features)
+    bar = tqdm(total=-(-subject.num_images // world.size), desc=what, unit="image", disable=not world.is_main)
+    for batch in subject.batches():
+        meter.update(batch)
+        bar.update(len(batch.indices))
+    bar.close()
+    return meter.result()
+
+
+def checkpoint_subject(request: SamplingRequest, keep_images: Path | None, world: World) -> Subject:
+    """Images generated as they are needed, or first written to ``keep_images`` (and resumed there).
+
+    Raises:
+        UserError: anything about the request, the checkpoint or the folder that does not fit.
+    """
+    sampler = open_sampler(request, world)
+    origin = _generation_record(sampler, request)
+    if keep_images:
+        write_samples(sampler, keep_images, world)
+        kept = folder_subject(keep_images, request.num_images, world)
+        return replace(kept, data=sampler.config.data, origin={**origin, "kept_images": str(keep_images)})
+    return Subject(
+        shape=_shape(sampler.config.data),
+        num_images=sampler.plan.num_images,
+        batches=lambda: generate_batches(sampler.network, sampler.config, sampler.plan, world),
+        data=sampler.config.data,
+        origin=origin,
+    )
+
+
+def folder_subject(folder: Path, num_images: int | None, world: World) -> Subject:
+    """The PNGs of a folder, with the pixels that they hold.
+
+    Raises:
+        UserError: see :class:`pmf.evaluation.image_sets.PngFolder`.
+    """
+    images = PngFolder(folder, num_images)
+    sampling = folder / "sampling.json"
+    return Subject(
+        shape=images.shape,
+        num_images=len(images),
+        batches=lambda: stream(images, world, READ_BATCH),
+        data=DataConfig(image_size=images.shape[1], channels=1 if images.shape[0] == 1 else 3),
+        origin={
+            "images": str(folder),
+            "preparation": "as they are",
+            "sampling": json.loads(sampling.read_text()) if sampling.exists() else None,
+        },
+    )
+
+
+def data_subject(data: DataConfig, world: World) -> Subject:
+    """All images of a data set, with the ADM centre crop to ``data.image_size`` and without flips.
+
+    Raises:
+        UserError: the data set cannot be opened.
+    """
+    images = DataImages(create_source(data, seed=0), _shape(data))
+    return Subject(
+        shape=images.shape,
+        num_images=len(images),
+        batches=lambda: stream(images, world, READ_BATCH),
+        data=data,
+        origin={"images": data.path or data.kind, "split": data.split, "preparation": "ADM centre crop"},
+    )
+
+
+def named_subject(name: str, data: DataConfig, world: World) -> Subject:
+    """``digits``, a config's data set, a folder of PNGs, Parquet files, or a folder of class folders.
+
+    Args:
+        data: the size and channels that images of a data set are prepared to, and the columns and split of Parquet.
+
+    Raises:
+        UserError: nothing of that name, or it cannot be opened.
+    """
+    path = Path(name)
+    size = {"image_size": data.image_size, "channels": data.channels}
+    if name == "digits":
+        return data_subject(DIGITS, world)
+    if path.suffix in (".yaml", ".yml"):
+        return data_subject(load_config(path).data.model_copy(update=size), world)
+    if path.suffix == ".parquet" or any(path.glob("*.parquet")) or any(path.glob("data/*.parquet")):
+        return data_subject(data.model_copy(update={"kind": "parquet", "path": name}), world)
+    if not path.is_dir():
+        raise UserError(f"{name}: is neither digits, a config (.yaml), Parquet files nor a folder of images")
+    root = path / data.split if (path / data.split).is_dir() else path
+    classes = [child for child in root.iterdir() if child.is_dir() and not child.name.startswith(".")]
+    if any(path.glob("*.png")) or not classes:
+        return folder_subject(path, None, world)
+    folders = {"kind": "imagefolder", "path": name, "num_classes": len(classes)}
+    return data_subject(data.model_copy(update=folders), world)
+
+
+def _generation_record(sampler: Sampler, request: SamplingRequest) -> dict[str, Any]:
+    one_file = request.checkpoint.suffix == ".safetensors"
+    plan = sampler.plan
+    return {
+        "checkpoint": str(request.checkpoint),
+        "checkpoint_sha256": sampler.saved.sha256,
+        "weights": sampler.saved.source,
+        "ema": None if one_file else request.ema or sampler.saved.config.sampling.ema,
+        "seed": plan.seed,
+        "labels": request.labels,
+        "num_steps": plan.num_steps,
+        "omega": plan.omega,
+        "interval": list(plan.interval),
+        "noise_scale": sampler.config.objective.noise_scale,
+        "rounding": ROUNDING,
+    }
+
+
+def _shape(data: DataConfig) -> ImageShape:
+    return data.channels, data.image_size, data.image_size

@@ -1,0 +1,179 @@
+"""``eval.py fid`` and ``eval.py reference``: one number whatever the processes, a record, and bad input in one line."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from pmf.checkpoint import save_weights
+from pmf.configfile import load_config
+from pmf.errors import UserError
+from pmf.evaluation.images import save_png
+from pmf.net.sizes import create_network
+from tests.launch import ROOT, run_command
+
+SMALL = "tests.evaluation.networks:create"
+SETTINGS = ["--num-images", "100", "--seed", "5", "--omega", "2", "--interval", "0.1", "0.6", "--num-steps", "2"]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """The digits recipe's network with no weight at zero, as one file."""
+    generator = torch.Generator().manual_seed(0)
+    network = create_network("pmf_tiny_2", image_size=8, num_classes=10, channels=1, generator=generator)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
+    path = tmp_path_factory.mktemp("run") / "network.safetensors"
+    save_weights(path, network.state_dict(), load_config(ROOT / "configs" / "digits.yaml"))
+    return path
+
+
+@pytest.fixture
+def call(monkeypatch, tmp_path):
+    """A verb of eval.py in this process; returns what it wrote."""
+
+    def run(verb: str, *arguments: object) -> dict:
+        output = tmp_path / "result.json"
+        named = [] if "--output" in arguments else ["--output", str(output)]
+        monkeypatch.setattr("sys.argv", ["eval.py", verb, *map(str, arguments), *named])
+        importlib.import_module("eval").main()
+        return json.loads(output.read_text()) if named else {}
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """40 colour images of 12 x 12 pixels."""
+    path = tmp_path_factory.mktemp("images")
+    images = torch.randint(256, (40, 3, 12, 12), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    for index, image in enumerate(images):
+        save_png(image, path / f"{index:06d}.png")
+    return path
+
+
+def test_processes_batches_and_files_in_between_change_nothing(weights, call, tmp_path, capsys):
+    generated = ["fid", "--checkpoint", str(weights), "--reference", "digits", *SETTINGS]
+    one = call(*generated, "--batch-size", "64")
+    table = capsys.readouterr().out
+    kept = call(*generated, "--batch-size", "64", "--keep-images", tmp_path / "kept")
+    read = ["fid", "--images", str(tmp_path / "kept"), "--reference", "digits"]
+    again = call(*read)
+    calls = [
+        [*generated, "--batch-size", "7", "--output", str(tmp_path / "two_generated.json")],
+        [*read, "--output", str(tmp_path / "two_read.json")],
+    ]
+    launched = run_command(str(ROOT / "tests" / "eval_worker.py"), json.dumps(calls), ranks=2)
+    assert launched.returncode == 0, launched.stderr
+    two, two_read = (json.loads((tmp_path / f"two_{name}.json").read_text()) for name in ("generated", "read"))
+    assert (one["processes"], two["processes"], two_read["processes"]) == (1, 2, 2)
+    # The same bytes: only sums have another order. Generated in other batches, a pixel on the edge between two bytes
+    # may fall to the other side: measured 2e-6 with these weights.
+    for other, tolerance in ((kept, 1e-9), (again, 1e-9), (two_read, 1e-9), (two, 1e-5)):
+        assert other["fid"] == pytest.approx(one["fid"], rel=tolerance)
+        assert other["inception_score"]["mean"] == pytest.approx(one["inception_score"]["mean"], rel=tolerance)
+        assert (other["num_images"], other["extractor"]) == (100, one["extractor"])
+    assert len(list((tmp_path / "kept").glob("*.png"))) == 100
+    assert again["images"]["sampling"]["seed"] == 5
+
+    assert one["images"] == {
+        "checkpoint": str(weights),
+        "checkpoint_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "weights": one["images"]["weights"],
+        "ema": None,
+        "seed": 5,
+        "labels": "all",
+        "num_steps": 2,
+        "omega": 2.0,
+        "interval": [0.1, 0.6],
+        "noise_scale": 1.0,
+        "rounding": "half to even of (x + 1) / 2 * 255, clipped to 0 ... 255",
+    }
+    assert one["reference"]["num_images"] == 1797
+    assert one["warnings"] == []
+    assert "FID of digits-mlp, not Inception" in table
+    assert f"{one['fid']:.4f}" in table
+
+
+def test_statistics_files_stand_for_the_images_they_were_made_of(folder, call, tmp_path, capsys):
+    statistics = tmp_path / "reference.npz"
+    call("reference", "--data", folder, "--extractor", SMALL, "--output", statistics)
+    assert "40 images, 16 features of tests.evaluation.networks:create" in capsys.readouterr().out
+    of_file = call("fid", "--images", folder, "--reference", statistics, "--extractor", SMALL, "--num-images", "30")
+    of_images = call("fid", "--images", folder, "--reference", folder, "--extractor", SMALL, "--num-images", "30")
+    assert of_file["fid"] == pytest.approx(of_images["fid"], rel=1e-9)
+    assert of_file["reference"]["sha256"] == hashlib.sha256(statistics.read_bytes()).hexdigest()
+    assert of_file["reference"]["protocol"]["preparation"] == "as they are"
+    itself = call("fid", "--images", folder, "--reference", folder, "--extractor", SMALL, "--precision-recall")
+    assert abs(itself["fid"]) < 1e-3
+    assert itself["precision_recall"] == {"precision": 1.0, "recall": 1.0}
+
+
+def test_data_sets_are_cropped_as_for_training(call, tmp_path):
+    classes = tmp_path / "set"
+    generator = torch.Generator().manual_seed(0)
+    for name in ("cat", "dog"):
+        (classes / name).mkdir(parents=True)
+        for index in range(10):
+            image = torch.randint(256, (3, 20, 30), generator=generator, dtype=torch.uint8)
+            save_png(image, classes / name / f"{index}.png")
+    statistics = tmp_path / "set.npz"
+    call("reference", "--data", classes, "--image-size", "12", "--extractor", SMALL, "--output", statistics)
+    with np.load(statistics) as saved:
+        assert int(saved["n"]) == 20
+        protocol = json.loads(str(saved["protocol"]))
+    assert (protocol["image_shape"], protocol["preparation"]) == ([3, 12, 12], "ADM centre crop")
+    config = tmp_path / "set.yaml"
+    config.write_text(
+        f"data: {{kind: imagefolder, path: {classes}, image_size: 12, num_classes: 2}}\ntraining: {{max_steps: 1}}\n"
+    )
+    by_config = tmp_path / "by_config.npz"
+    call("reference", "--config", config, "--extractor", SMALL, "--output", by_config)
+    with np.load(statistics) as one, np.load(by_config) as other:
+        np.testing.assert_array_equal(one["sigma"], other["sigma"])
+
+
+def test_what_does_not_fit_is_one_line(folder, weights, call, tmp_path, capsys):
+    statistics = tmp_path / "reference.npz"
+    call("reference", "--data", folder, "--extractor", SMALL, "--output", statistics)
+    np.savez(tmp_path / "wide.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+    checkpoint = ("--checkpoint", weights, "--reference", "digits")
+    small = ("--images", folder, "--extractor", SMALL, "--reference")
+    for arguments, message in (
+        ((*small, tmp_path / "wide.npz"), f"has 2048 dimensions and extractor {SMALL} has 16; give the --extractor"),
+        ((*small, statistics, "--kid"), "holds statistics only; --kid and --precision-recall need the images"),
+        ((*small, folder, "--kid"), "--kid draws subsets of 1000 images and one set has 40"),
+        ((*small, "nowhere"), "nowhere: is neither digits, a config (.yaml), Parquet files nor a folder of images"),
+        (
+            (*small, "digits"),
+            "its images have shape (1, 8, 8) (channels, height, width), the measured ones",
+        ),
+        ((*small, statistics, "--num-images", "9"), "9 images are too few to measure; give at least 10"),
+        ((*small, statistics, "--keep-images", "x"), "it goes with --checkpoint"),
+        ((*checkpoint, "--num-images", "0"), "--num-images is 0; ask for at least 1"),
+        ((*checkpoint, "--extractor", SMALL), "fails on images of shape (1, 8, 8)"),
+    ):
+        with pytest.raises(UserError) as error:
+            call("fid", *arguments)
+        assert message in str(error.value)
+        assert "\n" not in str(error.value)
+    other = ("fid", "--images", folder, "--extractor", "tests.evaluation.networks:create_other")
+    with pytest.raises(UserError, match=r"reference.npz: was made with extractor .*:create [0-9a-f]{16}, this one is"):
+        call(*other, "--reference", statistics)
+    capsys.readouterr()
+    record = call("fid", *small, statistics, "--num-images", "12")
+    (warning,) = record["warnings"]
+    assert warning.startswith("the measured set has 12 images and the features 16 dimensions")
+    assert f"warning: {warning}" in capsys.readouterr().err
+
+
+def test_the_command_exits_with_status_2_and_no_traceback(tmp_path):
+    result = run_command("eval.py", "fid", "--images", str(tmp_path), "--reference", "digits")
+    assert result.returncode == 2
+    assert result.stderr == f"error: {tmp_path}: holds no .png files; give the folder that eval.py sample wrote\n"
