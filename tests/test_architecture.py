@@ -27,6 +27,9 @@ MAY_IMPORT = {
     "flow": FLOOR,  # it sees a network as a callable
     "evaluation": FLOOR | {"flow", "data"},
     "flops": FLOOR | {"net", "flow", "perceptual"},
+    "configedit": {"errors", "checkpoint"},
+    "memory": FLOOR | {"batching", "configfile", "net", "optim", "flow", "perceptual"},
+    "auto_batch": None,  # it runs the trainer
     "convert": FLOOR | {"configfile", "checkpoint", "net"},
     "checkpoint": FLOOR | {"configfile"},
     "tracking": FLOOR,
@@ -44,7 +47,7 @@ MAY_IMPORT = {
 HOMES = {
     "torch.func": ["flow/derivative.py"],
     "accelerate": ["distributed.py"],
-    "yaml": ["configfile.py"],
+    "yaml": ["configfile.py", "configedit.py"],
     "pyarrow": ["data"],
     "datasets": ["data"],
     "sklearn": ["data"],
