@@ -1,7 +1,7 @@
 """auto_batch.py on a machine whose rank 1 bears $MOST_IMAGES images: started by test_auto_batch.py under torchrun.
 
-    python tests/starved_rank.py CONFIG [key=value ...]
-    python tests/starved_rank.py --candidate CONFIG RESULT STEPS
+python tests/starved_rank.py CONFIG [key=value ...]
+python tests/starved_rank.py --candidate CONFIG RESULT STEPS
 """
 
 import os

@@ -55,7 +55,7 @@ def with_numbers(text: str, numbers: Mapping[str, int], where: str) -> str:
 def _plain(text: str) -> dict[str, Any]:
     """Every scalar as the characters that stand there; not {} but None for a document that is no mapping."""
     try:
-        return yaml.load(text, Loader=yaml.BaseLoader) or {}  # noqa: S506  # makes strings, lists and dicts only
+        return yaml.load(text, Loader=yaml.BaseLoader) or {}  # makes strings, lists and dicts only
     except yaml.YAMLError:
         return {"": "not YAML"}
 
@@ -65,14 +65,14 @@ def _with_number(text: str, section: str, key: str, number: str) -> str:
     newline = "\r\n" if "\r\n" in text else "\n"
     entry = _entry(root, section)
     if entry is None:
-        if root is not None and root.flow_style:
+        if isinstance(root, yaml.MappingNode) and root.flow_style:
             return _into_flow_mapping(text, root, f"{section}: {{{key}: {number}}}")
         margin = " " * (root.start_mark.column if root is not None else 0)
         last = "" if not text or text.endswith("\n") else newline
         end = newline if not last else ""
         return f"{text}{last}{margin}{section}:{newline}{margin}  {key}: {number}{end}"
     section_key, values = entry
-    if isinstance(values, yaml.ScalarNode):  # a section with nothing in it
+    if not isinstance(values, yaml.MappingNode):  # a section with nothing in it
         return _replace(text, values, f"{{{key}: {number}}}")
     found = _entry(values, key)
     if found is not None:
@@ -100,6 +100,6 @@ def _replace(text: str, node: yaml.Node, new: str) -> str:
     return text[:start] + space + new + text[end:]
 
 
-def _into_flow_mapping(text: str, mapping: yaml.Node, entry: str) -> str:
+def _into_flow_mapping(text: str, mapping: yaml.MappingNode, entry: str) -> str:
     start = mapping.start_mark.index + 1
     return f"{text[:start]}{entry}{', ' if mapping.value else ''}{text[start:]}"

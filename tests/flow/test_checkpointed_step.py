@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -9,7 +11,15 @@ import pmf.net.attention
 from pmf.config import ObjectiveConfig
 from pmf.flow.draws import shape_draws
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
-from tests.flow.test_exact_step import CLASSES, EXACT, gradients, inputs, small_network, with_drops, worst_relative_error
+from tests.flow.test_exact_step import (
+    CLASSES,
+    EXACT,
+    gradients,
+    inputs,
+    small_network,
+    with_drops,
+    worst_relative_error,
+)
 
 
 @pytest.mark.parametrize("derivative", ["jvp", "dual"])
@@ -50,7 +60,9 @@ def test_the_second_pass_runs_in_the_precision_of_the_first(derivative):
     images, labels, standard = inputs()
     settings = ObjectiveConfig(derivative=derivative)
     draws = shape_draws(standard, settings, 1.0)
-    draws = type(draws)(**{k: v.float() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in vars(draws).items()})
+    draws = dataclasses.replace(
+        draws, **{k: v.float() for k, v in vars(draws).items() if torch.is_tensor(v) and v.is_floating_point()}
+    )
     found = []
     for checkpoint in (False, True):
         network = small_network().float()

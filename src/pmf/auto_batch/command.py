@@ -129,8 +129,8 @@ def _estimates(
     say(f"estimating for {limit / 2**30:.1f} GiB, {HEADROOM:.0%} of it kept free ...")
     peaks = None
     if world.is_main:
-        estimator = MemoryEstimator(config, processes=world.size, device="cuda" if on_gpu or memory else "cpu")
-        peaks = [estimate.peak for estimate in estimator(sizes)]
+        estimator = MemoryEstimator(config, device="cuda" if on_gpu or memory else "cpu")
+        peaks = [estimate.peak for estimate in estimator(sizes, world.size)]
     peaks = world.gather(peaks)[0]
     return {
         size: Measurement(size=size, peak=peak, images_per_second=None, fits=peak <= (1 - HEADROOM) * limit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -14,6 +15,7 @@ from pmf.config import Config, ema_names
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
 from pmf.memory.live import LiveBytes
 from pmf.memory.step import MicroBatchBytes, act_out
+from pmf.net.pixel_transformer import PixelTransformer
 from pmf.net.sizes import create_network
 from pmf.optim.groups import create_optimizer, parameter_groups
 from pmf.optim.muon import MOMENTS
@@ -65,72 +67,64 @@ class Estimate:
         return self.state.total + self.buckets + max(self.micro_batch.peak, self.state.optimizer_work)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Line:
-    """Bytes as a linear function of the micro-batch size, through one or two known points."""
+    """Bytes of a micro-batch as a linear function of its size, through two known points."""
 
-    size: int
-    bytes: MicroBatchBytes
-    other_size: int = 0
-    other_bytes: MicroBatchBytes = MicroBatchBytes(saved=0, peak=0)
+    points: dict[int, MicroBatchBytes]
 
     def at(self, size: int) -> MicroBatchBytes:
         """The bytes of any size."""
-        share = (size - self.other_size) / (self.size - self.other_size)
+        (a, first), (b, second) = self.points.items()
 
-        def between(a: int, b: int) -> int:
-            return round(b + share * (a - b))
+        def between(one: int, other: int) -> int:
+            return round(one + (size - a) / (b - a) * (other - one))
 
-        return MicroBatchBytes(
-            saved=between(self.bytes.saved, self.other_bytes.saved),
-            peak=between(self.bytes.peak, self.other_bytes.peak),
-        )
+        return MicroBatchBytes(saved=between(first.saved, second.saved), peak=between(first.peak, second.peak))
 
 
 class MemoryEstimator:
     """Estimates for one config on one kind of device; nothing is computed, no data or weights are read.
 
     Gradients count throughout; only a single process without accumulation is without them for a part of each step.
+
+    Attributes:
+        network: parameters with shapes and gradients, without contents.
     """
 
-    def __init__(self, config: Config, *, processes: int = 1, device: str = "cuda") -> None:
+    def __init__(self, config: Config, *, device: str = "cuda") -> None:
         """Build everything without contents.
 
         Args:
-            processes: that share optimizer state and averages.
             device: ``cuda`` or ``cpu``, whether or not there is one: the optimizer differs.
 
         Raises:
             UserError: an unknown model, or one that does not fit the images.
         """
         self._config = config
-        self._processes = processes
+        self._device = device
         self._mode = FakeTensorMode()
-        data = config.data
+        # The step is acted out on CPU tensors: autocast and fused attention exist for them everywhere.
         with torch.device("meta"):
-            network = create_network(
-                config.model.name, image_size=data.image_size, num_classes=data.num_classes, channels=data.channels
-            )
             perceptual = build_distances(config.perceptual)
+        self.network = self._network("cpu")
         if config.training.activation_checkpointing:
-            network.checkpoint_blocks()
+            self.network.checkpoint_blocks()
         frozen = list(perceptual.networks.values()) if perceptual else []
         with self._mode:
-            self.state = _state_bytes(_put(network, device), frozen, config, processes)
-            # The step is acted out on CPU tensors: autocast and fused attention exist for them everywhere.
-            self._network = _put(network, "cpu")
             for module in frozen:
                 _put(module.requires_grad_(False).eval(), "cpu")
+        self._perceptual_bytes = sum(_size(list(module.parameters())) for module in frozen)
         self._objective = PixelMeanFlow(
             config.objective,
-            num_classes=data.num_classes,
+            num_classes=config.data.num_classes,
             perceptual=perceptual,
             perceptual_max_t=config.perceptual.max_t,
             static_shapes=config.training.static_shapes,
         )
 
-    def __call__(self, sizes: Sequence[int]) -> list[Estimate]:
-        """Estimate some micro-batch sizes, in their order.
+    def __call__(self, sizes: Sequence[int], processes: int = 1) -> list[Estimate]:
+        """Estimate some micro-batch sizes, in their order, for one of so many processes.
 
         The largest and the one nearest to a quarter of it are acted out, which takes a while; the others lie on the
         line through these two.
@@ -140,45 +134,77 @@ class MemoryEstimator:
         """
         largest = max(sizes)
         other = min((size for size in sizes if size < largest), key=lambda size: abs(4 * size - largest), default=None)
-        line = Line(largest, self._act_out(largest), *((other, self._act_out(other)) if other else ()))
+        state = self.state(processes)
+
+        def accumulates(size: int) -> bool:
+            return processes > 1 and size * processes < self._config.training.global_batch_size
+
+        if other is None:
+            parts = [self.act_out(largest, processes)] * len(sizes)
+        else:
+            line = self.line(largest, other, processes)
+            parts = [line.at(size) for size in sizes]
         return [
-            Estimate(state=self.state, buckets=self._buckets(size), micro_batch=line.at(size)) for size in sizes
+            Estimate(state=state, buckets=state.gradients if accumulates(size) else 0, micro_batch=part)
+            for size, part in zip(sizes, parts, strict=True)
         ]
 
-    def _act_out(self, size: int) -> MicroBatchBytes:
-        return act_out(self._mode, self._network, self._objective, self._config, size, self._processes)
+    def line(self, size: int, other: int, processes: int = 1) -> Line:
+        """Act out two sizes."""
+        return Line(points={each: self.act_out(each, processes) for each in (size, other)})
 
-    def _buckets(self, size: int) -> int:
-        accumulates = size * self._processes < self._config.training.global_batch_size
-        return self.state.gradients if accumulates and self._processes > 1 else 0
+    def act_out(self, size: int, processes: int = 1) -> MicroBatchBytes:
+        """The first micro-batch of a run, on tensors without contents."""
+        return act_out(self._mode, self.network, self._objective, self._config, size, processes)
 
+    def state(self, processes: int = 1) -> StateBytes:
+        """What is there between two steps, on the heaviest of so many processes."""
+        config, network = self._config, self._device_network
+        parameters = list(network.parameters())
+        shares = [
+            share
+            for group in parameter_groups(network, config.optimizer)
+            for share in divide(group["kind"], group["params"], processes)
+        ]
+        optimizer, averages = [0] * processes, [0] * processes
+        for share in shares:
+            optimizer[share.owner] += len(MOMENTS[share.kind]) * _size(share.parameters)
+        for parameter, owner in zip(parameters, assign_owners([p.numel() for p in parameters], processes), strict=True):
+            averages[owner] += len(ema_names(config.ema)) * _size([parameter])
+        heaviest = max(range(processes), key=lambda rank: optimizer[rank] + averages[rank])
+        return StateBytes(
+            parameters=_size(parameters),
+            gradients=_size([parameter for parameter in parameters if parameter.requires_grad]),
+            optimizer=optimizer[heaviest],
+            averages=averages[heaviest],
+            perceptual=self._perceptual_bytes,
+            optimizer_work=self._optimizer_work + _messages(shares, processes),
+        )
 
-def _state_bytes(network: nn.Module, frozen: list[nn.Module], config: Config, processes: int) -> StateBytes:
-    parameters = list(network.parameters())
-    groups = parameter_groups(network, config.optimizer)
-    shares = [share for group in groups for share in divide(group["kind"], group["params"], processes)]
-    optimizer, averages = [0] * processes, [0] * processes
-    for share in shares:
-        optimizer[share.owner] += len(MOMENTS[share.kind]) * _size(share.parameters)
-    for parameter, owner in zip(parameters, assign_owners([p.numel() for p in parameters], processes), strict=True):
-        averages[owner] += len(ema_names(config.ema)) * _size([parameter])
-    heaviest = max(range(processes), key=lambda rank: optimizer[rank] + averages[rank])
-    return StateBytes(
-        parameters=_size(parameters),
-        gradients=_size([parameter for parameter in parameters if parameter.requires_grad]),
-        optimizer=optimizer[heaviest],
-        averages=averages[heaviest],
-        perceptual=sum(_size(list(module.parameters())) for module in frozen),
-        optimizer_work=_optimizer_work(network, config) + _messages(shares, processes),
-    )
+    @functools.cached_property
+    def _optimizer_work(self) -> int:
+        """Peak of the buffers of a step by one process; several need no more."""
+        with self._mode:
+            optimizer = create_optimizer(self._device_network, self._config.optimizer)
+            with LiveBytes() as live:
+                optimizer.step()
+        return live.peak
 
+    @functools.cached_property
+    def _device_network(self) -> PixelTransformer:
+        return self._network(self._device)  # how matrices are stacked depends on the device
 
-def _optimizer_work(network: nn.Module, config: Config) -> int:
-    """Peak of the buffers of a step by one process; several need no more."""
-    optimizer = create_optimizer(network, config.optimizer)
-    with LiveBytes() as live:
-        optimizer.step()
-    return live.peak
+    def _network(self, device: str) -> PixelTransformer:
+        data = self._config.data
+        with torch.device("meta"):
+            network = create_network(
+                self._config.model.name,
+                image_size=data.image_size,
+                num_classes=data.num_classes,
+                channels=data.channels,
+            )
+        with self._mode:
+            return _put(network, device)
 
 
 def _messages(shares: list[Share], processes: int) -> int:

@@ -1,4 +1,4 @@
-"""Activation checkpointing: keep a layer's input instead of what it saves, and compute the layer again for its gradients.
+"""Activation checkpointing: keep a layer's input only, and compute the layer again for its gradients.
 
 The first pass runs without a graph and carries a tangent if there is one. The second runs just before the layer's
 backward, on the value alone: nothing flows back through a tangent. torch.utils.checkpoint would want both passes to
