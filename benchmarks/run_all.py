@@ -40,6 +40,16 @@ GPU_RUNS = {
 }
 
 
+KEYS = (
+    "throughput_ratio",
+    "compiled_throughput_ratio",
+    "memory_ratio",
+    "flop_ratio",
+    "optimizer_share",
+    "largest_error",
+)
+
+
 def run(arguments: list[str]) -> dict[str, Any]:
     """One benchmark's JSON; what it prints goes through."""
     with tempfile.TemporaryDirectory() as folder:

@@ -23,7 +23,9 @@ TINY = [
 ]
 
 
-def run_command(*arguments: str, ranks: int = 1, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
+def run_command(
+    *arguments: str, ranks: int = 1, cwd: Path = ROOT, timeout: float = 120, **environment: str
+) -> subprocess.CompletedProcess:
     """Run a root command such as ``train.py`` (or any script), under torchrun for several ranks."""
     launcher = [sys.executable]
     if ranks > 1:
@@ -34,7 +36,7 @@ def run_command(*arguments: str, ranks: int = 1, cwd: Path = ROOT, **environment
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=timeout,
         check=False,
     )
 

@@ -13,6 +13,8 @@ from pmf.auto_batch.search import Measurement, Trial, best_size, largest_that_fi
 from pmf.batching import divisors
 from tests.launch import ROOT, run_command
 
+# Each trial is a process that imports torch's stack: half a minute in all, more where others compute.
+PATIENCE = 600
 # Few images a step, so that few sizes are to be tried.
 SMALL = ["training.global_batch_size=4", "training.num_threads=1"]
 
@@ -64,11 +66,19 @@ def copy_of_digits(folder: Path) -> Path:
     return Path(shutil.copy(ROOT / "configs" / "digits.yaml", folder / "copy.yaml"))
 
 
+@pytest.mark.slow
 def test_a_dry_run_estimates_for_a_device_that_is_not_here(tmp_path):
     path = copy_of_digits(tmp_path)
     before = path.read_bytes()
     result = run_command(
-        "auto_batch.py", "--config", str(path), "--dry-run", "--device-memory", "40GiB", CUDA_VISIBLE_DEVICES=""
+        "auto_batch.py",
+        "--config",
+        str(path),
+        "--dry-run",
+        "--device-memory",
+        "40GiB",
+        timeout=PATIENCE,
+        CUDA_VISIBLE_DEVICES="",
     )
     assert result.returncode == 0, result.stderr
     assert "+  micro_batch_size: 64" in result.stdout.splitlines()
@@ -81,10 +91,11 @@ def test_a_dry_run_estimates_for_a_device_that_is_not_here(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.slow
 def test_a_real_search_changes_the_target_number_alone(tmp_path):
     path = copy_of_digits(tmp_path)
     before = path.read_text()
-    result = run_command("auto_batch.py", "--config", str(path), *SMALL, CUDA_VISIBLE_DEVICES="")
+    result = run_command("auto_batch.py", "--config", str(path), *SMALL, timeout=PATIENCE, CUDA_VISIBLE_DEVICES="")
     assert result.returncode == 0, result.stderr
     note = json.loads((tmp_path / "copy.yaml.auto_batch.json").read_text())
     (chosen,) = {size for size in (1, 2, 4) if f"micro_batch_size: {size}\n" in path.read_text()}
@@ -100,6 +111,7 @@ def test_a_real_search_changes_the_target_number_alone(tmp_path):
     assert all(row["fits"] and row["peak"] > 2**20 for row in note["sizes"])
 
 
+@pytest.mark.slow
 def test_one_starved_rank_of_two_decides_for_both(tmp_path):
     path = copy_of_digits(tmp_path)
     result = run_command(
@@ -108,6 +120,7 @@ def test_one_starved_rank_of_two_decides_for_both(tmp_path):
         "training.global_batch_size=8",
         "training.num_threads=1",
         ranks=2,
+        timeout=PATIENCE,
         CUDA_VISIBLE_DEVICES="",
         MOST_IMAGES="2",
     )
@@ -120,9 +133,12 @@ def test_one_starved_rank_of_two_decides_for_both(tmp_path):
     assert rows[chosen]["fits"]
 
 
+@pytest.mark.slow
 def test_advice_where_not_even_one_image_fits(tmp_path):
     path = copy_of_digits(tmp_path)
-    result = run_command("auto_batch.py", "--config", str(path), "--device-memory", "1MiB", CUDA_VISIBLE_DEVICES="")
+    result = run_command(
+        "auto_batch.py", "--config", str(path), "--device-memory", "1MiB", timeout=PATIENCE, CUDA_VISIBLE_DEVICES=""
+    )
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
     assert "one image per process does not fit; try, in this order: training.compile=true, training.activation" in line
