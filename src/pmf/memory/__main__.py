@@ -61,8 +61,8 @@ def tables(config: Config, processes: Sequence[int]) -> Iterator[str]:
     activations["checkpointed"] = estimator.line(*ACTED_OUT)
 
     yield f"\n### {config.model.name}, {config.data.image_size} pixels, global batch {batch}\n"
-    yield f"Parameters {_gib(whole.parameters)} GiB, gradients {_gib(whole.gradients)}, optimizer state "
-    yield f"{_gib(whole.optimizer)}, averages {_gib(whole.averages)}, perceptual networks {_gib(whole.perceptual)}."
+    parts = ("parameters", "gradients", "optimizer", "averages", "perceptual")
+    yield f"State of one process, GiB: {', '.join(f'{part} {_gib(getattr(whole, part))}' for part in parts)}.\n"
     for name, line in activations.items():
         one, other = line.at(1), line.at(2)
         yield f"Activations {name}: {(other.peak - one.peak) / 2**20:.0f} MiB an image."
