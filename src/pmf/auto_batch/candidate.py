@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import statistics
 import sys
 import tempfile
 import threading
@@ -28,6 +29,8 @@ from pmf.data.loader import Batch
 from pmf.distributed import run_command
 from pmf.training import Trainer
 
+WARM_UP_STEPS = 2  # compiled blocks are compiled in the first, and once more in the second for other numbers of rows
+
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
@@ -37,7 +40,7 @@ class Result:
         peak: bytes that the process needed: on a GPU those that torch's allocator reserved, on a CPU resident memory.
         limit: bytes that it could have had: the device without what the driver and others hold, or its part of the
             memory that was free on the machine.
-        seconds: for each step after the first; 0 if out of memory.
+        seconds: a step takes; 0 if out of memory.
     """
 
     out_of_memory: bool
@@ -70,26 +73,28 @@ def measure(config: Config, steps: int) -> Result:
 
     Args:
         config: with a run folder that may be written to.
-        steps: at least 2; the first one is not timed.
+        steps: more than WARM_UP_STEPS.
     """
     available = available_memory()
     trainer = Trainer(config, resume="never")
     device = trainer.world.device
+    seconds = []
     for step in range(steps):
-        if step == 1:
-            _wait(device)
-            started = time.perf_counter()
-        trainer.train_step(list(_batches(config, trainer.micro_batch_size, trainer.accumulation, step)))
-    _wait(device)
-    seconds = (time.perf_counter() - started) / (steps - 1)
+        batches = list(_batches(config, trainer.micro_batch_size, trainer.accumulation, step))
+        _wait(device)
+        started = time.perf_counter()
+        trainer.train_step(batches)
+        _wait(device)
+        seconds.append(time.perf_counter() - started)
+    typical = statistics.median(seconds[WARM_UP_STEPS:])
     if device.type != "cuda":
-        return Result(out_of_memory=False, peak=_peak_resident(), limit=available, seconds=seconds)
+        return Result(out_of_memory=False, peak=_peak_resident(), limit=available, seconds=typical)
     free, _ = torch.cuda.mem_get_info(device)
     return Result(
         out_of_memory=False,
         peak=torch.cuda.max_memory_reserved(device),
         limit=free + torch.cuda.memory_reserved(device),
-        seconds=seconds,
+        seconds=typical,
     )
 
 

@@ -26,7 +26,7 @@ from pmf.memory.estimate import MemoryEstimator
 
 CANDIDATE = (sys.executable, "-m", "pmf.auto_batch.candidate")
 MICRO, GLOBAL = "training.micro_batch_size", "training.global_batch_size"
-TRIAL_STEPS, VERIFYING_STEPS = 3, 6
+TRIAL_STEPS, VERIFYING_STEPS = 4, 7
 
 
 @dataclass(frozen=True, kw_only=True)
