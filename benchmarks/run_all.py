@@ -28,6 +28,7 @@ CPU_RUNS = {
     "sampling": ["bench_sampling.py", "--model", "pmf_b_16", "--batch-size", "4"],
     "loader": ["bench_loader.py", "--images", "2000", "--workers", "0", "1", "2"],
     "evaluation": ["bench_evaluation.py"],
+    "memory": ["bench_memory.py"],
 }
 GPU_RUNS = {
     "step, batch 64": ["bench_step.py", "--preset", "b16"],
@@ -37,6 +38,16 @@ GPU_RUNS = {
     "loader": ["bench_loader.py", "--images", "4000", "--workers", "4", "8"],
     "evaluation": ["bench_evaluation.py", "--batch-size", "64", "--repeats", "10"],
 }
+
+
+KEYS = (
+    "throughput_ratio",
+    "compiled_throughput_ratio",
+    "memory_ratio",
+    "flop_ratio",
+    "optimizer_share",
+    "largest_error",
+)
 
 
 def run(arguments: list[str]) -> dict[str, Any]:
@@ -52,7 +63,14 @@ def figures(name: str, result: dict[str, Any]) -> list[tuple[str, str, float]]:
     rows: list[tuple[str, str, float]] = []
     for variant, rate in result.get("images_per_second", {}).items():
         rows.append((name, f"{variant}, images/s", rate))
-    for key in ("throughput_ratio", "compiled_throughput_ratio", "memory_ratio", "flop_ratio", "optimizer_share"):
+    for key in (
+        "throughput_ratio",
+        "compiled_throughput_ratio",
+        "memory_ratio",
+        "flop_ratio",
+        "optimizer_share",
+        "largest_error",
+    ):
         if result.get(key) is not None:
             rows.append((name, key.replace("_", " "), result[key]))
     for variant, share in (result.get("mfu") or {}).items():

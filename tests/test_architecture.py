@@ -29,6 +29,9 @@ MAY_IMPORT = {
     "flow": FLOOR,  # it sees a network as a callable
     "evaluation": FLOOR | {"flow", "data"},
     "flops": FLOOR | {"net", "flow", "perceptual"},
+    "configedit": {"errors", "checkpoint"},
+    "memory": FLOOR | {"batching", "configfile", "net", "optim", "flow", "perceptual"},
+    "auto_batch": None,  # it runs the trainer
     "convert": FLOOR | {"configfile", "checkpoint", "net"},
     "checkpoint": FLOOR | {"configfile"},
     "tracking": FLOOR,
@@ -41,6 +44,7 @@ MAY_IMPORT = {
     "fidelity": FLOOR | {"configfile", "checkpoint", "data", "evaluation", "sampling", "snapshots", "preemption"},
     "snapshots": FLOOR | {"preemption", "checkpoint", "run_folder", "sampling", "state", "evaluation"},
     "step": FLOOR | {"data", "flow", "optim", "preemption", "state"},
+    "assembly": FLOOR | {"net", "flow", "optim", "perceptual", "flops", "preflight", "state", "step"},
     "doctor": None,
     "training": None,  # everything but the commands
 }
@@ -49,7 +53,7 @@ MAY_IMPORT = {
 HOMES = {
     "torch.func": ["flow/derivative.py"],
     "accelerate": ["distributed.py"],
-    "yaml": ["configfile.py"],
+    "yaml": ["configfile.py", "configedit.py"],
     "pyarrow": ["data"],
     "datasets": ["data"],
     "sklearn": ["data"],

@@ -11,11 +11,15 @@ if TYPE_CHECKING:
     from pmf.config import TrainingConfig
 
 
+def divisors(total: int) -> list[int]:
+    """All of them, ascending."""
+    return [d for d in range(1, total + 1) if total % d == 0]
+
+
 def nearest_divisors(total: int, wanted: int) -> str:
     """The divisors of ``total`` next below and next above ``wanted``, for error texts."""
-    divisors = [d for d in range(1, total + 1) if total % d == 0]
-    below = [d for d in divisors if d <= wanted][-1:]
-    above = [d for d in divisors if d > wanted][:1]
+    below = [d for d in divisors(total) if d <= wanted][-1:]
+    above = [d for d in divisors(total) if d > wanted][:1]
     return ", ".join(str(d) for d in below + above)
 
 

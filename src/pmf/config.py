@@ -166,6 +166,8 @@ class TrainingConfig(Section):
     """Allow TF32 for the float32 matrix products that remain on CUDA."""
     compile: bool = False
     """Compile each transformer block with torch.compile; needs a C++ compiler on CPU, Triton on CUDA."""
+    activation_checkpointing: bool = False
+    """Keep only the input of each transformer block and compute the block again for its gradients: less memory."""
     static_shapes: bool = False
     """Pad the guidance pass to a constant number of rows: more work, for compilers that take changing shapes badly."""
     parallel: Literal["ddp", "fsdp", "hsdp"] = "ddp"

@@ -120,9 +120,13 @@ ALONE = World(rank=0, size=1, device=torch.device("cpu"), barrier=lambda: None)
 """One process, as in a notebook; its device is only a default."""
 
 
-def join_world() -> World:
-    """Find the processes that ``accelerate launch`` or ``torchrun`` started; alone, a world of one."""
-    state: Any = PartialState(cpu=not torch.cuda.is_available())
+def join_world(*, on_host: bool = False) -> World:
+    """Find the processes that ``accelerate launch`` or ``torchrun`` started; alone, a world of one.
+
+    Args:
+        on_host: meet on the CPU also where there are GPUs, and leave their memory alone.
+    """
+    state: Any = PartialState(cpu=on_host or not torch.cuda.is_available())
     return World(
         rank=state.process_index, size=state.num_processes, device=state.device, barrier=state.wait_for_everyone
     )

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import torch
 from tqdm import tqdm
 
+from pmf.assembly import assemble
 from pmf.batching import accumulation_steps
 from pmf.checkpoint import save_checkpoint
 from pmf.config import Config
@@ -22,23 +23,16 @@ from pmf.data import create_source
 from pmf.data.loader import create_loader
 from pmf.data.sampler import steps_per_epoch
 from pmf.data.source import Source, require_first_images
-from pmf.distributed import Stream, World, create_accelerator, torch_generator
+from pmf.distributed import World, create_accelerator
 from pmf.errors import CrossFieldError, Preempted, UserError
 from pmf.fidelity.in_training import TrainingEvaluation
-from pmf.flops import expected_shares, peak_flops, perceptual_flops, step_flops
-from pmf.flow.pixel_mean_flow import PixelMeanFlow
-from pmf.net.sizes import create_network
-from pmf.optim.ema import WeightAverages
-from pmf.optim.groups import create_optimizer
+from pmf.flops import peak_flops
 from pmf.optim.schedule import learning_rate
-from pmf.parallel import shard_weights
-from pmf.perceptual.distances import create_distances
 from pmf.preemption import StopRequest
-from pmf.preflight import require_compiler, require_device, require_storage
+from pmf.preflight import require_compiler, require_device
 from pmf.run_folder import RunFolder
 from pmf.snapshots import Snapshots
-from pmf.state import TrainingState, checkpoint_bytes
-from pmf.step import LossModule, OptimizerStep
+from pmf.step import OptimizerStep
 from pmf.tracking import MetricsLog
 from pmf.watchdog import Watchdog
 
@@ -72,46 +66,14 @@ class Trainer:
             raise UserError(str(error)) from None
         self.micro_batch_size = training.global_batch_size // self.world.size // self.accumulation
         self.source = self.world.main_first(self._open_source)  # one process may have to build the data set
-        perceptual = self.world.main_first(  # may download
-            lambda: create_distances(config.perceptual, self.world.device, self.say)
-        )
         self.steps_per_epoch = steps_per_epoch(len(self.source), training.global_batch_size)
         self.max_steps = training.max_steps or math.ceil((training.epochs or 0) * self.steps_per_epoch)
 
         learning_rate(config.optimizer, 0, self.max_steps)  # a schedule that does not fit is an error now
 
-        network = create_network(
-            config.model.name,
-            image_size=config.data.image_size,
-            num_classes=config.data.num_classes,
-            channels=config.data.channels,
-            generator=torch_generator(Stream.WEIGHTS, training.seed),
-        ).to(self.world.device)
-        require_storage(training, checkpoint_bytes(network, config), self.max_steps)
-        if training.compile:
-            network.compile_blocks(static_shapes=training.static_shapes)
-        self.objective = PixelMeanFlow(
-            config.objective,
-            num_classes=config.data.num_classes,
-            perceptual=perceptual,
-            perceptual_max_t=config.perceptual.max_t,
-            static_shapes=training.static_shapes,
-        )
-        self.module = LossModule(network, self.objective)
-        sharded = training.parallel != "ddp" and self.world.size > 1
-        if sharded:
-            shard_weights(self.module, training, self.world)
-        optimizer = create_optimizer(network, config.optimizer, self.world)
-        averages = WeightAverages(network, config.ema, self.world)
-        # Shards stay where they are, and "evaluation" is Accelerate's word for autocast alone, without DDP.
-        self.module = self.accelerator.prepare_model(self.module, device_placement=not sharded, evaluation_mode=sharded)
-        self.optimizer = self.accelerator.prepare_optimizer(optimizer, device_placement=not sharded)
-        self.flops = step_flops(
-            network,
-            expected_shares(config.objective, config.perceptual.max_t),
-            perceptual_flops(perceptual, config.data.channels) if perceptual else 0,
-        )
-        self.state = TrainingState(network, optimizer, averages, self.accelerator.scaler)
+        parts = assemble(config, self.accelerator, self.world, max_steps=self.max_steps, say=self.say)
+        self.module, self.optimizer, self.objective = parts.module, parts.optimizer, parts.objective
+        self.state, self.flops = parts.state, parts.flops
         self.run_folder = RunFolder(Path(training.output_dir).expanduser())
         self.stop = StopRequest(self.world)
         self.watchdog = Watchdog(self.world, training.step_timeout)

@@ -58,3 +58,17 @@ def test_compiled_gradients_equal_the_literal_ones_and_recompilations_are_bounde
     else:
         # One graph for each kind of pass and for its change to a dynamic number of rows.
         assert counts[-1] == counts[2] <= 8, "later row counts must not compile again"
+
+
+def test_compiled_gradients_of_checkpointed_blocks_equal_the_literal_ones():
+    torch._dynamo.reset()
+    images, labels, standard = inputs()
+    settings = ObjectiveConfig(derivative="dual")
+    compiled, plain = small_network(), small_network()
+    compiled.compile_blocks()
+    compiled.checkpoint_blocks()
+    draws = with_drops(standard, 3)
+    objective = PixelMeanFlow(settings, num_classes=CLASSES)
+    ours = objective.loss(compiled, images, labels, shape_draws(draws, settings, 1.0)).total
+    theirs = reference_step(plain, settings, CLASSES, images, labels, draws).loss
+    assert worst_relative_error(gradients(ours, compiled), gradients(theirs, plain)) < EXACT

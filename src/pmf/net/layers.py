@@ -12,6 +12,7 @@ from torch.autograd import forward_ad
 
 from pmf.net.attention import attention
 from pmf.net.dual import Conv2d, Dual, Linear, Operand, add, map_linear, multiply, silu, sinusoids, value_of
+from pmf.net.recompute import recomputed
 
 
 class RMSNorm(nn.Module):
@@ -122,7 +123,13 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block whose two residual branches are scaled by vectors that start at zero."""
+    """Pre-norm transformer block whose two residual branches are scaled by vectors that start at zero.
+
+    Attributes:
+        checkpointed: keep only the block's input for the backward pass, and run the block again there.
+    """
+
+    checkpointed = False
 
     def __init__(self, width: int, num_heads: int, mlp_width: int) -> None:
         super().__init__()
@@ -135,6 +142,12 @@ class Block(nn.Module):
 
     def forward(self, x: Operand, rotation: Rotation) -> Operand:
         """(B, T, width) -> the same shape."""
+        if self.checkpointed and value_of(x).requires_grad:
+            return recomputed(lambda operand: self.residuals(operand, rotation), tuple(self.parameters()), x)
+        return self.residuals(x, rotation)
+
+    def residuals(self, x: Operand, rotation: Rotation) -> Operand:
+        """The block itself, and the unit of compilation: (B, T, width) -> the same shape."""
         x = add(x, multiply(self.attention(self.norm1(x), rotation), self.attention_gate))
         return add(x, multiply(self.mlp(self.norm2(x)), self.mlp_gate))
 

@@ -178,7 +178,14 @@ class PixelTransformer(nn.Module):
         """
         for module in self.modules():
             if isinstance(module, Block):
-                module.compile(fullgraph=True, dynamic=False if static_shapes else None)
+                compiled = torch.compile(module.residuals, fullgraph=True, dynamic=False if static_shapes else None)
+                module.residuals = compiled  # type: ignore[method-assign]
+
+    def checkpoint_blocks(self) -> None:
+        """Train in less memory: each block keeps its input only, and runs a second time for its gradients."""
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.checkpointed = True
 
     def _embed(
         self, image: Operand, h: Operand, omega: Tensor, t_min: Tensor, t_max: Tensor, labels: Tensor

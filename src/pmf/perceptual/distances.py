@@ -41,6 +41,24 @@ class PerceptualDistances:
         return {name: network(seen, true) for name, network in self.networks.items()}
 
 
+def build_distances(config: PerceptualConfig) -> PerceptualDistances | None:
+    """The distances that the config asks for, with random weights, or None.
+
+    Raises:
+        UserError: an unknown network.
+    """
+    networks: dict[str, nn.Module] = {}
+    factors: dict[str, float] = {}
+    if config.lpips:
+        networks["lpips"], factors["lpips"] = lpips.Lpips(), config.lpips_factor
+    if config.convnext:
+        from pmf.perceptual import convnext  # timm takes three seconds
+
+        networks["convnext"] = convnext.create_convnext(config.convnext_model)
+        factors["convnext"] = config.convnext_factor
+    return PerceptualDistances(networks, factors, config.crop_size) if networks else None
+
+
 def create_distances(
     config: PerceptualConfig, device: torch.device, say: Callable[[str], None]
 ) -> PerceptualDistances | None:
@@ -52,17 +70,16 @@ def create_distances(
     Raises:
         UserError: weights are missing, unreadable or of another network.
     """
-    networks: dict[str, nn.Module] = {}
-    factors: dict[str, float] = {}
+    distances = build_distances(config)
+    if distances is None:
+        return None
+    networks = distances.networks
     if config.lpips:
-        networks["lpips"], factors["lpips"] = lpips.Lpips(), config.lpips_factor
         load_published(networks["lpips"], "perceptual.lpips_weights", config.lpips_weights, lpips.NAMES)
         say(f"perceptual: LPIPS x {config.lpips_factor:g}; weights: {', '.join(config.lpips_weights)}")
     if config.convnext:
-        from pmf.perceptual import convnext  # timm takes three seconds
+        from pmf.perceptual import convnext
 
-        networks["convnext"] = convnext.create_convnext(config.convnext_model)
-        factors["convnext"] = config.convnext_factor
         load_published(networks["convnext"], "perceptual.convnext_weights", config.convnext_weights, convnext.NAMES)
         say(
             f"perceptual: {config.convnext_model} x {config.convnext_factor:g}; weights: "
@@ -70,4 +87,4 @@ def create_distances(
         )
     for network in networks.values():
         network.requires_grad_(False).eval().to(device)
-    return PerceptualDistances(networks, factors, config.crop_size) if networks else None
+    return distances

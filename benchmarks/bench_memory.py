@@ -1,0 +1,124 @@
+"""Is the estimate of saved activations right? python benchmarks/bench_memory.py [--json OUT]
+
+A real micro-batch on the CPU, forward and backward, against the same one acted out by pmf.memory on tensors without
+contents. What is measured knows nothing of the estimator: autograd reports every tensor that it keeps, and storages
+are counted once. "peak" is the most that operations held at any time, counted on real tensors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, the repository's root is not on the path
+
+import torch
+from torch import Tensor
+
+from benchmarks.environment import environment
+from pmf.config import Config
+from pmf.configfile import load_config
+from pmf.distributed import Stream, torch_generator
+from pmf.flow.pixel_mean_flow import PixelMeanFlow
+from pmf.memory.estimate import MemoryEstimator
+from pmf.memory.step import AUTOCAST, measure
+from pmf.net.sizes import create_network
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+MIB = 2**20
+# Config and images: three sizes of network.
+CASES = {"digits": 16, "pmf_b_16": 4, "pmf_l_16": 4}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Bytes: saved by the graph as measured and as estimated, and the peak in both ways."""
+
+    measured: int
+    estimated: int
+    measured_peak: int
+    estimated_peak: int
+
+    @property
+    def error(self) -> float:
+        """Of the estimate of saved bytes, relative."""
+        return self.estimated / self.measured - 1
+
+
+def compare(config: Config, size: int) -> Comparison:
+    """Run one micro-batch of ``size`` images without perceptual losses, and act it out."""
+    data, training = config.data, config.training
+    network = create_network(
+        config.model.name, image_size=data.image_size, num_classes=data.num_classes, channels=data.channels
+    )
+    if training.activation_checkpointing:
+        network.checkpoint_blocks()
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    objective = PixelMeanFlow(config.objective, num_classes=data.num_classes)
+    generator = torch_generator(Stream.DRAWS, training.seed, 0)
+    count = training.global_batch_size // size
+    (scalars,) = objective.draw_rows(training.global_batch_size, count, [0], generator)
+    images = torch.rand(size, data.channels, data.image_size, data.image_size) * 2 - 1
+    labels = torch.randint(data.num_classes, (size,))
+    draws = objective.draw(images, labels, generator, scalars)
+
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        precision = training.mixed_precision
+        with torch.autocast("cpu", AUTOCAST.get(precision), enabled=precision in AUTOCAST):
+            total = objective.loss(network, images, labels, draws).total
+    for tensor in (*network.parameters(), *network.buffers()):
+        kept.pop(tensor.untyped_storage().data_ptr(), None)
+    measured = sum(kept.values())
+    del total
+    peak = measure(network, objective, images, labels, draws, precision).peak
+    estimate = MemoryEstimator(config, device="cpu").act_out(size)
+    return Comparison(measured=measured, estimated=estimate.saved, measured_peak=peak, estimated_peak=estimate.peak)
+
+
+def main() -> None:
+    """Compare, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    report = environment("cpu")
+    rows = []
+    print(f"{'model':10s}{'images':>7s}{'precision':>10s}{'checkpointed':>13s}{'measured MiB':>13s}{'error':>8s}")
+    for name in arguments.cases:
+        for precision in ("no", "bf16"):
+            for checkpointing in ("false", "true"):
+                overrides = [
+                    f'training.mixed_precision="{precision}"',
+                    f"training.activation_checkpointing={checkpointing}",
+                    "perceptual.lpips=false",
+                    "perceptual.convnext=false",
+                    "data.path=.",
+                ]
+                config = load_config(CONFIGS / f"{name}.yaml", overrides)
+                found = compare(config, CASES[name])
+                row = {"model": config.model.name, "images": CASES[name], "precision": precision}
+                rows.append({**row, "checkpointed": checkpointing == "true", **asdict(found), "error": found.error})
+                print(
+                    f"{config.model.name:10s}{CASES[name]:7d}{precision:>10s}{checkpointing:>13s}"
+                    f"{found.measured / MIB:13.1f}{found.error:8.2%}",
+                    flush=True,
+                )
+    worst = max(abs(row["error"]) for row in rows)
+    print(f"largest error: {worst:.2%}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps({**report, "largest_error": worst, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

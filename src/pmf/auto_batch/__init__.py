@@ -1,0 +1,1 @@
+"""Finding the micro-batch that the hardware bears."""

@@ -1,0 +1,106 @@
+"""What pmf.memory counts is what a real step keeps, and what DDP, owners and FSDP2 hold."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks.bench_memory import compare
+from pmf.config import EmaConfig, OptimizerConfig
+from pmf.configfile import load_config
+from pmf.distributed import World
+from pmf.memory.estimate import MemoryEstimator
+from pmf.memory.live import LiveBytes
+from pmf.memory.scaling import STRATEGIES, device_bytes, message_bytes, network_bytes
+from pmf.net.sizes import create_network
+from pmf.optim.ema import WeightAverages
+from pmf.optim.groups import create_optimizer
+from tests.launch import ROOT
+
+DIGITS = ROOT / "configs" / "digits.yaml"
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("checkpointing", ["false", "true"])
+@pytest.mark.parametrize("derivative", ["dual", "jvp"])
+def test_estimated_activations_are_those_of_a_real_step(precision, checkpointing, derivative):
+    config = load_config(
+        DIGITS,
+        [
+            f'training.mixed_precision="{precision}"',
+            f"training.activation_checkpointing={checkpointing}",
+            f"objective.derivative={derivative}",
+        ],
+    )
+    found = compare(config, 16)
+    # The issue is 10 %; 0.6 % measured at worst: what is alive at the end of the forward pass and in no graph.
+    assert abs(found.error) < 0.02
+    assert found.estimated_peak == pytest.approx(found.measured_peak, rel=0.02)  # 0 measured for most
+
+
+def test_checkpointing_saves_most_of_the_activations():
+    kept, checkpointed = (
+        compare(load_config(DIGITS, [f"training.activation_checkpointing={on}"]), 16).measured
+        for on in ("false", "true")
+    )
+    # 8 blocks on the way of a gradient keep 25.2 MiB of activations, or their inputs: 1.5 MiB (measured).
+    assert checkpointed < 0.1 * kept
+
+
+def test_other_sizes_lie_on_the_line_through_two():
+    estimator = MemoryEstimator(load_config(DIGITS), device="cpu")
+    line = estimator.line(32, 8)
+    for size in (2, 16, 64):
+        # Rows are whole: how many of them are guided or have tangents is rounded. 4 % measured at 2 images.
+        assert line.at(size).saved == pytest.approx(estimator.act_out(size).saved, rel=0.06)
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_state_is_that_of_the_optimizer_and_the_averages(processes):
+    config = load_config(DIGITS, ["ema.half_lives_kimg=[10, 20]"])
+    data = config.data
+    network = create_network(
+        config.model.name, image_size=data.image_size, num_classes=data.num_classes, channels=data.channels
+    )
+    held = []
+    for rank in range(processes):
+        world = World(rank=rank, size=processes, device=torch.device("cpu"), barrier=lambda: None)
+        optimizer = create_optimizer(network, OptimizerConfig(), world)
+        averages = WeightAverages(network, EmaConfig(half_lives_kimg=[10, 20]), world)
+        moments = [tensor for state in optimizer.state.values() for tensor in state.values()]
+        kept = [tensor for tensors in averages._tensors.values() for tensor in tensors.values()]
+        held.append(sum(4 * tensor.numel() for tensor in (*moments, *kept)))
+    state = MemoryEstimator(config, device="cpu").state(processes)
+    assert state.optimizer + state.averages == max(held)
+    assert state.parameters == sum(4 * parameter.numel() for parameter in network.parameters())
+
+
+def test_live_bytes_count_storages_and_not_views():
+    with LiveBytes() as live:
+        a = torch.zeros(1000)
+        b = a[:10].view(2, 5)
+        assert live.current == 4000
+        c = b + 1
+        assert live.current == 4040
+        del a
+        assert live.current == 4040, "b is a view of it"
+        del b, c
+        assert live.current == 0
+    assert live.peak == 4040
+
+
+def test_strategies_differ_as_they_should():
+    config = load_config(DIGITS)
+    estimator = MemoryEstimator(config)
+    whole, owned = estimator.state(1), estimator.state(8)
+    network = network_bytes(estimator.network, muon=whole.parameters // 2)
+    assert network.total == whole.parameters
+    ddp, owners, fsdp = (device_bytes(strategy, whole, owned, network, 8, 1) for strategy in STRATEGIES)
+    assert fsdp < owners < ddp
+    assert ddp == whole.total
+    # With one process nothing is sent; with many DDP receives its gradients about twice.
+    assert [message_bytes(strategy, network, 1, 4) for strategy in STRATEGIES] == [0, 0, 0]
+    assert message_bytes("DDP", network, 1024, 1) == pytest.approx(2 * network.total, rel=0.001)
+    # Accumulation makes FSDP2 gather weights again, and DDP send nothing more.
+    assert message_bytes("DDP", network, 8, 4) == message_bytes("DDP", network, 8, 1)
+    assert message_bytes("FSDP2", network, 8, 4) > 2 * message_bytes("FSDP2", network, 8, 1)
