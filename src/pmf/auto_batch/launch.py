@@ -66,7 +66,6 @@ def run_on_every_rank(
                 raise UserError(f"a trial run failed: {failures[0].reason}")
             finished = [state for state in states if isinstance(state, Result)]
             if len(finished) == world.size:
-                process.wait(timeout=GRACE_SECONDS)
                 return finished
             if now > LIMIT_SECONDS:
                 raise UserError(f"a trial run did not end within {LIMIT_SECONDS / 60:.0f} minutes")

@@ -115,8 +115,9 @@ class MemoryEstimator:
             for module in frozen:
                 _put(module.requires_grad_(False).eval(), "cpu")
         self._perceptual_bytes = sum(_size(list(module.parameters())) for module in frozen)
+        # torch.func.jvp does not run on fake tensors (torch 2.11). It saves what the dual form saves.
         self._objective = PixelMeanFlow(
-            config.objective,
+            config.objective.model_copy(update={"derivative": "dual"}),
             num_classes=config.data.num_classes,
             perceptual=perceptual,
             perceptual_max_t=config.perceptual.max_t,
