@@ -112,8 +112,8 @@ def create_accelerator(training: TrainingConfig) -> Accelerator:
         raise UserError("training.mixed_precision is fp16, which needs a CUDA GPU; choose bf16 or no")
     set_float32_precision(tf32=training.tf32)
     ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
-    # Autocast's cache would keep copies of all weights that FSDP drops; and those that the guidance pass makes, without
-    # graph, would be taken for the training pass too, whose gradients would be wrong without a word.
+    # Autocast's cache would keep copies of all weights that FSDP drops. And with it, the gradients of blocks that the
+    # guidance pass runs too, without graph, were wrong by half without a word (tests/test_fsdp.py).
     autocast = AutocastKwargs(cache_enabled=training.parallel == "ddp")
     accelerator = Accelerator(mixed_precision=precision, cpu=not on_gpu, kwargs_handlers=[ddp, autocast])
     threads = training.num_threads or torch.get_num_threads()
