@@ -61,7 +61,7 @@ def assert_same_steps(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> Non
 
 
 def test_two_ranks_in_shards_equal_ddp_and_one_process(one_process, tmp_path):
-    """In float64, where only the order of sums differs: 3e-15 was measured. Then under autocast, against DDP."""
+    """In float64, where only the order of sums differs: 2e-15 was measured. Then under autocast, against DDP."""
     bf16 = "training.mixed_precision=bf16"
     ddp, fsdp, copies, ddp_bf16, fsdp_bf16 = run_worker(
         tmp_path,

@@ -138,8 +138,8 @@ def create_accelerator(training: TrainingConfig) -> Accelerator:
     set_float32_precision(tf32=training.tf32)
     ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
     group = InitProcessGroupKwargs(timeout=timedelta(seconds=training.group_timeout))
-    # Autocast's cache would keep copies of all weights that FSDP drops; and those that the guidance pass makes, without
-    # graph, would be taken for the training pass too, whose gradients would be wrong without a word.
+    # Autocast's cache would keep copies of all weights that FSDP drops. And with it, the gradients of blocks that the
+    # guidance pass runs too, without graph, were wrong by half without a word (tests/test_fsdp.py).
     autocast = AutocastKwargs(cache_enabled=training.parallel == "ddp")
     handlers = [ddp, group, autocast]
     accelerator = Accelerator(mixed_precision=training.mixed_precision, cpu=not on_gpu, kwargs_handlers=handlers)
