@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.bench_memory import compare
+from benchmarks.bench_memory import compare, first_micro_batch
 from pmf.config import EmaConfig, OptimizerConfig
 from pmf.configfile import load_config
 from pmf.distributed import World
 from pmf.memory.estimate import MemoryEstimator
 from pmf.memory.live import LiveBytes
 from pmf.memory.scaling import STRATEGIES, device_bytes, message_bytes, network_bytes
+from pmf.memory.step import measure
 from pmf.net.sizes import create_network
 from pmf.optim.ema import WeightAverages
 from pmf.optim.groups import create_optimizer
@@ -35,8 +36,16 @@ def test_estimated_activations_are_those_of_a_real_step(precision, checkpointing
     found = compare(config, 16)
     # 0.6 % measured at worst: what is alive at the end of the forward pass and in no graph.
     assert abs(found.error) < 0.02
-    if derivative == "dual":  # jvp is acted out as dual
-        assert found.estimated_peak == pytest.approx(found.measured_peak, rel=0.02)  # the same operations
+
+
+@pytest.mark.parametrize("checkpointing", ["false", "true"])
+def test_the_estimated_peak_is_that_of_the_same_operations_on_real_tensors(checkpointing):
+    config = load_config(DIGITS, [f"training.activation_checkpointing={checkpointing}"])
+    real = first_micro_batch(config, 16)
+    found = measure(real.network, real.objective, real.images, real.labels, real.draws, "no")
+    estimate = MemoryEstimator(config, device="cpu").act_out(16)
+    assert estimate.peak == pytest.approx(found.peak, rel=0.02)  # 0 measured
+    assert estimate.saved == pytest.approx(found.saved, rel=0.02)
 
 
 def test_checkpointing_saves_most_of_the_activations():
