@@ -14,7 +14,7 @@ EVERY_FOUR = "training.checkpoint_every=4"
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """The folder of the uninterrupted run of twelve steps on so many ranks, with checkpoints of steps 4, 8 and 12."""
+    """The folder of the uninterrupted run of twelve steps on so many ranks, with checkpoints of steps 4, 8, 12."""
     folder = tmp_path_factory.mktemp("whole")
     runs: dict[tuple[int, tuple[str, ...]], Path] = {}
 
@@ -22,7 +22,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         key = (ranks, overrides)
         if key not in runs:
             runs[key] = folder / f"run{len(runs)}"
-            finish(runs[key], EVERY_FOUR, *overrides, ranks=ranks)
+            finish(runs[key], EVERY_FOUR, "training.keep_checkpoints=9", *overrides, ranks=ranks)
         return runs[key]
 
     return run

@@ -62,6 +62,8 @@ class SignalAt:
 class KillInSave:
     """Kills this process before call ``point`` (from 1) of those in ``WRITES`` within a save.
 
+    The first is the ``os.mkdir`` of the new folder: what a save removes before, an earlier kill has left.
+
     Attributes:
         record: a file that gets the name of each such call.
     """
@@ -70,13 +72,14 @@ class KillInSave:
     record: Path | None = None
 
     def __call__(self) -> None:
-        saving, calls = False, 0
+        saving, begun, calls = False, False, 0
 
         def count(target: str) -> Wrapper:
             def wrapper(original: Callable[..., Any]) -> Callable[..., Any]:
                 def wrapped(*args: Any, **kwargs: Any) -> Any:
-                    nonlocal calls
-                    if saving:
+                    nonlocal begun, calls
+                    begun |= saving and target == "os.mkdir"
+                    if saving and begun:
                         calls += 1
                         if calls == self.point:
                             os.kill(os.getpid(), signal.SIGKILL)

@@ -17,7 +17,7 @@ from tests.faults.processes import finish, started, trace
 from tests.launch import ROOT
 
 # Longer than a step on a machine that many tests share.
-TIMEOUT = "training.step_timeout=20"
+TIMEOUT = "training.step_timeout=30"
 
 
 def test_a_stopped_rank_is_named_and_the_run_can_go_on(whole, tmp_path):
@@ -30,14 +30,14 @@ def test_a_stopped_rank_is_named_and_the_run_can_go_on(whole, tmp_path):
     assert 'step.py", line' in printed  # where rank 0 waits for the gradients of the other
     (line,) = [line for line in printed.splitlines() if line.startswith("error: ")]
     assert line.startswith(
-        "error: step 6 did not end within 20 s (training.step_timeout); rank 1 does not answer; "
+        "error: step 6 did not end within 30 s (training.step_timeout); rank 1 does not answer; "
         "rank 0 waits in step.py:"
     )
     finish(run, EVERY_FOUR, ranks=2)
     assert trace(run) == trace(whole(2))
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
 def test_a_loader_worker_that_dies_or_stops_ends_the_run(number, whole, tmp_path):
     run, workers = tmp_path / "run", tmp_path / "workers"
     overrides = (EVERY_FOUR, TIMEOUT, "data.num_workers=1", "data.prefetch_factor=1")
@@ -46,7 +46,7 @@ def test_a_loader_worker_that_dies_or_stops_ends_the_run(number, whole, tmp_path
             (status,) = broken.wait()
             printed = broken.printed()
     finally:
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError):
             os.kill(int(workers.read_text()), signal.SIGKILL)
     if number == signal.SIGSTOP:
         assert status == HUNG_STATUS, printed
