@@ -21,10 +21,11 @@ from tests.launch import ROOT
 DIGITS = ROOT / "configs" / "digits.yaml"
 
 
-@pytest.mark.parametrize("precision", ["no", "bf16"])
-@pytest.mark.parametrize("checkpointing", ["false", "true"])
-@pytest.mark.parametrize("derivative", ["dual", "jvp"])
-def test_estimated_activations_are_those_of_a_real_step(precision, checkpointing, derivative):
+@pytest.mark.parametrize(
+    ("derivative", "precision", "checkpointing"),
+    [("dual", "no", "false"), ("dual", "bf16", "false"), ("dual", "bf16", "true"), ("jvp", "no", "false")],
+)
+def test_estimated_activations_are_those_of_a_real_step(derivative, precision, checkpointing):
     config = load_config(
         DIGITS,
         [

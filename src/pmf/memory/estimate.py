@@ -115,7 +115,8 @@ class MemoryEstimator:
             for module in frozen:
                 _put(module.requires_grad_(False).eval(), "cpu")
         self._perceptual_bytes = sum(_size(list(module.parameters())) for module in frozen)
-        # torch's forward-mode AD does not run on fake tensors (torch 2.11). It saves what the dual form saves.
+        # Torch's own jvp does not run on fake tensors (torch 2.11).
+        # It saves what the dual form saves; its peak is higher.
         self._objective = PixelMeanFlow(
             config.objective.model_copy(update={"derivative": "dual"}),
             num_classes=config.data.num_classes,
