@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import signal
 import time
@@ -109,12 +110,14 @@ def test_five_steps_a_kill_and_seven(ranks, workers, precision, whole, tmp_path)
 def test_ten_kills_at_random_times(ranks, whole, tmp_path):
     """Of one run, which gets further between them; of rank 0 or rank 1."""
     random_numbers = random.Random(ranks)
-    run, overrides = tmp_path / "run", ("training.checkpoint_every=1", "training.keep_checkpoints=2")
+    length = "training.max_steps=100"
+    run, overrides = tmp_path / "run", (length, "training.checkpoint_every=1", "training.keep_checkpoints=2")
     for _ in range(10):
         with started(run, *overrides, ranks=ranks) as killed:
-            time.sleep(random_numbers.uniform(0, 4))  # about the time of a whole run
-            killed.signal(signal.SIGKILL, random_numbers.randrange(ranks))
+            time.sleep(random_numbers.uniform(0, 3))
+            with contextlib.suppress(ProcessLookupError):  # on a fast machine the last of them find it finished
+                killed.signal(signal.SIGKILL, random_numbers.randrange(ranks))
             killed.wait()
         assert all(find_damage(path) is None for path in list_checkpoints(run))
     finish(run, *overrides, ranks=ranks)
-    assert trace(run) == trace(whole(ranks))
+    assert trace(run) == trace(whole(ranks, length))
