@@ -13,7 +13,6 @@ from pmf.checkpoint import find_damage, list_checkpoints
 from tests.faults.conftest import EVERY_FOUR
 from tests.faults.faults import STEP, WRITES, KillInSave, SignalAt
 from tests.faults.processes import cut_back, finish, started, trace
-from tests.launch import ROOT, TINY, run_command
 
 
 def test_a_save_killed_before_each_of_its_writes(whole, tmp_path):
@@ -62,26 +61,6 @@ def test_rank_1_killed_in_a_step(whole, tmp_path):
     assert trace(run) == trace(whole(2))
 
 
-@pytest.mark.slow
-def test_torchrun_starts_again_after_a_crash(whole, tmp_path):
-    run = tmp_path / "run"
-    result = run_command(
-        str(ROOT / "tests" / "faults" / "crash_once.py"),
-        "--config",
-        str(ROOT / "configs" / "digits.yaml"),
-        *TINY,
-        EVERY_FOUR,
-        f"training.output_dir={run}",
-        ranks=2,
-        restarts=1,
-    )
-    assert result.returncode == 0, result.stderr
-    assert "(step 4 of 12)" in result.stdout + result.stderr
-    expected = trace(whole(2))
-    assert {**trace(run), "samples": expected["samples"]} == expected
-
-
-# Twelve steps are five, a kill, a resume and seven. With two ranks Muon's state is divided over them.
 @pytest.mark.parametrize(
     ("ranks", "workers", "precision"),
     [
