@@ -25,12 +25,13 @@ TINY = [
 
 
 def run_command(
-    *arguments: str, ranks: int = 1, cwd: Path = ROOT, timeout: float = 300, **environment: str
+    *arguments: str, ranks: int = 1, restarts: int = 0, cwd: Path = ROOT, timeout: float = 300, **environment: str
 ) -> subprocess.CompletedProcess:
     """Run a root command such as ``train.py`` (or any script), under torchrun for several ranks."""
     launcher = [sys.executable]
     if ranks > 1:
         launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--standalone"]
+        launcher += [f"--max-restarts={restarts}"]
     return subprocess.run(
         [*launcher, *arguments],
         cwd=cwd,

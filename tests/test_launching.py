@@ -7,6 +7,7 @@ import subprocess
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 
+from pmf.preflight import restart_problem
 from tests.launch import ROOT
 
 PROCESSES = {"one_gpu": (1, 1), "eight_gpus": (8, 1), "two_machines": (16, 2)}
@@ -27,3 +28,13 @@ def test_accelerate_reads_its_files(name):
 
 def test_the_batch_script_is_valid_shell():
     subprocess.run(["bash", "-n", str(ROOT / "configs" / "slurm" / "train.sbatch")], check=True, timeout=20)
+
+
+@pytest.mark.parametrize(
+    ("restarts", "shared", "warned"), [("3", "True", True), ("3", "False", False), ("0", "True", False)]
+)
+def test_restarts_that_share_a_store_are_warned_of(restarts, shared, warned, monkeypatch):
+    """What torchrun tells its processes; tests/faults/test_kill.py restarts one as the warning advises."""
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", restarts)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", shared)
+    assert (restart_problem() is not None) == warned

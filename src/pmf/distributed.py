@@ -18,7 +18,7 @@ from accelerate.utils import AutocastKwargs, DistributedDataParallelKwargs, Init
 from torch import Tensor
 
 from pmf.config import TrainingConfig
-from pmf.errors import PREEMPTED_STATUS, Preempted, UserError
+from pmf.errors import PREEMPTED_STATUS, AgreedError, Preempted, UserError
 
 T = TypeVar("T")
 
@@ -76,17 +76,17 @@ class World:
         """Called by all ranks: what is wrong on any of them ends all, and none is left waiting.
 
         Raises:
-            UserError: the problem of the lowest rank that has one.
+            AgreedError: the problem of the lowest rank that has one.
         """
         found = [text for text in self.gather(problem) if text]
         if found:
-            raise UserError(found[0])
+            raise AgreedError(found[0])
 
     def main_first(self, build: Callable[[], T]) -> T:
         """The result of ``build`` on this rank; the main one goes first, because it may have to write files.
 
         Raises:
-            UserError: ``build`` raised one, on any rank.
+            AgreedError: ``build`` raised a ``UserError``, on any rank.
         """
         for turn in (True, False):
             problem = None
@@ -165,7 +165,7 @@ def run_command(main: Callable[[], None]) -> None:
     """Run a command; a user's mistake becomes one line on stderr and exit status 2.
 
     A mistake that several ranks find is reported once. Before the process group exists all of them find it, and the
-    main one talks; after that any of them may be the only one.
+    main one talks, as for what they agreed on; after that any of them may be the only one.
     """
     try:
         main()
@@ -174,7 +174,8 @@ def run_command(main: Callable[[], None]) -> None:
             print(stop, file=sys.stderr)
         sys.exit(PREEMPTED_STATUS)
     except UserError as error:
-        if _is_first_to_find(str(error)) if torch.distributed.is_initialized() else is_main_rank():
+        alike = isinstance(error, AgreedError) or not torch.distributed.is_initialized()
+        if is_main_rank() if alike else _is_first_to_find(str(error)):
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     finally:

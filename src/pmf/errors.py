@@ -11,6 +11,10 @@ class UserError(ValueError):
     """
 
 
+class AgreedError(UserError):
+    """One that every rank raises, in the same words: the main one reports it for all."""
+
+
 class CrossFieldError(ValueError):
     """Values that are fine alone and wrong together; ``key`` is the dotted key to point at."""
 

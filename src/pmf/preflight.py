@@ -56,6 +56,21 @@ def require_compiler(training: TrainingConfig) -> None:
         )
 
 
+def restart_problem() -> str | None:
+    """Why processes that torchrun starts again may not find each other, if it would.
+
+    Its agent keeps one store for all attempts, in which the new processes may read the addresses of dead ones.
+    """
+    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) == 0:
+        return None
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    return (
+        "torchrun --max-restarts may restart in vain, because its attempts share a store; export "
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before it"
+    )
+
+
 def require_storage(training: TrainingConfig, checkpoint_bytes: int, max_steps: int) -> str:
     """The run folder can be made, and its disk holds the checkpoints that are kept and the one being written.
 

@@ -15,7 +15,7 @@ from pmf.config import Config
 from pmf.data.loader import Batch
 from pmf.data.transforms import to_unit_range
 from pmf.distributed import Stream, World, torch_generator
-from pmf.errors import UserError
+from pmf.errors import AgreedError
 from pmf.flow.draws import Draws, StandardScalars
 from pmf.flow.pixel_mean_flow import LossTerms, PixelMeanFlow
 from pmf.optim.schedule import learning_rate
@@ -136,7 +136,7 @@ class OptimizerStep:
             of_ranks = self.world.gather([index for batch in bad for index in batch.indices.tolist()])
             indices = [str(index) for of_rank in of_ranks for index in of_rank]
             samples = ", ".join(indices[:16]) + (", ..." if indices[16:] else "")
-            raise UserError(
+            raise AgreedError(
                 f"step {progress.step}: the gradient was not finite {progress.skipped_in_a_row} times in a row "
                 f"(samples whose loss is not finite: {samples or 'none'}); lower optimizer.lr, set "
                 "training.gradient_clip, or look at these samples"

@@ -24,12 +24,12 @@ from pmf.data.loader import create_loader
 from pmf.data.sampler import steps_per_epoch
 from pmf.data.source import Source, require_first_images
 from pmf.distributed import World, create_accelerator
-from pmf.errors import CrossFieldError, Preempted, UserError
+from pmf.errors import AgreedError, CrossFieldError, Preempted, UserError
 from pmf.fidelity.in_training import TrainingEvaluation
 from pmf.flops import peak_flops
 from pmf.optim.schedule import learning_rate
 from pmf.preemption import StopRequest
-from pmf.preflight import require_compiler, require_device
+from pmf.preflight import require_compiler, require_device, restart_problem
 from pmf.run_folder import RunFolder
 from pmf.snapshots import Snapshots
 from pmf.step import OptimizerStep
@@ -60,6 +60,8 @@ class Trainer:
             device=self.accelerator.device,
             barrier=self.accelerator.wait_for_everyone,
         )
+        if problem := restart_problem():
+            self.say(f"warning: {problem}")
         try:
             self.accumulation = accumulation_steps(training, self.world.size)
         except CrossFieldError as error:
@@ -267,7 +269,7 @@ class Trainer:
                 self.say(f"changed since that checkpoint: {line}")
         steps = self.world.gather(self.state.progress.step)
         if len(set(steps)) > 1:
-            raise UserError(
+            raise AgreedError(
                 f"training.output_dir {training.output_dir}: the processes found checkpoints of steps {steps}; the run "
                 "folder must be on storage that all of them share"
             )

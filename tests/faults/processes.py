@@ -26,7 +26,16 @@ from tests.launch import ROOT, TINY
 from tests.test_training import cut_back_to, metrics_of
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.faults.rank"])
+# What the command imports late, or torch for it, would otherwise take each process a second and a half.
+LATE = [
+    "pmf.training",
+    "pandas",
+    "PIL.Image",
+    "pyarrow.parquet",
+    "torch._dynamo",
+    "torch._decomp.decompositions_for_jvp",
+]
+CONTEXT.set_forkserver_preload(["tests.faults.rank", *LATE])
 LIMIT = 240
 """Seconds that a run may take before its test fails; alone on a core it takes about two."""
 

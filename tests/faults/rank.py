@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-import pmf.training  # noqa: F401  # what the command imports late
 import train as train_command
 from pmf.distributed import run_command
 from tests.faults.faults import STEP, wrap

@@ -13,10 +13,11 @@ from pmf.checkpoint import find_damage, list_checkpoints
 from tests.faults.conftest import EVERY_FOUR
 from tests.faults.faults import STEP, WRITES, KillInSave, SignalAt
 from tests.faults.processes import cut_back, finish, started, trace
+from tests.launch import ROOT, TINY, run_command
 
 
-def test_a_save_killed_before_each_of_its_writes(whole, tmp_path):
-    """Every mkdir, file, flush, rename, pointer and pruned file: one run, killed at the next of them at every start."""
+def test_a_save_killed_before_each_kind_of_write(whole, tmp_path):
+    """The first and the last mkdir, file, flush, rename, pointer and pruned file: one run, killed at every start."""
     overrides = ("training.max_steps=20", "training.checkpoint_every=1", "training.keep_checkpoints=1")
     original, record = whole(1, "training.max_steps=20"), tmp_path / "points"
     recorded = cut_back(original, tmp_path / "recorded", 4)
@@ -27,8 +28,11 @@ def test_a_save_killed_before_each_of_its_writes(whole, tmp_path):
     assert points.count("os.fsync") == 10
     assert set(points) == set(WRITES)
 
+    last = {name: point for point, name in enumerate(points, start=1)}
+    first = {name: points.index(name) + 1 for name in points}
     killed, newest = cut_back(original, tmp_path / "killed", 4), 4
-    for point, name in enumerate(points, start=1):
+    for point in sorted({*first.values(), *last.values()}):
+        name = points[point - 1]
         with started(killed, *overrides, faults={0: KillInSave(point=point)}) as run:
             assert run.wait() == [-signal.SIGKILL], f"{point} {name}: {run.printed()}"
             assert f"(step {newest} of 20)" in run.printed()
@@ -61,6 +65,27 @@ def test_rank_1_killed_in_a_step(whole, tmp_path):
     assert trace(run) == trace(whole(2))
 
 
+@pytest.mark.slow
+def test_torchrun_starts_again_after_a_crash(whole, tmp_path):
+    run = tmp_path / "run"
+    result = run_command(
+        str(ROOT / "tests" / "faults" / "crash_once.py"),
+        "--config",
+        str(ROOT / "configs" / "digits.yaml"),
+        *TINY,
+        EVERY_FOUR,
+        f"training.output_dir={run}",
+        ranks=2,
+        restarts=1,
+        TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1",  # as docs/launching.md says
+    )
+    assert result.returncode == 0, result.stderr
+    assert "(step 4 of 12)" in result.stdout + result.stderr
+    expected = trace(whole(2))
+    assert {**trace(run), "samples": expected["samples"]} == expected
+
+
+# Twelve steps are five, a kill, a resume and seven. With two ranks Muon's state is divided over them.
 @pytest.mark.parametrize(
     ("ranks", "workers", "precision"),
     [
