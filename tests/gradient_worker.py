@@ -1,4 +1,4 @@
-"""Run under torchrun by test_training.py: the averaged gradients of one step, and the world that produced them."""
+"""Run on one and two processes by test_training.py: averaged gradients of one step, and the world they come from."""
 
 import sys
 from pathlib import Path
@@ -11,8 +11,7 @@ from tests.test_training import tiny_config
 
 if __name__ == "__main__":
     output, run, *overrides = sys.argv[1:]
-    folder = Path(f"{run}_{torch.distributed.is_torchelastic_launched()}")
-    trainer = Trainer(tiny_config(folder, "training.global_batch_size=32", *overrides))
+    trainer = Trainer(tiny_config(Path(run), "training.global_batch_size=32", *overrides))
     gradients = {}
     trainer.optimizer.step = lambda: gradients.update(
         {name: p.grad.clone() for name, p in trainer.state.network.named_parameters()}

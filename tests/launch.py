@@ -1,10 +1,23 @@
-"""Starting the commands as users do, on one process or several."""
+"""Starting the commands as users do, on one process or several.
+
+Processes are forked from a server that has done the imports: a start costs a tenth of a second instead of the five that
+Python and torch need. :func:`launch` starts from nothing, for the tests that are about launchers.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import os
+import runpy
+import signal
+import socket
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -23,37 +36,182 @@ TINY = [
     "evaluation.every_images=0",
 ]
 
+LIMIT = 300
+"""Seconds that processes may take before their test fails; alone on a core most take about two."""
+
+CONTEXT = multiprocessing.get_context("forkserver")
+# The commands and what they, or torch for them, import late.
+CONTEXT.set_forkserver_preload(
+    [
+        "tests.launch",
+        "tests.faults.rank",
+        "pmf.training",
+        "pmf.fidelity.command",
+        "pandas",
+        "PIL.Image",
+        "pyarrow.parquet",
+        "scipy.linalg",
+        "timm",
+        "torch._dynamo",
+        "torch._decomp.decompositions_for_jvp",
+        "torch_fidelity",
+    ]
+)
+
+
+@dataclass
+class Ranks:
+    """Processes that were started, and the folder with what each prints."""
+
+    processes: list[multiprocessing.process.BaseProcess]
+    folder: Path
+
+    def wait(self, limit: float = LIMIT) -> list[int | None]:
+        """Exit statuses once all have ended, negative for a signal."""
+        deadline = time.monotonic() + limit
+        for process in self.processes:
+            process.join(max(deadline - time.monotonic(), 0))
+            assert process.exitcode is not None, f"still running after {limit} s:\n{self.printed()}"
+        return [process.exitcode for process in self.processes]
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Poll for something that they do."""
+        deadline = time.monotonic() + LIMIT
+        while not condition():
+            assert time.monotonic() < deadline and self.processes[0].is_alive(), self.printed()
+            time.sleep(0.01)
+
+    def pid(self, rank: int = 0) -> int:
+        """The process id, which is that of the process group too."""
+        return self.processes[rank].pid or 0
+
+    def signal(self, number: int, rank: int = 0) -> None:
+        """To one rank, and not to its loader workers."""
+        os.kill(self.pid(rank), number)
+
+    def printed(self, *streams: str) -> str:
+        """What all ranks printed, to ``stdout`` and ``stderr`` unless one is named."""
+        ranks = range(len(self.processes))
+        files = [self.folder / f"{stream}.{rank}" for rank in ranks for stream in streams or STREAMS]
+        return "".join(file.read_text() for file in files if file.exists())
+
+
+STREAMS = ("stdout", "stderr")
+
+
+@contextlib.contextmanager
+def started(
+    target: Callable[[int], None], folder: Path, *, ranks: int = 1, cwd: Path = ROOT, **environment: str
+) -> Iterator[Ranks]:
+    """Processes that call ``target`` with their rank, with the environment that torchrun would give them.
+
+    Each leads a process group of its own, of which nothing is left in the end.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder.mkdir(exist_ok=True)
+    run = Ranks([], folder)
+    try:
+        for rank in range(ranks):
+            variables = {**os.environ, **environment, **_of_launcher(rank, ranks, port)}
+            process = CONTEXT.Process(target=_become, args=(target, rank, cwd, variables, folder))
+            process.start()
+            run.processes.append(process)
+        yield run
+    finally:
+        for process in run.processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid or 0, signal.SIGKILL)
+            process.join()
+
+
+def _of_launcher(rank: int, ranks: int, port: int) -> dict[str, str]:
+    if ranks == 1:
+        return {}
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}
+    return {"MASTER_ADDR": "127.0.0.1", **{name: str(number) for name, number in numbers.items()}}
+
+
+def _become(target: Callable[[int], None], rank: int, cwd: Path, environment: Mapping[str, str], folder: Path) -> None:
+    os.setsid()
+    for stream, name in enumerate(STREAMS, start=1):
+        os.dup2(os.open(folder / f"{name}.{rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(cwd)
+
+    import torch
+
+    torch.set_num_threads(1)
+    target(rank)
+
+
+@dataclass(frozen=True)
+class Script:
+    """``python NAME.py ARGUMENTS`` or ``python -m NAME ARGUMENTS`` within a process that runs already."""
+
+    name: str
+    arguments: tuple[str, ...]
+
+    def __call__(self, rank: int) -> None:
+        sys.argv = [self.name, *self.arguments]
+        if self.name.endswith(".py"):
+            runpy.run_path(str(ROOT / self.name), run_name="__main__")
+        else:
+            runpy.run_module(self.name, run_name="__main__", alter_sys=True)
+
 
 def run_command(
-    *arguments: str, ranks: int = 1, restarts: int = 0, cwd: Path = ROOT, timeout: float = 300, **environment: str
+    script: str, *arguments: str, ranks: int = 1, cwd: Path = ROOT, timeout: float = LIMIT, **environment: str
 ) -> subprocess.CompletedProcess:
-    """Run a root command such as ``train.py`` (or any script), under torchrun for several ranks."""
-    launcher = [sys.executable]
-    if ranks > 1:
-        launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--standalone"]
-        launcher += [f"--max-restarts={restarts}"]
-    return subprocess.run(
-        [*launcher, *arguments],
-        cwd=cwd,
+    """Run a command such as ``train.py`` or ``pmf.convert``, or any script, on several ranks as under torchrun."""
+    command = Script(script, arguments)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        started(command, Path(folder), ranks=ranks, cwd=cwd, **environment) as run,
+    ):
+        statuses = run.wait(timeout)
+        status = next((status for status in statuses if status), 0)
+        return subprocess.CompletedProcess([script, *arguments], status, run.printed("stdout"), run.printed("stderr"))
+
+
+@contextlib.contextmanager
+def launched(*arguments: str, **environment: str) -> Iterator[subprocess.Popen]:
+    """Python with these arguments, from its start, in a process group of which nothing is left in the end."""
+    process = subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=timeout,
-        check=False,
+        start_new_session=True,
     )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
-def train_tiny(output: Path, *overrides: str, ranks: int = 1, arguments: tuple[str, ...] = ()) -> str:
+def launch(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    """Run Python with these arguments, from its start to its end."""
+    with launched(*arguments, **environment) as process:
+        printed = process.communicate(timeout=LIMIT)
+        return subprocess.CompletedProcess(process.args, process.returncode, *printed)
+
+
+def torchrun(ranks: int) -> tuple[str, ...]:
+    """Arguments that stand before a script and its own."""
+    return ("-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--standalone")
+
+
+def train_tiny(output: Path, *overrides: str, ranks: int = 1) -> str:
     """Train the tiny digits run; returns what it printed."""
-    result = run_command(
-        str(ROOT / "train.py"),
-        "--config",
-        str(ROOT / "configs" / "digits.yaml"),
-        *arguments,
-        *TINY,
-        f"training.output_dir={output}",
-        *overrides,
-        ranks=ranks,
-    )
+    config = str(ROOT / "configs" / "digits.yaml")
+    tiny = [*TINY, f"training.output_dir={output}", *overrides]
+    result = run_command("train.py", "--config", config, *tiny, ranks=ranks)
     assert result.returncode == 0, result.stderr
     return result.stdout + result.stderr

@@ -115,7 +115,7 @@ def test_a_real_search_changes_the_target_number_alone(tmp_path):
 def test_one_starved_rank_of_two_decides_for_both(tmp_path):
     path = copy_of_digits(tmp_path)
     result = run_command(
-        str(ROOT / "tests" / "starved_rank.py"),
+        "tests/starved_rank.py",
         str(path),
         "training.global_batch_size=8",
         "training.num_threads=1",

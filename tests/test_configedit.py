@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import time
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from pmf.configedit import read_exactly, with_numbers, write_exactly
 from pmf.errors import UserError
-from tests.launch import ROOT
+from tests.launch import ROOT, started
 
 MICRO = {"training.micro_batch_size": 16}
 BOTH = {"training.micro_batch_size": 16, "training.global_batch_size": 96}
@@ -119,30 +118,26 @@ def test_links_and_permissions_stay(tmp_path):
     assert target.stat().st_mode & 0o777 == 0o640
 
 
-WRITER = """
-import sys, pathlib
-from pmf.configedit import write_exactly
-path, old, new = pathlib.Path(sys.argv[1]), "a" * 3_000_000, "b" * 2_000_000
-print("ready", flush=True)
-while True:
-    write_exactly(path, new)
-    write_exactly(path, old)
-"""
+@dataclass(frozen=True)
+class Writer:
+    """Writes two texts by turns, for ever."""
+
+    path: Path
+
+    def __call__(self, rank: int) -> None:
+        print("ready", flush=True)
+        while True:
+            write_exactly(self.path, "b" * 2_000_000)
+            write_exactly(self.path, "a" * 3_000_000)
 
 
 @pytest.mark.parametrize("delay", [0.003, 0.01, 0.02, 0.05])
 def test_a_writer_that_is_killed_leaves_one_text_or_the_other(tmp_path, delay):
     path = tmp_path / "a.yaml"
     path.write_text("a" * 3_000_000)
-    process = subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(path)],
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    process.stdout.readline()
-    time.sleep(delay)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    with started(Writer(path), tmp_path / "printed") as writer:
+        writer.wait_until(lambda: writer.printed() == "ready\n")
+        time.sleep(delay)
+        writer.signal(signal.SIGKILL)
+        assert writer.wait() == [-signal.SIGKILL]
     assert path.read_text() in ("a" * 3_000_000, "b" * 2_000_000)

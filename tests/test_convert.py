@@ -348,7 +348,7 @@ def test_the_command_ends_in_one_line(tmp_path):
     path.write_text("<html>")
     output = tmp_path / "ours.safetensors"
     result = run_command(
-        "-m", "pmf.convert", "import", "--checkpoint", str(path), "--config", DIGITS, "--output", str(output)
+        "pmf.convert", "import", "--checkpoint", str(path), "--config", DIGITS, "--output", str(output)
     )
     assert result.returncode == 2
     assert result.stderr.startswith(f"error: {path}: this is a web page")

@@ -69,7 +69,7 @@ def test_processes_batches_and_files_in_between_change_nothing(weights, call, tm
         [*generated, "--batch-size", "7", "--output", str(tmp_path / "two_generated.json")],
         [*read, "--output", str(tmp_path / "two_read.json")],
     ]
-    launched = run_command(str(ROOT / "tests" / "eval_worker.py"), json.dumps(calls), ranks=2)
+    launched = run_command("tests/eval_worker.py", json.dumps(calls), ranks=2)
     assert launched.returncode == 0, launched.stderr
     two, two_read = (json.loads((tmp_path / f"two_{name}.json").read_text()) for name in ("generated", "read"))
     assert (one["processes"], two["processes"], two_read["processes"]) == (1, 2, 2)

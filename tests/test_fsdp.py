@@ -17,10 +17,8 @@ from pmf.errors import UserError
 from pmf.parallel import shard_weights
 from pmf.training import Trainer
 from tests import fsdp_worker
-from tests.launch import ROOT, run_command, train_tiny
+from tests.launch import run_command, train_tiny
 from tests.test_training import cut_back_to, metrics_of, tensors_of, tiny_config
-
-WORKER = str(ROOT / "tests" / "fsdp_worker.py")
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +39,7 @@ def one_process(tmp_path_factory) -> dict[str, Tensor]:
 
 
 def run_worker(folder: Path, *variants: str, ranks: int) -> list[dict[str, Tensor]]:
-    result = run_command(WORKER, str(folder), *variants, ranks=ranks, timeout=400)
+    result = run_command("tests/fsdp_worker.py", str(folder), *variants, ranks=ranks, timeout=400)
     assert result.returncode == 0, result.stderr
     return [load_file(folder / f"{variant}.safetensors") for variant in variants]
 

@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 from benchmarks.make_parquet import write_image_set
-from tests.launch import run_command
+from tests.launch import launch, run_command
 
 NUM_IMAGES = 2000
 
@@ -60,7 +60,7 @@ def test_the_b_16_recipe_trains_on_mixed_jpegs_with_workers(imagenet, tmp_path):
 def test_accelerate_launch_runs_the_command(tmp_path):
     launcher = ["-m", "accelerate.commands.launch", "--cpu", "train.py", "--config", "configs/digits.yaml"]
     overrides = ["training.max_steps=2", "training.global_batch_size=8", "sampling.final_images=0"]
-    result = run_command(*launcher, *overrides, f"training.output_dir={tmp_path}", "training.sample_every=0")
+    result = launch(*launcher, *overrides, f"training.output_dir={tmp_path}", "training.sample_every=0")
     assert result.returncode == 0, result.stderr
     assert "world: 1 process(es) on cpu" in result.stdout + result.stderr
     assert (tmp_path / "checkpoints" / "step_00000002" / "manifest.json").exists()

@@ -23,7 +23,7 @@ from pmf.perceptual.lpips import Lpips
 from pmf.perceptual.weights import load_published
 from pmf.training import Trainer
 from tests.flow.test_exact_step import CLASSES, ROWS, gradients, inputs, small_network, worst_relative_error
-from tests.launch import ROOT, run_command, train_tiny
+from tests.launch import run_command, train_tiny
 from tests.perceptual_weights import random_convnext, random_lpips, write_weights
 from tests.test_training import tiny_config
 
@@ -247,9 +247,9 @@ def test_a_run_with_both_terms_trains_and_keeps_them_out_of_its_checkpoints(tmp_
 
 
 def test_gradients_on_two_processes_equal_those_on_one(tmp_path, overrides):
-    worker = str(ROOT / "tests" / "gradient_worker.py")
     for ranks in (1, 2):
-        result = run_command(worker, f"{tmp_path}/{ranks}.safetensors", f"{tmp_path}/run", *overrides, ranks=ranks)
+        outputs = (f"{tmp_path}/{ranks}.safetensors", f"{tmp_path}/run{ranks}")
+        result = run_command("tests/gradient_worker.py", *outputs, *overrides, ranks=ranks)
         assert result.returncode == 0, result.stderr
     one, two = (load_file(tmp_path / f"{ranks}.safetensors") for ranks in (1, 2))
     assert (int(one.pop("world_size")), int(two.pop("world_size"))) == (1, 2)

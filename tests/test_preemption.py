@@ -2,81 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pmf.errors import PREEMPTED_STATUS
-from tests.launch import ROOT, TINY, run_command, train_tiny
+from tests.launch import ROOT, TINY, Script, launched, run_command, started, torchrun, train_tiny
 from tests.test_training import assert_same_run
 
+DIGITS = ("--config", str(ROOT / "configs" / "digits.yaml"), *TINY)
 # Long enough to be caught in the middle, short enough to finish.
-STEPS = ["training.max_steps=24", "training.checkpoint_every=24", "data.num_workers=2"]
+STEPS = ("training.max_steps=24", "training.checkpoint_every=24", "data.num_workers=2")
 
 
-@contextlib.contextmanager
-def started(output: Path, ranks: int, *overrides: str) -> Iterator[subprocess.Popen]:
-    """A run in a process group of its own, of which nothing is left in the end."""
-    launcher = [sys.executable]
-    if ranks > 1:
-        launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--standalone"]
-    command = [
-        *launcher,
-        str(ROOT / "train.py"),
-        "--config",
-        str(ROOT / "configs" / "digits.yaml"),
-        *TINY,
-        *STEPS,
-        *overrides,
-    ]
-    process = subprocess.Popen(
-        [*command, f"training.output_dir={output}"],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+def has_begun(output: Path) -> bool:
+    path = output / "metrics.jsonl"
+    return path.exists() and path.read_text().count("\n") >= 2
 
 
-def wait_for_a_metrics_line(output: Path) -> None:
-    deadline = time.monotonic() + 100
-    while time.monotonic() < deadline:
-        path = output / "metrics.jsonl"
-        if path.exists() and path.read_text().count("\n") >= 2:
-            return
-        time.sleep(0.05)
-    raise AssertionError("the run did not start")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_a_signal_saves_the_step_and_the_next_start_goes_on(tmp_path, ranks):
-    whole = tmp_path / "whole"
-    train_tiny(whole, *STEPS, ranks=ranks)
-
-    stopped = tmp_path / "stopped"
-    with started(stopped, ranks) as process:
-        wait_for_a_metrics_line(stopped)
-        os.killpg(process.pid, signal.SIGTERM)  # everything at once, loader workers too, as a scheduler does it
-        printed, _ = process.communicate(timeout=100)
-    assert process.returncode != 0
-    if ranks == 1:
-        assert process.returncode == PREEMPTED_STATUS, printed
+def assert_saved_and_continued(stopped: Path, printed: str, ranks: int, whole: Path) -> None:
     (checkpoint,) = (stopped / "checkpoints").iterdir()
     step = int(checkpoint.name.removeprefix("step_"))
     assert 4 <= step < 24
@@ -91,21 +38,47 @@ def test_a_signal_saves_the_step_and_the_next_start_goes_on(tmp_path, ranks):
     assert_same_run(whole, stopped, 24)
 
 
+def test_a_signal_saves_the_step_and_the_next_start_goes_on(tmp_path):
+    train_tiny(tmp_path / "whole", *STEPS)
+    stopped = tmp_path / "stopped"
+    command = Script("train.py", (*DIGITS, *STEPS, f"training.output_dir={stopped}"))
+    with started(command, tmp_path / "printed") as run:
+        run.wait_until(lambda: has_begun(stopped))
+        os.killpg(run.pid(), signal.SIGTERM)  # everything at once, loader workers too, as a scheduler does it
+        assert run.wait() == [PREEMPTED_STATUS], run.printed()
+    assert_saved_and_continued(stopped, run.printed(), 1, tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_signal_to_torchrun_and_all_its_processes(tmp_path):
+    train_tiny(tmp_path / "whole", *STEPS, ranks=2)
+    stopped = tmp_path / "stopped"
+    command = (*torchrun(2), "train.py", *DIGITS, *STEPS, f"training.output_dir={stopped}")
+    with launched(*command) as process:
+        while not has_begun(stopped):
+            assert process.poll() is None
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGTERM)
+        printed = "".join(process.communicate(timeout=100))
+        assert process.returncode not in (0, None)
+    assert_saved_and_continued(stopped, printed, 2, tmp_path / "whole")
+
+
 def test_a_second_signal_ends_at_once_and_a_locked_folder_is_refused(tmp_path):
-    with started(tmp_path, 1, "training.max_steps=100000", "training.checkpoint_every=100000") as process:
-        wait_for_a_metrics_line(tmp_path)
-        second = run_command("train.py", "--config", "configs/digits.yaml", *TINY, f"training.output_dir={tmp_path}")
+    output = tmp_path / "run"
+    overrides = ("training.max_steps=100000", "training.checkpoint_every=100000", f"training.output_dir={output}")
+    with started(Script("train.py", (*DIGITS, *overrides)), tmp_path / "printed") as run:
+        run.wait_until(lambda: has_begun(output))
+        second = run_command("train.py", *DIGITS, f"training.output_dir={output}")
         assert second.returncode == 2
-        assert f"in use by process {process.pid} on " in second.stderr
+        assert f"in use by process {run.pid()} on " in second.stderr
         assert second.stderr.count("\n") == 1
 
-        process.send_signal(signal.SIGSTOP)  # so that no step ends between the two
-        process.send_signal(signal.SIGUSR1)
-        process.send_signal(signal.SIGTERM)
-        process.send_signal(signal.SIGCONT)
-        process.communicate(timeout=60)
-    assert process.returncode in (128 + signal.SIGTERM, 128 + signal.SIGUSR1)
-    assert not list((tmp_path / "checkpoints").glob("step_*"))
+        run.signal(signal.SIGSTOP)  # so that no step ends between the two
+        run.signal(signal.SIGUSR1)
+        run.signal(signal.SIGTERM)
+        run.signal(signal.SIGCONT)
+        assert run.wait()[0] in (128 + signal.SIGTERM, 128 + signal.SIGUSR1)
+    assert not list((output / "checkpoints").glob("step_*"))
     # The kernel gave the lock back.
-    printed = train_tiny(tmp_path)
-    assert "holds no checkpoint: starting from scratch" in printed
+    assert "holds no checkpoint: starting from scratch" in train_tiny(output)

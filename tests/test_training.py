@@ -98,9 +98,9 @@ def test_two_processes_resume_to_the_bit_and_equal_one_process(tmp_path):
 
 
 def test_gradients_on_two_processes_equal_those_on_one(tmp_path):
-    worker = str(ROOT / "tests" / "gradient_worker.py")
     for ranks in (1, 2):
-        result = run_command(worker, str(tmp_path / f"{ranks}.safetensors"), str(tmp_path / "run"), ranks=ranks)
+        outputs = (f"{tmp_path}/{ranks}.safetensors", f"{tmp_path}/run{ranks}")
+        result = run_command("tests/gradient_worker.py", *outputs, ranks=ranks)
         assert result.returncode == 0, result.stderr
     one, two = (load_file(tmp_path / f"{ranks}.safetensors") for ranks in (1, 2))
     assert int(two.pop("world_size")) == 2

@@ -1,35 +1,35 @@
-"""What a rank's process does; imported once by the server from which ranks are forked."""
+"""What a rank's process does before and while it is ``train.py``."""
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 import train as train_command
 from pmf.distributed import run_command
 from tests.faults.faults import STEP, wrap
 
+Fault = Callable[[], None]
+"""Called in a rank's process before the command; a picklable function or object."""
 
-def train(
-    environment: Mapping[str, str], arguments: list[str], log: Path, samples: Path, fault: Callable[[], None] | None
-) -> None:
-    """Become the command ``train.py ARGUMENTS`` that prints to ``log``, and writes each step's samples to a file."""
-    os.setsid()
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for stream in (1, 2):
-        os.dup2(output, stream)
-    os.environ.update(environment)
-    sys.argv = ["train.py", *arguments]
-    torch.set_num_threads(1)
-    _record_samples(samples)
-    if fault is not None:
-        fault()
-    run_command(train_command.main)
+
+@dataclass(frozen=True)
+class FaultyTraining:
+    """The command ``train.py ARGUMENTS`` with a fault in some ranks; each step's samples go to a file of the rank."""
+
+    arguments: tuple[str, ...]
+    samples: Path
+    faults: Mapping[int, Fault]
+
+    def __call__(self, rank: int) -> None:
+        sys.argv = ["train.py", *self.arguments]
+        _record_samples(self.samples.with_name(f"{self.samples.name}.{rank}"))
+        if rank in self.faults:
+            self.faults[rank]()
+        run_command(train_command.main)
 
 
 def _record_samples(path: Path) -> None:

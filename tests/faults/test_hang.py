@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
-import sys
+import time
 
 import pytest
 
-from pmf.watchdog import HUNG_STATUS
+from pmf.distributed import ALONE
+from pmf.watchdog import HUNG_STATUS, Watchdog
+from tests import launch
 from tests.faults.conftest import EVERY_FOUR
 from tests.faults.faults import STEP, SignalAt, SignalWorkers
 from tests.faults.processes import finish, started, trace
-from tests.launch import ROOT
 
 # Longer than a step on a machine that many tests share.
 TIMEOUT = "training.step_timeout=30"
@@ -23,8 +23,8 @@ TIMEOUT = "training.step_timeout=30"
 def test_a_stopped_rank_is_named_and_the_run_can_go_on(whole, tmp_path):
     run = tmp_path / "run"
     with started(run, EVERY_FOUR, TIMEOUT, ranks=2, faults={1: SignalAt(STEP, 6, (signal.SIGSTOP,))}) as stopped:
-        stopped.ranks[0].join(240)
-        assert stopped.ranks[0].exitcode == HUNG_STATUS, stopped.printed()
+        stopped.processes[0].join(240)
+        assert stopped.processes[0].exitcode == HUNG_STATUS, stopped.printed()
         printed = stopped.printed()
     assert "rank 0: the stacks of all threads" in printed
     assert 'step.py", line' in printed  # where rank 0 waits for the gradients of the other
@@ -58,26 +58,19 @@ def test_a_loader_worker_that_dies_or_stops_ends_the_run(number, whole, tmp_path
     assert trace(run) == trace(whole(1))
 
 
-WATCHED = """
-import time
-from pmf.distributed import ALONE
-from pmf.watchdog import Watchdog
-
-watchdog = Watchdog(ALONE, 1)
-for step in (1, 2, 3):
-    with watchdog.watch(step):
-        time.sleep(0.4)  # in time, each
-time.sleep(3)  # sampling, evaluation: not a step
-print("sampled", flush=True)
-with watchdog.watch(4):
-    time.sleep(60)
-"""
+def steps_in_time_and_one_that_is_not(rank: int) -> None:
+    watchdog = Watchdog(ALONE, 1)
+    for step in (1, 2, 3):
+        with watchdog.watch(step):
+            time.sleep(0.4)  # in time, each
+    time.sleep(3)  # sampling, evaluation: not a step
+    print("sampled", flush=True)
+    with watchdog.watch(4):
+        time.sleep(60)
 
 
-def test_nothing_is_counted_between_steps():
-    result = subprocess.run(
-        [sys.executable, "-c", WATCHED], cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
-    )
-    assert result.stdout == "sampled\n", result.stderr
-    assert result.returncode == HUNG_STATUS
-    assert "error: step 4 did not end within 1 s" in result.stderr
+def test_nothing_is_counted_between_steps(tmp_path):
+    with launch.started(steps_in_time_and_one_that_is_not, tmp_path) as run:
+        assert run.wait() == [HUNG_STATUS]
+    assert run.printed("stdout") == "sampled\n"
+    assert "error: step 4 did not end within 1 s" in run.printed("stderr")

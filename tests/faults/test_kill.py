@@ -13,7 +13,7 @@ from pmf.checkpoint import find_damage, list_checkpoints
 from tests.faults.conftest import EVERY_FOUR
 from tests.faults.faults import STEP, WRITES, KillInSave, SignalAt
 from tests.faults.processes import cut_back, finish, started, trace
-from tests.launch import ROOT, TINY, run_command
+from tests.launch import ROOT, TINY, launch, torchrun
 
 
 def test_a_save_killed_before_each_kind_of_write(whole, tmp_path):
@@ -68,15 +68,15 @@ def test_rank_1_killed_in_a_step(whole, tmp_path):
 @pytest.mark.slow
 def test_torchrun_starts_again_after_a_crash(whole, tmp_path):
     run = tmp_path / "run"
-    result = run_command(
+    result = launch(
+        *torchrun(2),
+        "--max-restarts=1",
         str(ROOT / "tests" / "faults" / "crash_once.py"),
         "--config",
         str(ROOT / "configs" / "digits.yaml"),
         *TINY,
         EVERY_FOUR,
         f"training.output_dir={run}",
-        ranks=2,
-        restarts=1,
         TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1",  # as docs/launching.md says
     )
     assert result.returncode == 0, result.stderr

@@ -48,7 +48,7 @@ def test_a_second_process_is_refused_and_the_first_goes_on(whole, tmp_path):
         with started(run, EVERY_FOUR) as second:
             assert second.wait() == [2]
             (line,) = [line for line in second.printed().splitlines() if "error" in line]
-            assert line.startswith(f"error: training.output_dir {run}: in use by process {first.ranks[0].pid} on ")
+            assert line.startswith(f"error: training.output_dir {run}: in use by process {first.pid()} on ")
         first.signal(signal.SIGCONT)
         assert first.wait() == [0], first.printed()
     assert trace(run) == trace(whole(1))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from pmf.optim import sharding
@@ -11,13 +9,12 @@ from pmf.optim.sharding import assign_owners, divide
 from tests.launch import run_command
 from tests.optim.test_muon import normal
 
-WORKER = Path(__file__).with_name("sharded_worker.py")
 CHECKS = ("weights", "state", "division", "resuming what one process saved", "missing gradients")
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_divided_over_processes_equals_one_process_to_the_bit(ranks):
-    result = run_command(str(WORKER), ranks=ranks)
+    result = run_command("tests/optim/sharded_worker.py", ranks=ranks)
     assert result.returncode == 0, result.stderr
     assert [line for line in result.stdout.splitlines() if line.startswith("passed")] == [
         f"passed: {check}" for check in CHECKS
