@@ -63,10 +63,10 @@ def cut_back_to(run: Path, copy: Path, step: int) -> None:
     (copy / "latest").write_text(f"checkpoints/step_{step:08d}\n")
 
 
-@pytest.mark.parametrize("extra", [(), ("data.num_workers=2", "training.mixed_precision=bf16")], ids=["fp32", "bf16"])
-def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(tmp_path, extra):
+def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(tmp_path):
+    """Within one process; tests/faults/test_kill.py has workers, ranks and bfloat16."""
     # 5 does not divide the logging interval: the open window of metrics is carried over too
-    extra = (*extra, "training.checkpoint_every=5", "training.log_every=4")
+    extra = ("training.checkpoint_every=5", "training.log_every=4")
     Trainer(tiny_config(tmp_path / "whole", *extra)).train()
     cut_back_to(tmp_path / "whole", tmp_path / "resumed", 5)
     AcceleratorState._reset_state(reset_partial_state=True)
