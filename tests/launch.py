@@ -40,23 +40,21 @@ LIMIT = 300
 """Seconds that processes may take before their test fails; alone on a core most take about two."""
 
 CONTEXT = multiprocessing.get_context("forkserver")
-# The commands and what they, or torch for them, import late.
-CONTEXT.set_forkserver_preload(
-    [
-        "tests.launch",
-        "tests.faults.rank",
-        "pmf.training",
-        "pmf.fidelity.command",
-        "pandas",
-        "PIL.Image",
-        "pyarrow.parquet",
-        "scipy.linalg",
-        "timm",
-        "torch._dynamo",
-        "torch._decomp.decompositions_for_jvp",
-        "torch_fidelity",
-    ]
-)
+PRELOADED = [
+    "tests.launch",
+    "tests.faults.rank",
+    "pmf.training",
+    "pmf.fidelity.command",
+    "pandas",
+    "PIL.Image",
+    "pyarrow.parquet",
+    "scipy.linalg",
+    "timm",
+    "torch._dynamo",
+    "torch._decomp.decompositions_for_jvp",
+    "torch_fidelity",
+]
+"""Imported by the server of processes: the commands and what they, or torch for them, import late."""
 
 
 @dataclass
