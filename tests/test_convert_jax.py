@@ -188,7 +188,7 @@ FAULTS = {
         r"net/shared_blocks_0/attn/q_norm/kernel is \(3,\) there and \(16,\) here",
     ),
     "extra": (change_tree(lambda net: net.update(extra=np.ones(3, np.float32))), "net/extra is unknown here"),
-    "cut data": (cut_data, "cannot be read as a JAX checkpoint"),
+    "cut data": (cut_data, "cannot be read as a JAX checkpoint|its metadata cannot be read"),
     "cut msgpack": (cut_msgpack, "cannot be read as a JAX checkpoint"),
     "metadata": (spoil_metadata, "its metadata cannot be read"),
     "html": (write_html, "cannot be read as a JAX checkpoint"),

@@ -15,7 +15,7 @@ from tests.test_training import assert_same_run
 
 DIGITS = ("--config", str(ROOT / "configs" / "digits.yaml"), *TINY)
 # Long enough to be caught in the middle, short enough to finish.
-STEPS = ("training.max_steps=24", "training.checkpoint_every=24", "data.num_workers=2")
+STEPS = ("training.max_steps=24", "training.checkpoint_every=24")
 
 
 def has_begun(output: Path) -> bool:
@@ -41,7 +41,7 @@ def assert_saved_and_continued(stopped: Path, printed: str, ranks: int, whole: P
 def test_a_signal_saves_the_step_and_the_next_start_goes_on(tmp_path):
     train_tiny(tmp_path / "whole", *STEPS)
     stopped = tmp_path / "stopped"
-    command = Script("train.py", (*DIGITS, *STEPS, f"training.output_dir={stopped}"))
+    command = Script("train.py", (*DIGITS, *STEPS, "data.num_workers=2", f"training.output_dir={stopped}"))
     with started(command, tmp_path / "printed") as run:
         run.wait_until(lambda: has_begun(stopped))
         os.killpg(run.pid(), signal.SIGTERM)  # everything at once, loader workers too, as a scheduler does it
@@ -53,7 +53,7 @@ def test_a_signal_saves_the_step_and_the_next_start_goes_on(tmp_path):
 def test_a_signal_to_torchrun_and_all_its_processes(tmp_path):
     train_tiny(tmp_path / "whole", *STEPS, ranks=2)
     stopped = tmp_path / "stopped"
-    command = (*torchrun(2), "train.py", *DIGITS, *STEPS, f"training.output_dir={stopped}")
+    command = (*torchrun(2), "train.py", *DIGITS, *STEPS, "data.num_workers=2", f"training.output_dir={stopped}")
     with launched(*command) as process:
         while not has_begun(stopped):
             assert process.poll() is None
