@@ -14,7 +14,12 @@ from pmf.training import Trainer
 from tests.test_training import tiny_config
 
 STEPS = 3
-COMMON = ["training.global_batch_size=32", "training.gradient_clip=0.5", "optimizer.weight_decay=0.1"]
+COMMON = [
+    "training.global_batch_size=8",
+    "training.micro_batch_size=2",
+    "training.gradient_clip=0.5",
+    "optimizer.weight_decay=0.1",
+]
 
 
 def to_double(value):

@@ -34,6 +34,11 @@ PAPER = {
 }
 
 
+@pytest.fixture(scope="module")
+def perceptual(tmp_path_factory) -> list[str]:
+    return write_weights(tmp_path_factory.mktemp("weights"))
+
+
 @pytest.fixture(autouse=True)
 def _fresh_accelerator():
     yield
@@ -45,10 +50,10 @@ def test_the_document_has_the_papers_numbers():
 
 
 @pytest.mark.parametrize("switch", [switch for switch, _ in ROWS])
-def test_an_ablation_trains_and_samples(switch, tmp_path):
+def test_an_ablation_trains_and_samples(switch, perceptual, tmp_path):
     # As in the recipes, both perceptual terms are on, unless the switch says otherwise.
     overrides = [
-        *write_weights(tmp_path),
+        *perceptual,
         *TINY,
         *switch.split(),
         "training.max_steps=3",

@@ -36,17 +36,17 @@ def test_the_b_16_recipe_trains_on_mixed_jpegs_with_workers(imagenet, tmp_path):
         "data.num_workers=2",
         "training.epochs=null",
         "training.max_steps=6",
-        "training.global_batch_size=64",
-        "training.micro_batch_size=32",
+        "training.global_batch_size=32",
+        "training.micro_batch_size=16",
         "training.log_every=1",
         "training.sample_every=6",
         f"training.output_dir={run}",
     )
     assert result.returncode == 0, result.stderr
-    assert "500 images, 7 steps an epoch, 6 steps in all" in result.stdout + result.stderr
+    assert "500 images, 15 steps an epoch, 6 steps in all" in result.stdout + result.stderr
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in metrics] == list(range(1, 7))
-    # Six steps of 64 images: the draws move the loss by a few per cent from step to step.
+    # Six steps of 32 images: the draws move the loss by a few per cent from step to step.
     losses = [line["loss_u"] for line in metrics]
     assert min(losses[3:]) < losses[0], losses
     assert all(np.isfinite(line["grad_norm"]) for line in metrics)
