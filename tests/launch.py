@@ -121,6 +121,7 @@ def started(
         for process in run.processes:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid or 0, signal.SIGKILL)
+            process.kill()  # if it had not yet made its group
             process.join()
 
 
