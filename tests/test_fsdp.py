@@ -61,10 +61,11 @@ def assert_same_steps(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> Non
 def test_two_ranks_in_shards_equal_ddp_and_one_process(one_process, tmp_path):
     """In float64, where only the order of sums differs: 2e-15 was measured. Then under autocast, against DDP."""
     bf16 = "training.mixed_precision=bf16"
-    ddp, fsdp, copies, ddp_bf16, fsdp_bf16 = run_worker(
+    ddp, fsdp, checkpointed, copies, ddp_bf16, fsdp_bf16 = run_worker(
         tmp_path,
         "training.parallel=ddp",
         "training.parallel=fsdp",
+        "training.parallel=fsdp,training.activation_checkpointing=true",
         "training.parallel=hsdp,training.shard_size=1",
         f"training.parallel=ddp,{bf16}",
         f"training.parallel=fsdp,{bf16}",
@@ -76,7 +77,7 @@ def test_two_ranks_in_shards_equal_ddp_and_one_process(one_process, tmp_path):
     assert int(fsdp["held"]) < 0.52 * total  # of an odd number of rows the first rank has one more
     assert float(one_process["gradient/u_output.linear.weight"].norm()) > 0
     assert float(one_process["grad_norm"]) > 3 * 0.5, "each of the three steps was clipped"
-    for found in (ddp, fsdp, copies):
+    for found in (ddp, fsdp, checkpointed, copies):
         assert_same_steps(found, one_process)
     for name in (name for name in ddp_bf16 if name.startswith("gradient")):
         # Half a step of bfloat16, 2e-3, where a sum of the backward pass rounds to the other side; measured 5e-4.
