@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -80,7 +81,8 @@ def save_checkpoint(run_folder: Path, checkpoint: Checkpoint, *, keep: int) -> P
         if (final / MANIFEST).exists() and (final / MANIFEST).read_bytes() == manifest and find_damage(final) is None:
             shutil.rmtree(temporary)  # this step is saved already: never is there a moment without it
         else:
-            shutil.rmtree(final, ignore_errors=True)  # damaged, or of another history of this run
+            if final.exists():  # damaged, or of another history of this run
+                _remove(final)
             temporary.rename(final)
         _flush(folder)
         _point_latest_at(run_folder, final)
@@ -91,8 +93,16 @@ def save_checkpoint(run_folder: Path, checkpoint: Checkpoint, *, keep: int) -> P
             "it are intact: make room and start the same command again"
         ) from None
     for old in list_checkpoints(run_folder)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            _remove(old)
     return final
+
+
+def _remove(checkpoint: Path) -> None:
+    """Delete one that is complete until it is out of sight; of what a killed process leaves, the next save disposes."""
+    hidden = checkpoint.with_name(f".incomplete_removed_{checkpoint.name}")
+    checkpoint.rename(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:

@@ -39,7 +39,8 @@ def test_a_save_killed_before_each_kind_of_write(whole, tmp_path):
         with started(killed, *overrides, faults={0: KillInSave(point=point)}) as run:
             assert run.wait() == [-signal.SIGKILL], f"{point} {name}: {run.printed()}"
             assert f"(step {newest} of 20)" in run.printed()
-        steps = [int(path.name[-8:]) for path in list_checkpoints(killed) if find_damage(path) is None]
+        steps = [int(path.name[-8:]) for path in list_checkpoints(killed)]
+        assert all(find_damage(path) is None for path in list_checkpoints(killed)), f"{point} {name}"
         assert steps[-1] - newest == (point > points.index("os.rename") + 1), f"{point} {name}"
         newest = steps[-1]
     finish(killed, *overrides)
