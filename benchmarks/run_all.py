@@ -63,14 +63,7 @@ def figures(name: str, result: dict[str, Any]) -> list[tuple[str, str, float]]:
     rows: list[tuple[str, str, float]] = []
     for variant, rate in result.get("images_per_second", {}).items():
         rows.append((name, f"{variant}, images/s", rate))
-    for key in (
-        "throughput_ratio",
-        "compiled_throughput_ratio",
-        "memory_ratio",
-        "flop_ratio",
-        "optimizer_share",
-        "largest_error",
-    ):
+    for key in KEYS:
         if result.get(key) is not None:
             rows.append((name, key.replace("_", " "), result[key]))
     for variant, share in (result.get("mfu") or {}).items():

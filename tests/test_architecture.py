@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "flow": FLOOR,  # it sees a network as a callable
     "evaluation": FLOOR | {"flow", "data"},
     "flops": FLOOR | {"net", "flow", "perceptual"},
-    "configedit": {"errors", "checkpoint"},
+    "configedit": {"errors", "files"},
     "memory": FLOOR | {"batching", "configfile", "net", "optim", "flow", "perceptual"},
     "auto_batch": None,  # it runs the trainer
     "convert": FLOOR | {"configfile", "checkpoint", "net"},

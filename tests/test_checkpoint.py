@@ -9,7 +9,6 @@ import torch
 
 from pmf.checkpoint import (
     Checkpoint,
-    complete_or_absent,
     find_damage,
     find_resumable,
     list_checkpoints,
@@ -21,6 +20,7 @@ from pmf.checkpoint import (
 from pmf.config import as_plain
 from pmf.configfile import config_from_plain
 from pmf.errors import UserError
+from pmf.files import complete_or_absent
 
 CONFIG = config_from_plain(
     {

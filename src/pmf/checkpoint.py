@@ -10,11 +10,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,7 @@ from torch import Tensor, nn
 from pmf.config import Config, as_plain
 from pmf.configfile import config_from_plain
 from pmf.errors import UserError
-from pmf.files import foreign_content
+from pmf.files import complete_or_absent, file_sha256, flush, foreign_content
 from pmf.parallel import placed_like
 from pmf.strict import require_same_tensors
 
@@ -84,7 +82,7 @@ def save_checkpoint(run_folder: Path, checkpoint: Checkpoint, *, keep: int) -> P
             if final.exists():  # damaged, or of another history of this run
                 _remove(final)
             temporary.rename(final)
-        _flush(folder)
+        flush(folder)
         _point_latest_at(run_folder, final)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)  # its space may be all that there was
@@ -208,19 +206,6 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], config: Config) -> N
         _save_tensors(weights, temporary, {"config": json.dumps(as_plain(config))})
 
 
-@contextmanager
-def complete_or_absent(path: Path) -> Iterator[Path]:
-    """A temporary path to write to; what stands there in the end is flushed to disk and renamed to ``path``."""
-    temporary = path.with_name(f".incomplete_{path.name}")
-    try:
-        yield temporary
-        _flush(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _flush(path.parent)
-
-
 def load_strictly(module: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
     """Copy weights into a module; those of a head that it does not have may be left over.
 
@@ -250,12 +235,6 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
         digest.update(name.encode())
         digest.update(tensors[name].detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    """Of the file's bytes, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _weights_file(path: Path, which: str | None) -> Path:
@@ -288,7 +267,7 @@ def _write_durably(folder: Path, checkpoint: Checkpoint) -> bytes:
     manifest = json.dumps(entries, indent=1).encode()
     (folder / MANIFEST).write_bytes(manifest)
     for path in (*files, folder / MANIFEST, folder):
-        _flush(path)
+        flush(path)
     return manifest
 
 
@@ -302,11 +281,3 @@ def _save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str,
 def _point_latest_at(run_folder: Path, checkpoint: Path) -> None:
     with complete_or_absent(run_folder / "latest") as temporary:
         temporary.write_text(f"{checkpoint.relative_to(run_folder)}\n")
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from pmf.checkpoint import complete_or_absent
 from pmf.errors import UserError
+from pmf.files import complete_or_absent
 
 
 def read_exactly(path: Path) -> str:

@@ -1,7 +1,11 @@
-"""What a file is, where a download left something else in its place."""
+"""Files: written whole or not at all, their checksums, and what a download left in the place of one."""
 
 from __future__ import annotations
 
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -20,3 +24,31 @@ def foreign_content(path: str | Path) -> str | None:
     if start.startswith((b"<!doctype html", b"<html", b"<?xml")):
         return "this is a web page (a login or error page was saved); log in and download the file again"
     return None
+
+
+@contextmanager
+def complete_or_absent(path: Path) -> Iterator[Path]:
+    """A temporary path to write to; what stands there in the end is flushed to disk and renamed to ``path``."""
+    temporary = path.with_name(f".incomplete_{path.name}")
+    try:
+        yield temporary
+        flush(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    flush(path.parent)
+
+
+def flush(path: Path) -> None:
+    """Have a file, or the names in a folder, on disk before anything else is done."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def file_sha256(path: Path) -> str:
+    """Of the file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

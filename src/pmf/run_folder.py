@@ -17,10 +17,11 @@ from typing import Any
 
 import torch
 
-from pmf.checkpoint import Checkpoint, complete_or_absent, find_resumable, list_checkpoints
+from pmf.checkpoint import Checkpoint, find_resumable, list_checkpoints
 from pmf.config import Config, as_plain
 from pmf.configfile import save_config
 from pmf.errors import UserError
+from pmf.files import complete_or_absent
 
 PREEMPTED = "preempted"
 RECORDED_PACKAGES = ("torch", "accelerate", "numpy", "pillow", "pyarrow", "safetensors")

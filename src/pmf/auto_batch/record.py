@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from pmf.auto_batch.search import Measurement
-from pmf.checkpoint import complete_or_absent
 from pmf.configedit import write_exactly
+from pmf.files import complete_or_absent
 
 
 @dataclass(frozen=True, kw_only=True)

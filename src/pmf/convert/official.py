@@ -8,12 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pmf.checkpoint import SavedWeights, file_sha256, tensors_sha256
+from pmf.checkpoint import SavedWeights, tensors_sha256
 from pmf.config import Config
 from pmf.convert.jax_checkpoint import read_jax, write_jax
 from pmf.convert.names import JAX, PYTORCH, Layout
 from pmf.convert.pytorch_file import read_pytorch, write_pytorch
 from pmf.errors import UserError
+from pmf.files import file_sha256
 from pmf.net.layers import Rotation
 from pmf.net.sizes import SIZES, create_network
 from pmf.strict import require_same_tensors

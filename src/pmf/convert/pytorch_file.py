@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pmf.checkpoint import complete_or_absent
 from pmf.errors import UserError
-from pmf.files import foreign_content
+from pmf.files import complete_or_absent, foreign_content
 
 
 def read_pytorch(path: Path, *, allow_pickle: bool) -> dict[str, Tensor]:

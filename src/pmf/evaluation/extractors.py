@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pmf.distributed import set_float32_precision
 from pmf.errors import UserError
+from pmf.files import file_sha256
 
 ImageShape = tuple[int, int, int]
 """Channels, height, width."""
@@ -142,7 +143,7 @@ def _load_torchscript(path: Path, device: torch.device) -> Extractor:
             network = torch.jit.load(str(path), map_location=device)
     except (RuntimeError, ValueError):
         raise UserError(f"--extractor {path}: is not a TorchScript file, as torch.jit.save writes it") from None
-    return freeze(path.name, hashlib.sha256(path.read_bytes()).hexdigest(), network, device)
+    return freeze(path.name, file_sha256(path), network, device)
 
 
 def weights_sha256(network: nn.Module, source: bytes = b"") -> str:

@@ -11,13 +11,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pmf.checkpoint import complete_or_absent
 from pmf.distributed import World
 from pmf.errors import UserError
 from pmf.evaluation.extractors import Extractor
 from pmf.evaluation.fidelity import Scores
 from pmf.evaluation.inception_score import SHUFFLE_SEED, SPLITS
 from pmf.fidelity.subjects import Subject
+from pmf.files import complete_or_absent
 
 PACKAGES = ("pmf", "torch", "torch-fidelity", "numpy", "pillow")
 PROTOCOL = {
