@@ -8,7 +8,6 @@ import re
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 from pmf.configfile import load_config
 from pmf.training import Trainer
@@ -37,12 +36,6 @@ PAPER = {
 @pytest.fixture(scope="module")
 def perceptual(tmp_path_factory) -> list[str]:
     return write_weights(tmp_path_factory.mktemp("weights"))
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerator():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_the_document_has_the_papers_numbers():

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 from pmf import doctor
 from pmf.config import Config
@@ -20,12 +19,6 @@ from pmf.training import Trainer
 from tests.launch import ROOT, TINY
 
 DIGITS = str(ROOT / "configs" / "digits.yaml")
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerator():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture

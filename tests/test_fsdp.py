@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, PartialState
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -19,13 +19,6 @@ from pmf.training import Trainer
 from tests import fsdp_worker
 from tests.launch import run_command, train_tiny
 from tests.test_training import cut_back_to, metrics_of, tensors_of, tiny_config
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerator():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    assert not PartialState._shared_state
 
 
 @pytest.fixture(scope="module")

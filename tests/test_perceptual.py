@@ -258,12 +258,6 @@ def test_gradients_on_two_processes_equal_those_on_one(tmp_path, overrides):
         assert float((one[name] - two[name]).norm() / one[name].norm()) < 1e-6, name
 
 
-@pytest.fixture(autouse=True)
-def _fresh_accelerator():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 def test_the_terms_change_the_gradients_of_a_step(tmp_path, overrides):
     found = []
     for name, extra in (("plain", []), ("perceptual", overrides)):

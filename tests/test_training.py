@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, PartialState
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -26,13 +26,6 @@ TIMES = {"images_per_second"}
 
 def tiny_config(output: Path, *overrides: str) -> Config:
     return load_config(ROOT / "configs" / "digits.yaml", [*TINY, f"training.output_dir={output}", *overrides])
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerator():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    assert not PartialState._shared_state
 
 
 def tensors_of(checkpoint: Path) -> dict[str, Tensor]:

@@ -1,0 +1,73 @@
+"""What this machine cannot do: precision, processes, disk, compiler."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import train as train_command
+from tests.bad_input.cases import DIGITS, Case, each, write_file
+from tests.launch import ROOT, TINY, run_command
+
+CASES = {
+    "precision of another device": Case(
+        arguments=("training.mixed_precision=fp16",),
+        message="training.mixed_precision is fp16, which needs a CUDA GPU; choose bf16 or no",
+    ),
+    "disk too small": Case(
+        arguments=("training.keep_checkpoints=1000000000", "training.max_steps=2000000000"),
+        message="training.output_dir {tmp}/run: the disk is too small: 333333334 checkpoint(s) of SIZE to come, "
+        "SIZE free in {tmp}; free SIZE, lower training.keep_checkpoints or choose another folder",
+    ),
+    "run folder is a file": Case(
+        arguments=("training.output_dir={tmp}/file/run",),
+        prepare=write_file("file", b""),
+        message="training.output_dir {tmp}/file/run: {tmp}/file is a file; choose another",
+    ),
+    "no compiler": Case(
+        arguments=("training.compile=true",),
+        message="training.compile is true, which needs a compiler, and {tmp}/no-compiler is not on the PATH; "
+        "install one, name it in CXX, or set training.compile to false",
+    ),
+}
+
+
+@each(CASES)
+def test_train(case, training_refused):
+    if case.message.startswith("training.mixed_precision") and torch.cuda.is_available():
+        pytest.skip("there is a GPU, which can do this")
+    assert training_refused(case) == case.message
+
+
+@pytest.mark.parametrize(
+    ("processes", "bf16", "message"),
+    [
+        (
+            "3",
+            True,
+            "3 processes were started on this machine, which has 2 GPU(s); start one per GPU: "
+            "torchrun --nproc_per_node 2 or accelerate launch --num_processes 2",
+        ),
+        ("2", False, "training.mixed_precision is bf16, which this GPU does not support; choose fp16 or no"),
+    ],
+)
+def test_what_this_machines_gpus_cannot_do(processes, bf16, message, tmp_path, fails, monkeypatch):
+    # What torch says of two GPUs, with or without bf16; nothing may touch them before the line is printed.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    overrides = [*TINY, f"training.output_dir={tmp_path}/run", "training.mixed_precision=bf16"]
+    assert fails(train_command.main, "--config", DIGITS, *overrides) == f"error: {message}\n"
+
+
+def test_two_processes_say_it_once(tmp_path):
+    result = run_command(
+        str(ROOT / "train.py"), "--config", DIGITS, *TINY, "data.num_classes=11", ranks=2, cwd=tmp_path
+    )
+    lines = result.stderr.splitlines()
+    assert result.returncode != 0
+    said = [line for line in lines if line.startswith("error: ")]
+    assert said == ["error: data.num_classes is 11; data.kind digits needs data.num_classes: 10"], result.stderr
+    # torchrun reports the failed workers with a traceback of its own, and of nobody else.
+    assert not any("/pmf/" in line or 'train.py", line' in line for line in lines), result.stderr

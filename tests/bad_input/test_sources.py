@@ -1,0 +1,93 @@
+"""Data sets that are not there, not whole, or not what the config says."""
+
+from __future__ import annotations
+
+from tests.bad_input.cases import HTML, HTML_MESSAGE, LFS, LFS_MESSAGE, Case, cut_off, each, png, write_file, write_set
+
+PARQUET = ("data.kind=parquet", "data.path={tmp}/set")
+
+
+CASES = {
+    "image size not divisible": Case(
+        arguments=("data.image_size=9",),
+        message="data.image_size is 9, not a multiple of pmf_tiny_2's patch size 2; use 8 or 10, or a model with "
+        "another patch size",
+    ),
+    "other number of classes": Case(
+        arguments=("data.num_classes=11",),
+        message="data.num_classes is 11; data.kind digits needs data.num_classes: 10",
+    ),
+    "missing path": Case(
+        arguments=PARQUET,
+        message="{tmp}/set: data.path does not exist; give the folder that holds data/train-*.parquet",
+    ),
+    "empty glob": Case(
+        arguments=("data.kind=parquet", "data.path={tmp}/*.parquet"),
+        message="{tmp}/*.parquet: no Parquet files match {tmp}/*.parquet; {tmp} holds nothing; correct data.path "
+        "or data.split",
+    ),
+    "truncated Parquet": Case(
+        arguments=PARQUET,
+        prepare=lambda folder: cut_off(write_set(folder, [png()] * 40), 50),
+        message="{tmp}/set/train-00000-of-00001.parquet: this Parquet file is truncated (no footer at its end); "
+        "download it again, e.g. with `hf download REPO --repo-type dataset`",
+    ),
+    "LFS pointer as Parquet": Case(
+        arguments=PARQUET,
+        prepare=write_file("set/train-0.parquet", LFS),
+        message="{tmp}/set/train-0.parquet: " + LFS_MESSAGE,
+    ),
+    "web page as Parquet": Case(
+        arguments=PARQUET,
+        prepare=write_file("set/train-0.parquet", HTML),
+        message="{tmp}/set/train-0.parquet: " + HTML_MESSAGE,
+    ),
+    "incomplete download": Case(
+        arguments=PARQUET,
+        prepare=write_file("set/train-00003-of-00294.parquet", b""),
+        message="{tmp}/set/train-00000-of-00294.parquet: this file is missing, and of the 294 files only 1 are "
+        "there; finish the download, or give data.path as a glob of those wanted",
+    ),
+    "wrong column": Case(
+        arguments=PARQUET,
+        prepare=lambda folder: write_set(folder, [png()] * 40, column="fine_label"),
+        message="{tmp}/set/train-00000-of-00001.parquet: there is no column 'label' (data.label_column); columns "
+        "there: image, fine_label",
+    ),
+    "no images in the column": Case(
+        arguments=PARQUET,
+        prepare=lambda folder: write_set(folder, [b"junk"] * 40),
+        message="{tmp}/set/train-00000-of-00001.parquet, row 0: this image cannot be decoded: not one of JPEG, "
+        "PNG, WEBP, GIF, BMP, TIFF, PPM; nor can the 7 after it; check data.path and data.image_column, "
+        "or download the files again",
+    ),
+    "too many corrupt images": Case(
+        arguments=PARQUET,
+        prepare=lambda folder: write_set(folder, [png()] * 20 + [png()[:-30]] * 20),
+        message="{tmp}/set/train-00000-of-00001.parquet, row 27: this image cannot be decoded: image file is "
+        "truncated; it is corrupt image number 1 and data.max_corrupt_fraction allows 0; "
+        "download the files again or raise it",
+    ),
+    "fewer images than a batch": Case(
+        arguments=PARQUET,
+        prepare=lambda folder: write_set(folder, [png()] * 15),
+        message="training.global_batch_size is 16, but the data set has only 15 images; set it to 15 or less",
+    ),
+    "label out of range": Case(
+        arguments=PARQUET,
+        prepare=lambda folder: write_set(folder, [png()] * 40, [10] * 40),
+        message="{tmp}/set/train-00000-of-00001.parquet, row group 0: label 10 is outside 0 ... 9; correct "
+        "data.num_classes, data.label_column or data.split",
+    ),
+    "label -1": Case(
+        arguments=PARQUET,
+        prepare=lambda folder: write_set(folder, [png()] * 40, [-1] * 40),
+        message="{tmp}/set/train-00000-of-00001.parquet, row group 0: label -1 is outside 0 ... 9 (the labels of "
+        "this split are not published?); correct data.num_classes, data.label_column or data.split",
+    ),
+}
+
+
+@each(CASES)
+def test_train(case, training_refused):
+    assert training_refused(case) == case.message
