@@ -1,0 +1,87 @@
+"""The numbers of a short run are those on file: no refactor moves them unseen (tests/loss_trace.py)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+
+from pmf.flow.parameterization import MIN_TIME
+from pmf.optim.ema import half_life_decay
+from tests.loss_trace import EVALUATED, GOLDEN, SKIPPED, STEPS, machine, record
+
+# float64 of the same operations, summed in another order: at most 2e-13 was measured between code for AVX-512, for AVX2
+# and for neither, and between torch 2.11 and 2.15. A millionth part of a constant moves something by more than 1e-8.
+TOLERANCE = 1e-9
+# Averages are float32, whose rounding may fall the other way: 6e-8 of each element, 1e-7 of a tensor measured.
+AVERAGES = 1e-6
+# Images are generated in float32 and rounded to 8 bits, so that a few of 2,560 pixels may differ by one; 1e-7 measured.
+SCORES = {"fid": 1e-3, "inception_score": 1e-3}
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the numbers are those of a CPU")
+
+
+@pytest.fixture(scope="module")
+def recorded() -> dict[str, Any]:
+    return json.loads(GOLDEN.read_text())
+
+
+def differences(recorded: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    """What is another number, or is there on one side only; empty where all is equal within the tolerances."""
+    if len(recorded["metrics"]) != len(found["metrics"]) or recorded["tensors"].keys() != found["tensors"].keys():
+        return ["other lines of metrics, or other tensors"]
+    problems = []
+    for line, ours in zip(recorded["metrics"], found["metrics"]):
+        if line.keys() != ours.keys():
+            problems.append(f"step {line['step']}: {sorted(line.keys() ^ ours.keys())}")
+            continue
+        for name, value in line.items():
+            if not math.isclose(value, ours[name], rel_tol=SCORES.get(name, TOLERANCE)):
+                problems.append(f"step {line['step']}: {name} is {ours[name]!r}, not {value!r}")
+    for name, (norm, product) in recorded["tensors"].items():
+        allowed = norm * (AVERAGES if name.startswith("ema_") else TOLERANCE)
+        our_norm, our_product = found["tensors"][name]
+        if abs(norm - our_norm) > allowed or abs(product - our_product) > allowed:
+            problems.append(f"{name}: {[our_norm, our_product]}, not {[norm, product]}")
+    return problems
+
+
+def test_the_trace_is_the_one_on_file(recorded, tmp_path):
+    found = record(tmp_path / "run")
+    assert differences(recorded, found) == []
+    if recorded["machine"] == machine():  # elsewhere the last bits may be others
+        assert recorded["metrics"] == found["metrics"]
+        assert recorded["sha256"] == found["sha256"]
+
+
+def test_the_file_has_every_step_one_of_them_skipped_and_evaluations_in_between(recorded):
+    steps = [line for line in recorded["metrics"] if "fid" not in line]
+    assert [line["step"] for line in steps] == list(range(1, STEPS + 1))
+    assert [line["step"] for line in steps if "loss" not in line] == [SKIPPED]
+    assert [line["skipped"] for line in steps] == [int(step >= SKIPPED) for step in range(1, STEPS + 1)]
+    assert [line["images"] for line in recorded["metrics"] if "fid" in line] == [EVALUATED, 2 * EVALUATED]
+    # Each average is another one, and none is of weights that hardly moved.
+    norms = {
+        name: recorded["tensors"][f"{name}/u_output.linear.weight"][0] for name in recorded["sha256"] if name[0] != "o"
+    }
+    assert len({round(norm, 3) for norm in norms.values()}) == len(norms) == 4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "patched", "value", "what"),
+    [
+        (["optimizer.weight_decay=0.01000001"], "", None, "model/"),
+        (["objective.adaptive_epsilon=0.01000001"], "", None, "step 1: loss "),
+        ([], "pmf.flow.parameterization.MIN_TIME", MIN_TIME * (1 + 1e-6), "model/"),
+        ([], "pmf.optim.ema.half_life_decay", lambda *count: 0.99999 * half_life_decay(*count), "ema_10/"),
+    ],
+)
+def test_a_small_change_of_a_constant_is_seen(recorded, tmp_path, overrides, patched, value, what):
+    with patch(patched, value) if patched else contextlib.nullcontext():
+        found = record(tmp_path / "run", *overrides)
+    assert [line for line in differences(recorded, found) if line.startswith(what)]
