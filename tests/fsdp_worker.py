@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pmf.parallel import complete, local, placed_like
 from pmf.training import Trainer
-from tests.test_training import tiny_config
+from tests.runs import tiny_config
 
 STEPS = 3
 COMMON = [

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from pmf.training import Trainer
-from tests.test_training import tiny_config
+from tests.runs import tiny_config
 
 if __name__ == "__main__":
     output, run, *overrides = sys.argv[1:]

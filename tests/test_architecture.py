@@ -5,8 +5,6 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "pmf"
 
@@ -67,56 +65,77 @@ HOMES = {
     "jax": ["convert/jax_checkpoint.py"],
 }
 
-FILES = sorted(SOURCE.rglob("*.py"))
+# Lines; about 250 are what a file should have.
+LONGEST = 320
 
 
 def imported_modules(path: Path) -> set[str]:
+    """Modules and what is taken from them, by their dotted names; relative imports begin with a dot."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
+            module = "." * node.level + str(node.module or "")
+            found |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
     return found
 
 
-def room_of(path: Path) -> str:
-    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+IMPORTS = {str(path.relative_to(SOURCE)): imported_modules(path) for path in sorted(SOURCE.rglob("*.py"))}
+"""What each file of the library imports."""
+
+
+def room_of(file: str) -> str:
+    return Path(file).parts[0].removesuffix(".py")
 
 
 def test_every_room_is_on_the_plan():
-    assert {room_of(path) for path in FILES} - {"__init__"} <= set(MAY_IMPORT)
+    unknown = {room_of(file) for file in IMPORTS} - {"__init__", *MAY_IMPORT}
+    assert not unknown, unknown
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
-def test_imports_point_down(path):
-    room = room_of(path)
-    allowed = MAY_IMPORT.get(room, set())
-    if allowed is None:
-        return
-    rooms = {name.split(".")[1] for name in imported_modules(path) if name.startswith("pmf.")}
-    assert rooms <= allowed | {room}, f"{path}: imports {rooms - allowed - {room}}"
+def test_imports_point_down():
+    wrong = []
+    for file, names in IMPORTS.items():
+        wrong += [f"{file}: {name}" for name in names if name.startswith(".")]
+        room = room_of(file)
+        allowed = MAY_IMPORT.get(room, set())
+        if allowed is not None:
+            rooms = {name.split(".")[1] for name in names if name.startswith("pmf.")}
+            wrong += [f"{file}: {other}" for other in rooms - allowed - {room}]
+    assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
-def test_outside_libraries_stay_in_their_homes(path):
-    here = str(path.relative_to(SOURCE))
-    text = path.read_text()
+def test_outside_libraries_stay_in_their_homes():
+    wrong = []
     for library, homes in HOMES.items():
-        if any(here == home or here.startswith(f"{home}/") for home in homes):
-            continue
-        names = imported_modules(path)
-        assert not any(name == library or name.startswith(f"{library}.") for name in names), library
-        if library == "torch.func":
-            code = "\n".join(line for line in text.splitlines() if '"' not in line and "`" not in line)
-            assert "torch.func" not in code
+        for file, names in IMPORTS.items():
+            if any(file == home or file.startswith(f"{home}/") for home in homes):
+                continue
+            wrong += [f"{file}: {name}" for name in names if name == library or name.startswith(f"{library}.")]
+            if library == "torch.func":  # usable without an import of its own
+                lines = (SOURCE / file).read_text().splitlines()
+                code = (line for line in lines if '"' not in line and "`" not in line)
+                wrong += [f"{file}: {line.strip()}" for line in code if "torch.func" in line]
+    assert not wrong, "\n".join(wrong)
 
 
 def test_the_configs_module_needs_neither_torch_nor_yaml():
-    assert not {"torch", "yaml"} & {name.split(".")[0] for name in imported_modules(SOURCE / "config.py")}
+    assert not {"torch", "yaml"} & {name.split(".")[0] for name in IMPORTS["config.py"]}
 
 
 def test_no_file_is_too_long_to_read_at_one_sitting():
-    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in FILES}
-    assert {name: length for name, length in lengths.items() if length > 320} == {}
+    lengths = {file: len((SOURCE / file).read_text().splitlines()) for file in IMPORTS}
+    too_long = {file: length for file, length in lengths.items() if length > LONGEST}
+    assert not too_long, too_long
+
+
+def test_no_test_module_is_imported():
+    """What several tests share stands in a conftest.py, as fixtures, or in a module that holds no tests."""
+    wrong = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        for name in imported_modules(path)
+        if name.startswith("tests.") and any(part.startswith("test_") or part == "conftest" for part in name.split("."))
+    ]
+    assert not wrong, "\n".join(wrong)

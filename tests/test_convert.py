@@ -33,8 +33,7 @@ from tests.official import (
     pytorch_file,
     without_v_head,
 )
-from tests.parity.golden import Golden
-from tests.parity.test_generation import IMAGE
+from tests.parity.golden import IMAGE, Golden
 
 DIGITS = str(ROOT / "configs" / "digits.yaml")
 

@@ -23,8 +23,7 @@ from pmf.flow.parameterization import ImagePrediction
 from pmf.net.sizes import SIZES
 from pmf.sampling import inference_network
 from tests.official import config_of, golden_size, jax_params, without_v_head
-from tests.parity.golden import Golden, relative_error
-from tests.parity.test_network import RELATIVE
+from tests.parity.golden import RELATIVE, Golden, relative_error
 
 
 class TrainState(train_state.TrainState):

@@ -18,7 +18,7 @@ from pmf.parallel import shard_weights
 from pmf.training import Trainer
 from tests import fsdp_worker
 from tests.launch import run_command, train_tiny
-from tests.test_training import cut_back_to, metrics_of, tensors_of, tiny_config
+from tests.runs import cut_back_to, metrics_of, tensors_of, tiny_config
 
 
 @pytest.fixture(scope="module")

@@ -22,10 +22,10 @@ from pmf.perceptual.distances import PerceptualDistances
 from pmf.perceptual.lpips import Lpips
 from pmf.perceptual.weights import load_published
 from pmf.training import Trainer
-from tests.flow.test_exact_step import CLASSES, ROWS, gradients, inputs, small_network, worst_relative_error
+from tests.flow.small_step import CLASSES, ROWS, gradients, inputs, small_network, worst_relative_error
 from tests.launch import run_command, train_tiny
 from tests.perceptual_weights import random_convnext, random_lpips, write_weights
-from tests.test_training import tiny_config
+from tests.runs import tiny_config
 
 REAL_LPIPS = os.environ.get("PMF_LPIPS_WEIGHTS", "")
 TERMS = {"lpips": 0.4, "convnext": 0.1}

@@ -11,7 +11,7 @@ import pytest
 
 from pmf.errors import PREEMPTED_STATUS
 from tests.launch import ROOT, TINY, Script, launched, run_command, started, torchrun, train_tiny
-from tests.test_training import assert_same_run
+from tests.runs import assert_same_run
 
 DIGITS = ("--config", str(ROOT / "configs" / "digits.yaml"), *TINY)
 # Long enough to be caught in the middle, short enough to finish.

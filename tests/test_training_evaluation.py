@@ -12,16 +12,9 @@ from accelerate.state import AcceleratorState
 import eval as eval_command
 from pmf.errors import Preempted, UserError
 from pmf.training import Trainer
-from tests.test_training import metrics_of, tensors_of, tiny_config
+from tests.runs import metrics_of, tensors_of, tiny_config
 
 EVALUATION = ("evaluation.every_images=96", "evaluation.num_images=40", "evaluation.reference=digits")
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerator():
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def call(monkeypatch, *arguments: object) -> None:

@@ -9,9 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.processes import finish
-
-EVERY_FOUR = "training.checkpoint_every=4"
+from tests.faults.processes import EVERY_FOUR, finish
 
 
 @pytest.fixture(scope="session")

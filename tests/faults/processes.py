@@ -14,7 +14,9 @@ from pmf.checkpoint import list_checkpoints, tensors_sha256
 from tests import launch
 from tests.faults.rank import Fault, FaultyTraining
 from tests.launch import ROOT, TINY, Ranks
-from tests.test_training import cut_back_to, metrics_of
+from tests.runs import cut_back_to, metrics_of
+
+EVERY_FOUR = "training.checkpoint_every=4"
 
 
 @contextlib.contextmanager

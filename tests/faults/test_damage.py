@@ -10,8 +10,7 @@ import pytest
 
 from pmf.checkpoint import find_resumable, list_checkpoints, load_checkpoint
 from pmf.errors import UserError
-from tests.faults.conftest import EVERY_FOUR
-from tests.faults.processes import cut_back, finish, trace
+from tests.faults.processes import EVERY_FOUR, cut_back, finish, trace
 
 FILES = ("model", "optimizer", "ema_0.05", "ema_10")
 

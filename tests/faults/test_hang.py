@@ -12,9 +12,8 @@ import pytest
 from pmf.distributed import ALONE
 from pmf.watchdog import HUNG_STATUS, Watchdog
 from tests import launch
-from tests.faults.conftest import EVERY_FOUR
 from tests.faults.faults import STEP, SignalAt, SignalWorkers
-from tests.faults.processes import finish, started, trace
+from tests.faults.processes import EVERY_FOUR, finish, started, trace
 
 # Longer than a step on a machine that many tests share.
 TIMEOUT = "training.step_timeout=20"

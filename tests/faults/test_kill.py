@@ -10,9 +10,8 @@ import time
 import pytest
 
 from pmf.checkpoint import find_damage, list_checkpoints
-from tests.faults.conftest import EVERY_FOUR
 from tests.faults.faults import STEP, WRITES, KillInSave, SignalAt
-from tests.faults.processes import cut_back, finish, started, trace
+from tests.faults.processes import EVERY_FOUR, cut_back, finish, started, trace
 from tests.launch import ROOT, TINY, launch, torchrun
 
 # Many CPUs compute slowly in bfloat16.

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 
 from pmf.step import MAX_SKIPPED_IN_A_ROW
-from tests.faults.conftest import EVERY_FOUR
 from tests.faults.faults import NaNImages
-from tests.faults.processes import finish, samples_of, started, trace
-from tests.test_training import metrics_of, tensors_of
+from tests.faults.processes import EVERY_FOUR, finish, samples_of, started, trace
+from tests.runs import metrics_of, tensors_of
 
 
 def test_a_step_that_one_rank_spoils_changes_nothing_on_any(whole, tmp_path):

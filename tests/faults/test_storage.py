@@ -7,9 +7,8 @@ import signal
 import stat
 
 from pmf.checkpoint import list_checkpoints
-from tests.faults.conftest import EVERY_FOUR
 from tests.faults.faults import FullDisk, NoRights, Umask
-from tests.faults.processes import cut_back, finish, started, trace
+from tests.faults.processes import EVERY_FOUR, cut_back, finish, started, trace
 
 
 def test_a_disk_that_is_full_for_rank_0_ends_the_run_in_one_line(whole, tmp_path):

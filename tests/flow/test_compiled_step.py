@@ -13,7 +13,7 @@ from benchmarks.reference_step import reference_step
 from pmf.config import ObjectiveConfig
 from pmf.flow.draws import shape_draws
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
-from tests.flow.test_exact_step import (
+from tests.flow.small_step import (
     CLASSES,
     EXACT,
     gradients,

@@ -13,15 +13,11 @@ from pmf.errors import UserError
 from pmf.optim import sharding
 from pmf.optim.muon import Muon
 from pmf.optim.newton_schulz import orthogonalize
-from tests.optim.reference import Reference, newton_schulz
+from tests.optim.reference import Reference, newton_schulz, normal
 
 SHAPES = {"wide": (5, 19), "tall": (23, 7), "square": (11, 11), "row": (1, 8), "column": (8, 1)}
 # float64 against float64 in another order of summation; updates are of order lr.
 FLOAT64 = 1e-12
-
-
-def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def gradient_of(character: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:

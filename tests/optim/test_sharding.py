@@ -7,7 +7,7 @@ import pytest
 from pmf.optim import sharding
 from pmf.optim.sharding import assign_owners, divide
 from tests.launch import run_command
-from tests.optim.test_muon import normal
+from tests.optim.reference import normal
 
 CHECKS = ("weights", "state", "division", "resuming what one process saved", "missing gradients")
 

@@ -12,10 +12,8 @@ from pmf.flow.derivative import DERIVATIVES, FlowPoint
 from pmf.flow.parameterization import ImagePrediction
 from pmf.net.pixel_transformer import NUM_CONDITION_TOKENS, PixelTransformer
 from pmf.net.sizes import SIZES, create_network
-from tests.parity.golden import Golden, build_network, golden_path, relative_error
+from tests.parity.golden import RELATIVE, Golden, build_network, golden_path, relative_error
 
-# float32 against float32, other summation orders: measured 2e-7 ... 4e-7 (INDEX.md).
-RELATIVE = 2e-6
 X = ImagePrediction()
 
 
