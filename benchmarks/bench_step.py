@@ -1,44 +1,43 @@
 """Our training step against the literal one: python benchmarks/bench_step.py --preset cpu [--json OUT]
 
-Both take the same draws through the same network. Times are forward and backward of one micro-batch, variants in turn
-within one run; a variant's speed-up is the median over the rounds of literal / variant, so that a machine that is slow
-for a while slows both. Peak memory is of a process of its own for each variant. FLOPs are
-counted by torch, attention written out. Gradients are compared in float64 on a small network.
+Both take draws of one distribution through the same network, dealt as in a run (pmf/flow/dealing.py). Times are of
+forward and backward of one micro-batch, variants in turn within one run, after a warm-up over every number of rows that
+is timed. The literal step keeps so much for its backward pass that it gets 16 images at most; a speed-up is the median
+over the rounds of literal / variant in seconds an image, so that a machine that is slow for a while slows both. Peak
+memory is of a process of its own for each variant. FLOPs are counted by torch, attention written out. Gradients are
+compared in float64 on a small network. The JSON is rewritten after each measurement; one that fails is recorded, the
+others follow, and the exit status is 1.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import gc
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, the repository's root is not on the path
 
 import torch
-from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.environment import environment, synchronize
-from benchmarks.reference_step import reference_step
+from benchmarks.result_file import ResultFile
+from benchmarks.step_variants import GLOBAL_BATCH, VARIANTS, Step, build_network, gradient_error, images_of
 from pmf.config import EmaConfig, ObjectiveConfig, OptimizerConfig
+from pmf.distributed import run_command
 from pmf.flops import expected_shares, peak_flops, step_flops
-from pmf.flow.draws import StandardDraws, draw_standard, shape_draws
-from pmf.flow.pixel_mean_flow import PixelMeanFlow
-from pmf.net.pixel_transformer import PixelTransformer
-from pmf.net.sizes import SIZES, create_network
+from pmf.net.sizes import SIZES
 from pmf.optim.ema import WeightAverages
 from pmf.optim.groups import create_optimizer
-
-NUM_CLASSES = 1000
-VARIANTS = ("literal", "jvp", "dual", "compiled")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,58 +59,6 @@ PRESETS = {
 }
 
 
-class Step:
-    """One variant of the step over fresh draws each time."""
-
-    def __init__(self, variant: str, network: PixelTransformer, batch_size: int, device: str, autocast: bool) -> None:
-        self.variant = variant
-        self.network = network
-        self.autocast = autocast
-        self.settings = ObjectiveConfig(derivative="jvp" if variant == "jvp" else "dual")
-        self.objective = PixelMeanFlow(self.settings, num_classes=NUM_CLASSES)
-        generator = torch.Generator().manual_seed(0)
-        side = CPU_NETWORK["image_size"] if device == "cpu" else 256
-        dtype = next(network.parameters()).dtype
-        self.images = (torch.rand(batch_size, 3, side, side, generator=generator, dtype=dtype) * 2 - 1).to(device)
-        self.labels = torch.randint(NUM_CLASSES, (batch_size,), generator=generator).to(device)
-
-    def loss(self, standard: StandardDraws) -> Tensor:
-        """Forward only."""
-        with torch.autocast(self.images.device.type, torch.bfloat16, enabled=self.autocast):
-            if self.variant == "literal":
-                step = reference_step(self.network, self.settings, NUM_CLASSES, self.images, self.labels, standard)
-                return step.loss
-            draws = shape_draws(standard, self.settings, 1.0)
-            return self.objective.loss(self.network, self.images, self.labels, draws).total
-
-    def run(self, seed: int) -> float:
-        """Forward and backward; seconds."""
-        standard = draw_standard(self.images, torch.Generator().manual_seed(seed))
-        synchronize(self.images.device.type)
-        started = time.perf_counter()
-        self.loss(standard).backward()
-        synchronize(self.images.device.type)
-        seconds = time.perf_counter() - started
-        self.network.zero_grad()
-        return seconds
-
-
-def build_network(settings: dict[str, Any], device: str) -> PixelTransformer:
-    """A network by name or by shape, with gates open: at the usual start half of the work multiplies zeros."""
-    torch.manual_seed(0)
-    if "name" in settings:
-        network = create_network(settings["name"], image_size=settings["image_size"], num_classes=NUM_CLASSES)
-    else:
-        network = PixelTransformer(channels=3, num_classes=NUM_CLASSES, **settings)
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            if name.endswith("_gate"):
-                parameter.fill_(0.1)
-            elif "_output.linear" in name:
-                parameter.normal_(0, 0.02)
-    return network.to(device)
-
-
 def build_step(variant: str, preset: Preset, device: str, batch_size: int) -> Step:
     """The variant, its network compiled if that is what it is."""
     network = build_network(preset.network, device)
@@ -120,24 +67,44 @@ def build_step(variant: str, preset: Preset, device: str, batch_size: int) -> St
     return Step(variant, network, batch_size, device, autocast=device == "cuda")
 
 
-def time_variants(preset: Preset, variants: list[str], device: str, batch_size: int) -> dict[str, list[float]]:
-    """Seconds of each variant, taken in turn after a warm-up step (two where compilation happens)."""
-    steps = {variant: build_step(variant, preset, device, batch_size) for variant in variants}
-    for variant, step in steps.items():
-        for seed in range(2 if variant == "compiled" else 1):
+def time_variants(preset: Preset, variants: list[str], device: str, batch_size: int, record: ResultFile) -> None:
+    """Seconds of each variant, in turn; a variant that fails is left out from then on.
+
+    Before that each has taken a step for every number of rows that comes, and one more where compilation happens.
+    """
+    steps: dict[str, Step] = {}
+    times: dict[str, list[float]] = {}
+    seeds = range(preset.repeats)
+
+    def attempt(variant: str, call: Callable[[], None]) -> None:
+        record.attempt(variant, call)
+        if variant in record.failures:
+            steps.pop(variant, None)
+
+    def warm_up(variant: str) -> None:
+        step = steps[variant] = build_step(variant, preset, device, images_of(variant, batch_size))
+        one_of_each = {step.guided_rows(seed): seed for seed in seeds}
+        warm = [0] if variant == "literal" else [*[seeds[0]] * (variant == "compiled"), *one_of_each.values()]
+        for seed in warm:
             step.run(seed)
-    times: dict[str, list[float]] = {variant: [] for variant in variants}
-    for seed in range(2, 2 + preset.repeats):
-        for variant, step in steps.items():
-            times[variant].append(step.run(seed))
-    return times
+
+    def take_time(variant: str, step: Step, seed: int) -> None:
+        times.setdefault(variant, []).append(step.run(seed))
+
+    for variant in variants:
+        attempt(variant, partial(warm_up, variant))
+    for seed in seeds:
+        for variant, step in list(steps.items()):
+            attempt(variant, partial(take_time, variant, step, seed))
+        record.add(seconds=times)
 
 
-def speed_up(times: dict[str, list[float]], variant: str) -> float | None:
+def speed_up(times: dict[str, list[float]], variant: str, batch_size: int) -> float | None:
     """Times the literal step's throughput: the median over the rounds; None where one of the two was not timed."""
     if not {"literal", variant} <= times.keys():
         return None
-    return statistics.median(a / b for a, b in zip(times["literal"], times[variant], strict=True))
+    images = images_of(variant, batch_size) / images_of("literal", batch_size)
+    return statistics.median(images * a / b for a, b in zip(times["literal"], times[variant], strict=False))
 
 
 def peak_memory(variant: str, preset: Preset, device: str, batch_size: int) -> float:
@@ -166,21 +133,6 @@ def count_flops(variant: str, preset: Preset) -> int:
         for seed in range(4):
             step.run(seed)
     return counter.get_total_flops() // 4
-
-
-def gradient_error(variant: str) -> float:
-    """Largest relative difference of a parameter's gradient to the literal step's, in float64."""
-    shape = {"image_size": 64, "patch_size": 16, "width": 48, "depth": 4, "head_depth": 2, "num_heads": 4}
-    network = build_network(shape, "cpu").double()
-    ours = Step(variant, network, 8, "cpu", autocast=False)
-    literal = Step("literal", network, 8, "cpu", autocast=False)
-    standard = draw_standard(ours.images, torch.Generator().manual_seed(1))
-    parameters = list(network.parameters())
-    expected = torch.autograd.grad(literal.loss(standard), parameters)
-    if variant == "compiled":
-        network.compile_blocks()
-    found = torch.autograd.grad(ours.loss(standard), parameters)
-    return max(float((a - b).norm() / b.norm().clamp_min(1e-30)) for a, b in zip(found, expected, strict=True))
 
 
 def optimizer_seconds(preset: Preset, device: str) -> float:
@@ -238,38 +190,65 @@ def main() -> None:
     if preset.threads:
         torch.set_num_threads(preset.threads)
 
-    report = environment(device)
-    memory = {v: in_new_process(peak_memory, v, preset, device, batch_size) for v in arguments.variants}
-    times = time_variants(preset, arguments.variants, device, batch_size)
-    medians = {variant: statistics.median(values) for variant, values in times.items()}
-    rates = {variant: batch_size / median for variant, median in medians.items()}
-    optimizer = optimizer_seconds(preset, device)
-    result: dict[str, Any] = {
-        **report,
-        "network": network,
-        "batch_size": batch_size,
-        "seconds": times,
-        "images_per_second": rates,
-        "mfu": model_flops_utilisation(preset, rates, device),
-        "optimizer_seconds": optimizer,
-        "optimizer_share": optimizer / (optimizer + 1024 / rates["dual"]) if "dual" in rates else None,
-        "memory_gib": memory,
-        "throughput_ratio": speed_up(times, "dual"),
-        "compiled_throughput_ratio": speed_up(times, "compiled"),
-        "memory_ratio": memory["dual"] / memory["literal"] if {"dual", "literal"} <= memory.keys() else None,
-        "max_relative_gradient_error": max(gradient_error(v) for v in arguments.variants if v != "literal"),
-    }
-    if device == "cpu" and {"dual", "literal"} <= set(arguments.variants):
-        result["flop_ratio"] = count_flops("literal", preset) / count_flops("dual", preset)
-    print(f"{'':10s}{'s / step':>10s}{'images/s':>10s}{'speed-up':>10s}{'GiB':>8s}")
-    for variant, median in medians.items():
-        row = f"{variant:10s}{median:10.3f}{batch_size / median:10.2f}"
-        print(f"{row}{speed_up(times, variant) or float('nan'):10.2f}{memory[variant]:8.2f}")
+    head = {**environment(device), "network": network, "batch_size": batch_size}
+    literal_images = images_of("literal", batch_size) if "literal" in arguments.variants else None
+    record = ResultFile(arguments.json, {**head, "literal_batch_size": literal_images})
+    time_variants(preset, arguments.variants, device, batch_size, record)
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()  # the processes below need the memory
+    measure_more(preset, arguments.variants, device, batch_size, record)
+    print_table(record.content, batch_size)
+    if record.failures:
+        sys.exit(1)
+
+
+def measure_more(preset: Preset, variants: list[str], device: str, batch_size: int, record: ResultFile) -> None:
+    """What follows from the times, then memory, gradients and operations: whatever of it fails, the rest is kept."""
+    times: dict[str, list[float]] = record.content.get("seconds", {})
+    rates = {v: images_of(v, batch_size) / statistics.median(values) for v, values in times.items()}
+    record.add(images_per_second=rates, throughput_ratio=speed_up(times, "dual", batch_size))
+    record.add(compiled_throughput_ratio=speed_up(times, "compiled", batch_size))
+    record.add(mfu=record.attempt("mfu", lambda: model_flops_utilisation(preset, rates, device)))
+    optimizer = record.attempt("optimizer", lambda: optimizer_seconds(preset, device))
+    record.add(optimizer_seconds=optimizer)
+    if optimizer is not None and "dual" in rates:
+        record.add(optimizer_share=optimizer / (optimizer + GLOBAL_BATCH / rates["dual"]))
+    memory: dict[str, float] = {}
+    for variant in variants:
+        arguments = (variant, preset, device, images_of(variant, batch_size))
+        found = record.attempt(f"{variant}, memory", partial(in_new_process, peak_memory, *arguments))
+        if found is not None:
+            memory[variant] = found
+        record.add(memory_gib=memory)
+    if {"dual", "literal"} <= memory.keys():
+        images = images_of("dual", batch_size) / images_of("literal", batch_size)
+        record.add(memory_ratio=memory["dual"] / memory["literal"] / images)
+    for variant in variants:
+        if variant != "literal":
+            error = record.attempt(f"{variant}, gradients", partial(gradient_error, variant))
+            errors = [error, record.content.get("max_relative_gradient_error")]
+            record.add(max_relative_gradient_error=max((e for e in errors if e is not None), default=None))
+    if device == "cpu" and {"dual", "literal"} <= set(variants):
+        ratio = record.attempt("flop_ratio", lambda: count_flops("literal", preset) / count_flops("dual", preset))
+        record.add(flop_ratio=ratio)
+
+
+def print_table(content: dict[str, Any], batch_size: int) -> None:
+    """A row for each variant that was timed, then single figures."""
+    times, memory = content.get("seconds", {}), content["memory_gib"]
+    print(f"{'':10s}{'images':>8s}{'s / step':>10s}{'images/s':>10s}{'speed-up':>10s}{'GiB':>8s}")
+    for variant, values in times.items():
+        rate, gain = content["images_per_second"][variant], speed_up(times, variant, batch_size) or float("nan")
+        row = (
+            f"{variant:10s}{images_of(variant, batch_size):8d}{statistics.median(values):10.3f}{rate:10.2f}{gain:10.2f}"
+        )
+        print(f"{row}{memory.get(variant, float('nan')):8.2f}")
     for key in ("memory_ratio", "flop_ratio", "max_relative_gradient_error"):
-        print(f"{key}: {result.get(key)}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=1))
+        print(f"{key}: {content.get(key)}")
+    for name, reason in content.get("failures", {}).items():
+        print(f"failed: {name}: {reason}")
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

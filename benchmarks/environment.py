@@ -6,12 +6,12 @@ import datetime
 import os
 import platform
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
-PACKAGES = ("torch", "numpy", "pillow", "pyarrow")
+PACKAGES = ("torch", "triton", "numpy", "pillow", "pyarrow", "timm", "accelerate")
 
 
 def environment(device: str = "cpu") -> dict[str, object]:
@@ -23,7 +23,7 @@ def environment(device: str = "cpu") -> dict[str, object]:
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "load_before": round(os.getloadavg()[0], 2),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
     }
 
 
@@ -32,6 +32,13 @@ def cpu_name() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def synchronize(device: str) -> None:

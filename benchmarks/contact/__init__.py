@@ -1,0 +1,1 @@
+"""The stages of benchmarks/first_contact.py, each in a process of its own."""

@@ -1,0 +1,78 @@
+"""Where the time of sampling goes, stage by stage: noise, copy, network, bytes, PNG."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.contact.setting import NUM_CLASSES, Report, Setting
+from benchmarks.environment import synchronize
+from pmf.config import SamplingConfig
+from pmf.evaluation.generation import image_noise
+from pmf.evaluation.images import save_png, to_uint8
+from pmf.flow.parameterization import ImagePrediction
+from pmf.flow.sampler import generate
+from pmf.net.pixel_transformer import PixelTransformer
+
+IMAGES = 64
+
+
+def measure(setting: Setting, report: Report) -> None:
+    """Milliseconds of each stage for one batch, one after the other; medians, host included."""
+    batch, side, device = setting.micro_batch(IMAGES), setting.image_size, setting.device
+    report(batch=batch)
+    labels = torch.arange(batch, device=device) % NUM_CLASSES
+    stages: dict[str, float] = {}
+
+    def timed(stage: str, function: Callable[[], Tensor]) -> Tensor:
+        result, seconds = function(), []
+        for _ in range(setting.sizes.repeats):
+            synchronize(device)
+            started = time.perf_counter()
+            result = function()
+            synchronize(device)
+            seconds.append(time.perf_counter() - started)
+        stages[stage] = 1e3 * statistics.median(seconds)
+        report(ms=stages, images_per_second={name: 1e3 * batch / value for name, value in stages.items()})
+        return result
+
+    noise = timed("noise", lambda: image_noise(0, range(batch), (3, side, side), 1.0))
+    on_device = timed("copy to device", lambda: noise.to(device))
+    images = noise
+    for name, precision, compiled in (
+        ("network, float32", None, False),
+        ("network, bf16", torch.bfloat16, False),
+        ("network, bf16 compiled", torch.bfloat16, True),
+    ):
+        if compiled and not setting.on_gpu:
+            continue
+        network = setting.network(inference=True).eval()
+        if compiled:
+            network.compile_blocks()
+        images = timed(name, lambda n=network, p=precision: sample(n, on_device, labels, p))  # type: ignore[misc]
+    pixels = timed("to bytes", lambda: to_uint8(images))
+    host = timed("copy to host", lambda: pixels.cpu())
+    with tempfile.TemporaryDirectory(dir=setting.scratch) as folder:
+        timed("PNG, one thread", lambda: write(host, Path(folder)))
+
+
+def sample(network: PixelTransformer, noise: Tensor, labels: Tensor, precision: torch.dtype | None) -> Tensor:
+    """One step of the sampler, with the defaults of ``sampling``; ``precision`` of the products, None: float32."""
+    settings = SamplingConfig()
+    with torch.autocast(noise.device.type, precision, enabled=precision is not None):
+        return generate(
+            network, ImagePrediction(), noise, labels, omega=settings.omega, interval=settings.interval
+        ).float()
+
+
+def write(images: Tensor, folder: Path) -> Tensor:
+    """As PNGs."""
+    for index, image in enumerate(images):
+        save_png(image, folder / f"{index}.png")
+    return images
