@@ -22,7 +22,11 @@ from pmf.errors import UserError
 if TYPE_CHECKING:
     from pmf.sampling import SamplingRequest
 
-CHECKPOINT = "run folder, checkpoint folder or .safetensors; with --config also an official .pt or JAX checkpoint"
+CHECKPOINT = (
+    "run folder, checkpoint folder or .safetensors; with --config also an official .pt or JAX checkpoint, or another "
+    "file with the tensors of such a network"
+)
+KEY = "which set of weights of a PyTorch file that holds several, e.g. ema or state.model"
 REFERENCE = (
     "statistics (.npz: ours, ADM's, JiT's or pMF's), digits, a config (.yaml) for its data, or a folder of PNGs, of "
     "Parquet files or of class folders"
@@ -71,6 +75,7 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
     """The verb ``sweep``."""
     parser.add_argument("--checkpoint", type=Path, required=True, help=CHECKPOINT)
     parser.add_argument("--config", type=Path, help="recipe that an official checkpoint was trained with")
+    parser.add_argument("--key", help=KEY)
     parser.add_argument("--reference", required=True, help=REFERENCE)
     parser.add_argument("--num-images", type=int, help="for each point; default: " + NUM_IMAGES)
     parser.add_argument("--omega", type=float, nargs="+", required=True, help="guidance scales")
@@ -109,6 +114,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", type=Path, help="recipe that an official checkpoint was trained with, e.g. configs/pmf_b_16.yaml"
     )
+    parser.add_argument("--key", help=KEY)
     parser.add_argument("--num-steps", type=int, help="network evaluations per image; default: the config's")
     parser.add_argument("--omega", type=float, help="guidance scale; default: the config's")
     parser.add_argument("--interval", type=float, nargs=2, metavar=("T_MIN", "T_MAX"), help="guidance interval")
@@ -147,6 +153,7 @@ def sampling_request(arguments: argparse.Namespace, num_images: int) -> Sampling
             "interval": arguments.interval,
             "batch_size": arguments.batch_size,
         },
+        key=arguments.key,
     )
 
 
@@ -197,6 +204,7 @@ def sweep(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         ema=None,
         overrides={"batch_size": arguments.batch_size},
+        key=arguments.key,
     )
     run_sweep(
         SweepRequest(

@@ -9,16 +9,18 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "pmf"
 
 # Each room may import the rooms listed for it, and itself.
-FLOOR = {"errors", "config", "distributed", "strict", "files", "parallel"}
+FLOOR = {"errors", "config", "distributed", "strict", "files", "storage", "safetensors_file", "parallel"}
 MAY_IMPORT = {
     "errors": set(),
     "batching": {"errors", "config"},  # config as a type only
     "cross_checks": {"batching", "config"},  # config as a type only
     "config": {"errors", "batching", "cross_checks"},
     "configfile": {"errors", "config"},
-    "distributed": {"errors", "config"},
+    "distributed": {"errors", "config", "storage"},
     "strict": {"errors"},
-    "files": set(),
+    "files": {"errors", "storage"},
+    "storage": {"errors"},
+    "safetensors_file": {"errors", "files"},
     "parallel": {"errors", "config", "batching", "distributed"},
     "net": FLOOR,
     "optim": FLOOR,
@@ -57,7 +59,7 @@ HOMES = {
     "sklearn": ["data"],
     "wandb": ["tracking.py"],
     "pydantic": ["config.py", "configfile.py"],
-    "safetensors": ["checkpoint.py", "perceptual/weights.py"],
+    "safetensors": ["checkpoint.py", "safetensors_file.py", "perceptual/weights.py"],
     "torch_fidelity": ["evaluation"],
     "timm": ["perceptual/convnext.py", "evaluation"],
     "flax": ["convert/jax_checkpoint.py"],

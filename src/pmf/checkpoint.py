@@ -17,15 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pmf.config import Config, as_plain
 from pmf.configfile import config_from_plain
 from pmf.errors import UserError
-from pmf.files import complete_or_absent, file_sha256, flush, foreign_content
+from pmf.files import complete_or_absent, file_format, file_sha256, flush
 from pmf.parallel import placed_like
+from pmf.safetensors_file import read_safetensors, save_safetensors
+from pmf.storage import printable, storage_advice, storage_reason
 from pmf.strict import require_same_tensors
 
 MANIFEST = "manifest.json"
@@ -73,7 +74,7 @@ def save_checkpoint(run_folder: Path, checkpoint: Checkpoint, *, keep: int) -> P
     temporary = folder / f".incomplete_{final.name}"
     try:
         for left_over in folder.glob(".incomplete_*"):  # of processes that were killed
-            shutil.rmtree(left_over)
+            shutil.rmtree(left_over, ignore_errors=True)  # a network file system keeps what another process has open
         temporary.mkdir(parents=True)
         manifest = _write_durably(temporary, checkpoint)
         if (final / MANIFEST).exists() and (final / MANIFEST).read_bytes() == manifest and find_damage(final) is None:
@@ -84,11 +85,12 @@ def save_checkpoint(run_folder: Path, checkpoint: Checkpoint, *, keep: int) -> P
             temporary.rename(final)
         flush(folder)
         _point_latest_at(run_folder, final)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)  # its space may be all that there was
+        advice = storage_advice(error, "see that the folder can be written")
         raise UserError(
-            f"{final}: this checkpoint cannot be written ({getattr(error, 'strerror', None) or error}); those before "
-            "it are intact: make room and start the same command again"
+            f"{final}: this checkpoint cannot be written ({storage_reason(error)}); those before it are intact: {advice} "
+            "and start the same command again"
         ) from None
     for old in list_checkpoints(run_folder)[:-keep]:
         with contextlib.suppress(OSError):
@@ -166,44 +168,72 @@ def find_resumable(run_folder: Path, warn: Any) -> Path | None:
     return None
 
 
+def run_or_checkpoint(path: Path) -> Path:
+    """The run or checkpoint folder that a path into a run folder stands for; other paths as they are.
+
+    ``RUN/latest`` is the checkpoint that it names, ``RUN/checkpoints`` the run, and a file that describes a checkpoint
+    that checkpoint.
+
+    Raises:
+        UserError: ``latest`` names no checkpoint that is there.
+    """
+    if path.name == "latest" and path.is_file():
+        named = path.parent / path.read_text(errors="replace").strip()
+        if named not in list_checkpoints(path.parent):
+            raise UserError(f"{path}: names no checkpoint that is there; give the run folder {path.parent}")
+        return named
+    if path.name in (MANIFEST, STATE) and path.is_file():
+        return path.parent
+    if list_checkpoints(path.absolute().parent) and path.absolute() == path.absolute().parent / "checkpoints":
+        return path.absolute().parent
+    return path
+
+
 def load_weights(path: Path, which: str | None) -> SavedWeights:
-    """Weights for sampling, from a run folder, a checkpoint folder or one ``.safetensors`` file.
+    """Weights for sampling, from a run folder, a checkpoint folder or one safetensors file, whatever its name.
 
     Args:
+        path: also what :func:`run_or_checkpoint` understands.
         which: ``online`` or the name of an average; None is what the run's config samples with. A single file is
             what it is.
 
     Raises:
         UserError: nothing there, or no such average (those there are listed).
     """
+    path = run_or_checkpoint(path)
     if path.is_file() and which is not None:
         raise UserError(f"{path}: is one file of weights; leave out --ema {which}, or give the folder it is in")
     file = path if path.is_file() else _weights_file(path, which)
-    if file.suffix != ".safetensors":
+    if file_format(file) == "pytorch":
         raise UserError(
             f"{file}: is not a .safetensors file; an official checkpoint is read with its recipe "
             "(eval.py sample --config configs/NAME.yaml) or converted (python -m pmf.convert import)"
         )
-    try:
-        with safe_open(file, "pt") as opened:
-            metadata = opened.metadata() or {}
-        weights = load_file(file)
-    except SafetensorError as error:
-        problem = foreign_content(file) or f"cannot be read as safetensors ({error})"
-        raise UserError(f"{file}: {problem}") from None
-    if "config" not in metadata:
-        raise UserError(f"{file}: carries no config, so it was not written by this library's training")
-    config = config_from_plain(json.loads(metadata["config"]), str(file))
+    weights, metadata = read_safetensors(file)
+    config = recorded_config(metadata, str(file))
+    if config is None:
+        raise UserError(
+            f"{file}: carries no config, so it was not written by this library's training; give the recipe of its "
+            "network: --config configs/NAME.yaml"
+        )
     digest = file_sha256(file)
-    return SavedWeights(
-        weights=weights, config=config, source=f"{file.parent.name}/{file.name} {digest[:16]}", sha256=digest
-    )
+    source = printable(f"{file.parent.name}/{file.name} {digest[:16]}")
+    return SavedWeights(weights=weights, config=config, source=source, sha256=digest)
+
+
+def recorded_config(metadata: Mapping[str, str], where: str) -> Config | None:
+    """The config that a safetensors file of ours carries; None for those of others. ``where`` names it in errors."""
+    try:
+        values = json.loads(metadata["config"])
+    except (KeyError, ValueError):
+        return None
+    return config_from_plain(values, where) if isinstance(values, dict) else None
 
 
 def save_weights(path: Path, weights: Mapping[str, Tensor], config: Config) -> None:
     """Write one ``.safetensors`` file that carries its config, as :func:`load_weights` reads it."""
     with complete_or_absent(path) as temporary:
-        _save_tensors(weights, temporary, {"config": json.dumps(as_plain(config))})
+        save_safetensors(weights, temporary, {"config": json.dumps(as_plain(config))})
 
 
 def load_strictly(module: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
@@ -260,7 +290,7 @@ def _write_durably(folder: Path, checkpoint: Checkpoint) -> bytes:
     """All files of a checkpoint, flushed to disk; returns the manifest."""
     metadata = {"config": json.dumps(checkpoint.state["config"])}
     for stem, tensors in checkpoint.tensors.items():
-        _save_tensors(tensors, folder / f"{stem}.safetensors", metadata)
+        save_safetensors(tensors, folder / f"{stem}.safetensors", metadata)
     (folder / STATE).write_text(json.dumps(checkpoint.state, indent=1))
     files = sorted(folder.iterdir())
     entries = {path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in files}
@@ -269,13 +299,6 @@ def _write_durably(folder: Path, checkpoint: Checkpoint) -> bytes:
     for path in (*files, folder / MANIFEST, folder):
         flush(path)
     return manifest
-
-
-def _save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    path.touch()
-    mode = path.stat().st_mode  # as the umask has it; save_file puts a file there that its owner alone can read
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata=metadata)
-    path.chmod(mode)
 
 
 def _point_latest_at(run_folder: Path, checkpoint: Path) -> None:

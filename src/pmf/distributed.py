@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pmf.config import TrainingConfig
 from pmf.errors import PREEMPTED_STATUS, AgreedError, Preempted, UserError
+from pmf.storage import print_any_name, storage_in_one_line
 
 T = TypeVar("T")
 
@@ -165,10 +166,13 @@ def run_command(main: Callable[[], None]) -> None:
     """Run a command; a user's mistake becomes one line on stderr and exit status 2.
 
     A mistake that several ranks find is reported once. Before the process group exists all of them find it, and the
-    main one talks, as for what they agreed on; after that any of them may be the only one.
+    main one talks, as for what they agreed on; after that any of them may be the only one. What storage refuses
+    is told like a mistake.
     """
+    print_any_name()
     try:
-        main()
+        with storage_in_one_line():
+            main()
     except Preempted as stop:
         if is_main_rank():
             print(stop, file=sys.stderr)

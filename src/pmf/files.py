@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from pmf.storage import NO_FLUSH, printable
 
 
 def foreign_content(path: str | Path) -> str | None:
@@ -26,6 +31,21 @@ def foreign_content(path: str | Path) -> str | None:
     return None
 
 
+def file_format(path: Path) -> str | None:
+    """``safetensors`` or ``pytorch`` (a zip archive, or a pickle from before torch 1.6) by a file's content; else None.
+
+    A file that is cut short is still recognised.
+    """
+    with path.open("rb") as file:
+        start = file.read(9)
+    if start.startswith(b"PK\x03\x04") or re.match(rb"\x80[\x02-\x05]", start):
+        return "pytorch"
+    # The length of a header, which is a JSON object and never as long as 100 MB.
+    if start[8:] == b"{" and int.from_bytes(start[:8], "little") <= 100_000_000:
+        return "safetensors"
+    return None
+
+
 @contextmanager
 def complete_or_absent(path: Path) -> Iterator[Path]:
     """A temporary path to write to; what stands there in the end is flushed to disk and renamed to ``path``."""
@@ -39,13 +59,31 @@ def complete_or_absent(path: Path) -> Iterator[Path]:
     flush(path.parent)
 
 
-def flush(path: Path) -> None:
-    """Have a file, or the names in a folder, on disk before anything else is done."""
+def flush(path: Path) -> str | None:
+    """Have a file, or the names in a folder, on disk before anything else is done.
+
+    Returns:
+        Why the file system cannot do this for folders, where it cannot: it has the names there at a time of its own.
+
+    Raises:
+        OSError: it fails.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_FLUSH or not path.is_dir():
+            raise
+        return error.strerror
     finally:
         os.close(descriptor)
+    return None
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Plain values as JSON, complete or absent."""
+    with complete_or_absent(path) as temporary:
+        temporary.write_text(json.dumps(printable(values), indent=1) + "\n")
 
 
 def file_sha256(path: Path) -> str:

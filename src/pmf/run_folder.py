@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
-import json
 import os
 import platform
 import socket
@@ -17,13 +17,15 @@ from typing import Any
 
 import torch
 
-from pmf.checkpoint import Checkpoint, find_resumable, list_checkpoints
+from pmf.checkpoint import Checkpoint, find_resumable, list_checkpoints, run_or_checkpoint
 from pmf.config import Config, as_plain
 from pmf.configfile import save_config
 from pmf.errors import UserError
-from pmf.files import complete_or_absent
+from pmf.files import complete_or_absent, flush, write_json
+from pmf.storage import NO_LOCKS, require_reachable, storage_reason, writing
 
 PREEMPTED = "preempted"
+IN_USE = "in use"
 RECORDED_PACKAGES = ("torch", "accelerate", "numpy", "pillow", "pyarrow", "safetensors")
 
 
@@ -54,18 +56,21 @@ class RunFolder:
                     "training.output_dir or delete the folder"
                 )
             return None
-        named = Path(resume)
+        require_reachable(Path(resume), f"--resume {resume}")
+        named = run_or_checkpoint(Path(resume))
         if list_checkpoints(named):
             return find_resumable(named, lambda message: say(f"warning: {message}"))
         if not named.is_dir():
-            raise UserError(f"--resume {resume}: there is no such folder; give auto, never, or a checkpoint folder")
+            problem = "is a file of no checkpoint" if named.exists() else "there is no such folder"
+            raise UserError(f"--resume {resume}: {problem}; give auto, never, or a checkpoint folder")
         return named
 
     def open(self, config: Config, *, device: str, world_size: int) -> None:
         """Create the folder and record config and environment."""
-        try:
+        with writing(f"training.output_dir {self.path}"):
             (self.path / "samples").mkdir(parents=True, exist_ok=True)
-            save_config(config, self.path / "config.yaml")
+            with complete_or_absent(self.path / "config.yaml") as temporary:
+                save_config(config, temporary)
             environment = {
                 "command": sys.argv,
                 "python": platform.python_version(),
@@ -75,41 +80,48 @@ class RunFolder:
                 "world_size": world_size,
                 "threads": torch.get_num_threads(),
             }
-            (self.path / "environment.json").write_text(json.dumps(environment, indent=1))
-        except OSError as error:
-            raise UserError(
-                f"training.output_dir {self.path}: cannot be written ({error.strerror}); choose another"
-            ) from None
+            write_json(self.path / "environment.json", environment)
 
-    def lock(self) -> None:
+    def lock(self, say: Callable[[str], None]) -> None:
         """Take the folder for this process until it ends, however it ends: the lock is the kernel's.
+
+        Args:
+            say: told what the file system cannot do, and what that leaves to the user.
 
         Raises:
             UserError: another process has it, or the folder cannot be written.
         """
-        path = self.path / ".lock"
-        try:
+        with writing(f"training.output_dir {self.path}"):
             self.path.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # never closed: that would give the lock back
-        except OSError as error:
-            raise UserError(
-                f"training.output_dir {self.path}: cannot be written ({error.strerror}); choose another"
-            ) from None
-        try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):  # which of them depends on the system
-            holder = os.read(descriptor, 200).decode(errors="replace").strip() or "another process"
-            os.close(descriptor)
-            raise UserError(
-                f"training.output_dir {self.path}: in use by {holder}; stop that run or choose another folder"
-            ) from None
-        os.truncate(descriptor, 0)
-        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+            # Never closed: that would give the lock back.
+            descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+            holder = os.read(descriptor, 200).decode(errors="replace").strip()
+            problem = _lock_problem(descriptor)
+            if problem == IN_USE:
+                os.close(descriptor)
+                raise UserError(
+                    f"training.output_dir {self.path}: in use by {holder or 'another process'}; stop that run or choose "
+                    "another folder"
+                )
+            os.truncate(descriptor, 0)
+            os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+            without_flush = flush(self.path)
+        if problem:
+            last = f" (the last was {holder})" if holder else ""
+            say(
+                f"warning: training.output_dir {self.path}: this file system has no locks ({problem}), so nothing keeps "
+                f"a second run out of the folder: see that no other works in it{last}"
+            )
+        if without_flush:
+            say(
+                f"warning: training.output_dir {self.path}: this file system cannot flush a folder ({without_flush}): "
+                "after a crash of the machine or its storage, not of the run, the newest checkpoint may be missing"
+            )
 
     def mark_preempted(self, step: int) -> None:
         """Leave a note for whoever starts runs again."""
-        with complete_or_absent(self.path / PREEMPTED) as temporary:
-            temporary.write_text(json.dumps({"step": step, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}))
+        with contextlib.suppress(OSError):  # the step is saved, and the exit status says the same
+            write_json(self.path / PREEMPTED, {"step": step, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
 
     def clear_preempted(self) -> bool:
         """Remove that note; whether there was one."""
@@ -131,6 +143,23 @@ class RunFolder:
         for key in sorted(before.keys() | now.keys()):
             if before.get(key) != now.get(key):
                 yield f"{key} was {before.get(key)}, is {now.get(key)}"
+
+
+def _lock_problem(descriptor: int) -> str | None:
+    """None once this process has the lock, ``IN_USE`` if another has it, or why there can be none.
+
+    Raises:
+        OSError: anything else.
+    """
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # which of them depends on the system
+        return IN_USE
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        return storage_reason(error)
+    return None
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:

@@ -31,6 +31,7 @@ class SamplingRequest:
         labels: ``all`` or comma-separated classes, cycled through.
         ema: which average; None is the config's choice.
         overrides: values for the config's sampling section; None keeps the config's.
+        key: which set of weights of a PyTorch file that holds several.
     """
 
     checkpoint: Path
@@ -40,6 +41,7 @@ class SamplingRequest:
     seed: int
     ema: str | None
     overrides: Mapping[str, Any]
+    key: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +80,12 @@ def open_sampler(request: SamplingRequest, world: World) -> Sampler:
         raise UserError(f"--seed is {request.seed}; give 0 or more")
     if not checkpoint.exists():
         raise UserError(f"--checkpoint {checkpoint}: there is no such file or folder")
-    saved = load_weights(checkpoint, ema) if recipe is None else load_official(checkpoint, load_config(recipe), ema)
+    if recipe is None and request.key is not None:
+        raise UserError(f"--key {request.key}: is for PyTorch files, which are read with --config; leave it out")
+    if recipe is None:
+        saved = load_weights(checkpoint, ema)
+    else:
+        saved = load_official(checkpoint, load_config(recipe), ema, key=request.key)
     config = _with_overrides(saved.config, request.overrides)
     set_float32_precision(tf32=config.training.tf32)
     network = inference_network(config, saved.weights, world.device, where=str(checkpoint))

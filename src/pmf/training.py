@@ -254,7 +254,7 @@ class Trainer:
         problem = None
         if self.world.is_main:
             try:
-                self.run_folder.lock()
+                self.run_folder.lock(self.say)
             except UserError as error:
                 problem = str(error)
         self.world.raise_together(problem)

@@ -22,7 +22,7 @@ Wrapper = Callable[[Callable[..., Any]], Callable[..., Any]]
 STEP = "pmf.step.OptimizerStep.__call__"
 SAVE = "pmf.training.save_checkpoint"
 # What changes the disk while a checkpoint is saved.
-WRITES = ("os.mkdir", "pmf.checkpoint.save_file", "os.fsync", "os.rename", "os.replace", "os.unlink", "os.rmdir")
+WRITES = ("os.mkdir", "pmf.safetensors_file.save_file", "os.fsync", "os.rename", "os.replace", "os.unlink", "os.rmdir")
 
 
 def wrap(target: str, wrapper: Wrapper) -> None:

@@ -47,7 +47,7 @@ def test_a_save_killed_before_each_kind_of_write(whole, tmp_path):
     assert [path.name for path in (killed / "checkpoints").iterdir()] == ["step_00000020"]
 
 
-@pytest.mark.parametrize("target", ["pmf.checkpoint.save_file", "os.fsync", "os.rename", "os.replace"])
+@pytest.mark.parametrize("target", ["pmf.safetensors_file.save_file", "os.fsync", "os.rename", "os.replace"])
 def test_rank_0_of_two_killed_in_a_save(target, whole, tmp_path):
     run = cut_back(whole(2), tmp_path / "run", 4)
     with started(run, EVERY_FOUR, ranks=2, faults={0: SignalAt(target, 2)}) as killed:

@@ -19,7 +19,7 @@ TERM = (signal.SIGTERM,)
     ("rank", "target", "number", "saved"),
     [
         (1, "pmf.step.OptimizerStep._backward", 6, 6),  # in the sixth step, to one rank of two
-        (0, "pmf.checkpoint.save_file", 2, 9),  # in the save of step 8: that one is finished, and the step after it
+        (0, "pmf.safetensors_file.save_file", 2, 9),  # in the save of step 8: that one is finished, and the step after it
     ],
     ids=["mid-step", "mid-save"],
 )
@@ -51,7 +51,7 @@ def test_asked_to_stop_in_an_evaluation(whole, tmp_path):
 
 def test_asked_twice_it_ends_at_once(whole, tmp_path):
     run, overrides = tmp_path / "run", ("training.checkpoint_every=4",)
-    fault = SignalAt("pmf.checkpoint.save_file", 6, (signal.SIGTERM, signal.SIGUSR1))
+    fault = SignalAt("pmf.safetensors_file.save_file", 6, (signal.SIGTERM, signal.SIGUSR1))
     with started(run, *overrides, faults={0: fault}) as stopped:
         assert stopped.wait() in ([128 + signal.SIGTERM], [128 + signal.SIGUSR1]), stopped.printed()
     assert [path.name for path in list_checkpoints(run)] == ["step_00000004"]

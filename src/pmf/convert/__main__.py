@@ -14,6 +14,7 @@ from pmf.configfile import load_config
 from pmf.convert.official import EXPORTS, load_official
 from pmf.distributed import run_command
 from pmf.errors import UserError
+from pmf.storage import writing
 
 
 def main() -> None:
@@ -23,9 +24,17 @@ def main() -> None:
     )
     verbs = parser.add_subparsers(dest="verb", required=True)
     into = verbs.add_parser("import", help="official checkpoint to one .safetensors that eval.py sample reads")
-    into.add_argument("--checkpoint", type=Path, required=True, help=".pt file, or JAX checkpoint (unzipped folder)")
+    into.add_argument(
+        "--checkpoint",
+        type=Path,
+        required=True,
+        help="PyTorch or safetensors file, or JAX checkpoint (unzipped folder)",
+    )
     into.add_argument("--config", required=True, help="recipe of the model, e.g. configs/pmf_b_16.yaml")
     into.add_argument("--ema", help='JAX only: which average, e.g. 1000, or "online"; default: the recipe\'s')
+    into.add_argument(
+        "--key", help="which set of weights of a PyTorch file that holds several, e.g. ema or state.model"
+    )
     into.add_argument("--allow-pickle", action="store_true", help="load a .pt that holds more than tensors: runs code")
     out = verbs.add_parser("export", help="weights of a run to an official layout")
     out.add_argument("--checkpoint", type=Path, required=True, help="run folder, checkpoint folder or .safetensors")
@@ -44,8 +53,11 @@ def main() -> None:
 def _import(arguments: argparse.Namespace) -> None:
     _require_free(arguments.output, ".safetensors")
     config = load_config(arguments.config)
-    saved = load_official(arguments.checkpoint, config, arguments.ema, allow_pickle=arguments.allow_pickle)
-    save_weights(arguments.output, saved.weights, saved.config)
+    saved = load_official(
+        arguments.checkpoint, config, arguments.ema, key=arguments.key, allow_pickle=arguments.allow_pickle
+    )
+    with writing(f"--output {arguments.output}"):
+        save_weights(arguments.output, saved.weights, saved.config)
     has_v_head = any(name.startswith("v_") for name in saved.weights)
     print(
         f"{arguments.output}: {sum(tensor.numel() for tensor in saved.weights.values()):,} weights of "
@@ -58,7 +70,8 @@ def _export(arguments: argparse.Namespace) -> None:
         raise UserError(f"--checkpoint {arguments.checkpoint}: there is no such file or folder")
     _require_free(arguments.output, "" if arguments.layout == "jax" else ".pt")
     saved = load_weights(arguments.checkpoint, arguments.ema)
-    EXPORTS[arguments.layout](arguments.output, saved, inference=arguments.inference)
+    with writing(f"--output {arguments.output}"):
+        EXPORTS[arguments.layout](arguments.output, saved, inference=arguments.inference)
     print(f"{arguments.output}: {saved.config.model.name} from {saved.source}")
 
 

@@ -8,7 +8,7 @@ nearly those names as a tree, with kernels as flax stores them: (in, out) and (h
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -54,6 +54,8 @@ _JAX_PARTS: tuple[tuple[str, str], ...] = (
     (r"\.weight$", r".kernel"),
 )
 
+_WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
@@ -94,6 +96,20 @@ def from_official(weights: Mapping[str, Tensor], our_names: Mapping[str, Tensor]
     return {name: weights[official_name(name)] for name in our_names}
 
 
+def unwrapped(names: Iterable[str]) -> dict[str, str]:
+    """Each name of a whole network's tensors, and what it is without what training tools put around modules.
+
+    ``torch.compile``, FSDP and recomputation name their wrappers wherever they stand. Others (``module.`` of DDP and of
+    averages, ``model.`` of Lightning) stand before all names; so may the official ``net.``, which stays.
+    """
+    found = {name: _WRAPPERS.sub("", name) for name in names}
+    while True:
+        firsts = {name.partition(".")[0] if "." in name else "" for name in found.values()}
+        if len(firsts) != 1 or firsts & {"", "net"}:
+            return found
+        found = {name: short.partition(".")[2] for name, short in found.items()}
+
+
 def _jax_name(name: str) -> str:
     name = official_name(name)
     for pattern, replacement in _JAX_PARTS:
@@ -117,7 +133,12 @@ def _restore_from_jax(name: str, tensor: Tensor) -> Tensor:
     return tensor.T if tensor.ndim == 2 else tensor  # (out, in)
 
 
-PYTORCH = Layout(
-    name=lambda name: f"net.{official_name(name)}", store=lambda _, tensor: tensor, restore=lambda _, tensor: tensor
-)
+def _as_it_is(_: str, tensor: Tensor) -> Tensor:
+    return tensor
+
+
+PYTORCH = Layout(name=lambda name: f"net.{official_name(name)}", store=_as_it_is, restore=_as_it_is)
+OFFICIAL_NETWORK = Layout(name=official_name, store=_as_it_is, restore=_as_it_is)
+"""The official network without the wrapper that the official files hold."""
+OURS = Layout(name=str, store=_as_it_is, restore=_as_it_is)
 JAX = Layout(name=_jax_name, store=_store_for_jax, restore=_restore_from_jax)

@@ -1,4 +1,7 @@
-"""Official checkpoints as our weights, and ours as official ones: every tensor accounted for, by name and shape."""
+"""Files of weights that carry no config, official ones above all, as our weights; and ours as official ones.
+
+Every tensor is accounted for, by name and shape.
+"""
 
 from __future__ import annotations
 
@@ -8,30 +11,46 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pmf.checkpoint import SavedWeights, tensors_sha256
+from pmf.checkpoint import (
+    MANIFEST,
+    SavedWeights,
+    list_checkpoints,
+    recorded_config,
+    run_or_checkpoint,
+    tensors_sha256,
+)
 from pmf.config import Config
 from pmf.convert.jax_checkpoint import read_jax, write_jax
-from pmf.convert.names import JAX, PYTORCH, Layout
+from pmf.convert.names import JAX, OFFICIAL_NETWORK, OURS, PYTORCH, Layout, unwrapped
 from pmf.convert.pytorch_file import read_pytorch, write_pytorch
 from pmf.errors import UserError
-from pmf.files import file_sha256
+from pmf.files import file_format, file_sha256
 from pmf.net.layers import Rotation
 from pmf.net.sizes import SIZES, create_network
+from pmf.safetensors_file import read_safetensors
+from pmf.storage import printable
 from pmf.strict import require_same_tensors
 
 # The official PyTorch networks store their table of rotations; ours is computed from the sizes.
 ROTATIONS = "net.rope_freqs"
 # cos and sin of float32 angles up to the grid's side may differ in the last place.
 ROTATION_TOLERANCE = 1e-6
+# What torch's AveragedModel saves beside the tensors of its module.
+COUNT_OF_AVERAGES = "n_averaged"
+IS_OURS = "{path}: is ours and carries its config; --config is for official checkpoints and others without one"
 
 
-def load_official(path: Path, config: Config, which: str | None = None, *, allow_pickle: bool = False) -> SavedWeights:
-    """Weights of an official checkpoint under our names.
+def load_official(
+    path: Path, config: Config, which: str | None = None, *, key: str | None = None, allow_pickle: bool = False
+) -> SavedWeights:
+    """Weights of an official checkpoint, or of any file with the tensors of the config's network, under our names.
 
     Args:
-        path: a PyTorch file (``.pt``, ``.pth``), or a JAX checkpoint or the folder that holds it.
+        path: a PyTorch or safetensors file, recognised by its content, with official names or ours; or a JAX
+            checkpoint or the folder that holds it.
         config: the recipe that the checkpoint was trained with; it says which network, and how to sample.
         which: of a JAX checkpoint, ``online`` or the name of an average; None is what the config samples with.
+        key: of a PyTorch file with several sets of weights, which; see :func:`read_pytorch`.
         allow_pickle: see :func:`read_pytorch`.
 
     Returns:
@@ -42,19 +61,26 @@ def load_official(path: Path, config: Config, which: str | None = None, *, allow
     """
     if not path.exists():
         raise UserError(f"{path}: there is no such file or folder")
-    if path.suffix == ".safetensors" or (path / "checkpoints").is_dir():
-        raise UserError(f"{path}: is ours and carries its config; --config is for official checkpoints")
-    if path.suffix in (".pt", ".pth", ".zip"):
-        if which is not None:
-            raise UserError(f"{path}: holds one set of weights; leave out --ema {which}")
-        tensors = read_pytorch(path, allow_pickle=allow_pickle)
-        _check_rotations(tensors.pop(ROTATIONS, None), config, path)
-        weights = _from_layout(PYTORCH, tensors, config, path)
-        digest = file_sha256(path)
-    else:
+    kind = _kind(path)
+    if key is not None and kind != "pytorch":
+        raise UserError(f"{path}: is no PyTorch file, and --key is for those; leave out --key {key}")
+    if kind == "jax":
         weights = _from_layout(JAX, read_jax(path, which or config.sampling.ema), config, path)
         digest = tensors_sha256(weights)
-    return SavedWeights(weights=weights, config=config, source=f"{path.name} {digest[:16]}", sha256=digest)
+    else:
+        if which is not None:
+            several = "" if key else " (--key chooses where there are several)"
+            raise UserError(f"{path}: holds one set of weights; leave out --ema {which}{several}")
+        if kind == "pytorch":
+            tensors = read_pytorch(path, key=key, allow_pickle=allow_pickle)
+        else:
+            tensors, metadata = read_safetensors(path)
+            if recorded_config(metadata, str(path)) is not None:
+                raise UserError(IS_OURS.format(path=path))
+        weights = _from_names(tensors, config, path)
+        digest = file_sha256(path)
+    source = printable(f"{path.name}{f' {key}' if key else ''} {digest[:16]}")
+    return SavedWeights(weights=weights, config=config, source=source, sha256=digest)
 
 
 def export_pytorch(path: Path, saved: SavedWeights, *, inference: bool) -> None:
@@ -83,6 +109,42 @@ def rotation_table(config: Config) -> Tensor:
     size = SIZES[config.model.name]
     rotation = Rotation(size.width // size.num_heads, config.data.image_size // size.patch_size, 0)
     return torch.complex(rotation.cos, rotation.sin)
+
+
+def _kind(path: Path) -> str:
+    """``pytorch``, ``safetensors`` or ``jax``, by what stands there.
+
+    Raises:
+        UserError: a run or checkpoint folder of ours, or a file of none of these.
+    """
+    if list_checkpoints(run_or_checkpoint(path)) or (run_or_checkpoint(path) / MANIFEST).exists():
+        raise UserError(IS_OURS.format(path=path))
+    if path.is_dir():
+        return "jax"
+    if kind := file_format(path):
+        return kind
+    with path.open("rb") as file:
+        start = file.read(1)
+    if start and (0x80 <= start[0] <= 0x8F or start[0] in (0xDE, 0xDF)):  # a mapping, in msgpack
+        return "jax"
+    return "pytorch"  # whose reader says what it is instead
+
+
+def _from_names(tensors: Mapping[str, Tensor], config: Config, path: Path) -> dict[str, Tensor]:
+    """Tensors of a network under our names, whoever's their names are, and whatever they are wrapped in."""
+    tensors = {name: tensor for name, tensor in tensors.items() if name != COUNT_OF_AVERAGES}
+    names = unwrapped(tensors)
+    if len(set(names.values())) < len(names):
+        raise UserError(f"{path}: holds two networks; without wrappers such as module. their names are the same")
+    views = [{short: tensors[name] for name, short in names.items()}]
+    if all(name.startswith("net.") for name in views[0]):  # the official wrapper, or one of somebody else's
+        views.append({name.removeprefix("net."): tensor for name, tensor in views[0].items()})
+    own = _own_tensors(config)
+    pairs = [(layout, view) for view in views for layout in (PYTORCH, OFFICIAL_NETWORK, OURS)]
+    layout, view = max(pairs, key=lambda pair: sum(pair[0].name(name) in pair[1] for name in own))
+    for name in (ROTATIONS, ROTATIONS.removeprefix("net.")):
+        _check_rotations(view.pop(name, None), config, path)
+    return _from_layout(layout, view, config, path)
 
 
 def _from_layout(layout: Layout, tensors: Mapping[str, Tensor], config: Config, path: Path) -> dict[str, Tensor]:
