@@ -146,17 +146,3 @@ def test_advice_where_not_even_one_image_fits(tmp_path):
     (line,) = result.stderr.splitlines()
     assert "one image per process does not fit; try, in this order: training.compile=true, training.activation" in line
     assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["training.micro_batch_size=8"], "is what this command finds; leave it out"),
-        (["--device-memory", "forty"], "forty is not a size; write a number and GiB"),
-    ],
-    ids=str,
-)
-def test_mistakes_end_in_one_line(tmp_path, arguments, message):
-    result = run_command("auto_batch.py", "--config", str(copy_of_digits(tmp_path)), *arguments)
-    assert result.returncode == 2
-    assert message in result.stderr.splitlines()[-1]

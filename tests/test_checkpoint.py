@@ -125,24 +125,6 @@ def test_weights_load_from_a_run_a_checkpoint_and_a_file(tmp_path):
     assert torch.equal(load_weights(tmp_path, "online").weights["v_b"], saved.tensors["model"]["v_b"])
 
 
-def test_what_is_no_weights_file_is_one_line(tmp_path):
-    folder, _ = save(tmp_path / "run", 3)
-    pickled = tmp_path / "weights.pt"
-    torch.save({"a": torch.zeros(1)}, pickled)
-    html = tmp_path / "page.safetensors"
-    html.write_text("<html>login</html>")
-    (tmp_path / "empty").mkdir()
-    for path, which, message in (
-        (pickled, None, "is not a .safetensors file; an official checkpoint is read with its recipe"),
-        (html, None, "this is a web page"),
-        (folder, "20", "has no average '20'; choose one of: 10, online"),
-        (tmp_path / "empty", "10", "is neither a run folder, a checkpoint folder nor a .safetensors file"),
-    ):
-        with pytest.raises(UserError) as error:
-            load_weights(path, which)
-        assert message in str(error.value)
-
-
 def test_weights_of_another_network_are_refused_by_name():
     module = torch.nn.Linear(4, 3)
     with pytest.raises(UserError, match=r"here: weights of another network: bias is missing; weight is \(2, 4\) there"):

@@ -1,4 +1,4 @@
-"""Configs: what is read, what is refused, and in which words."""
+"""Configs: what is read, and what its defaults are. What is refused: tests/bad_input/test_config.py."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pytest
 from pmf.batching import accumulation_steps
 from pmf.config import as_plain, ema_names
 from pmf.configfile import config_from_plain, dump_config, load_config, save_config
-from pmf.errors import UserError
 
 SHIPPED = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 VALID = "training:\n  max_steps: 10\ndata:\n  path: somewhere\n"
@@ -71,85 +70,6 @@ def test_average_names_are_file_names():
     )
     assert ema_names(config.ema) == ["500", "0.5", "0.9999"]
     assert config.sampling.ema == "0.5"
-
-
-# text, overrides, and the whole message after the place.
-BAD = {
-    "unknown key": (
-        VALID + "optimizer:\n  learning_rate: 1\n",
-        [],
-        "run.yaml:6: unknown key optimizer.learning_rate",
-    ),
-    "typo": (
-        VALID + "optimizer:\n  schedul: constant\n",
-        [],
-        "run.yaml:6: unknown key optimizer.schedul; did you mean optimizer.schedule?",
-    ),
-    "typo in a choice": (
-        VALID + "optimizer:\n  name: moun\n",
-        [],
-        "run.yaml:6: optimizer.name is 'moun': input should be 'muon', 'nadamw' or 'adamw' (did you mean 'muon'?)",
-    ),
-    "number in quotes": (
-        "training:\n  max_steps: '10'\n",
-        [],
-        "run.yaml:2: training.max_steps is '10': input should be a valid integer",
-    ),
-    "duplicate key": (
-        VALID + "optimizer:\n  lr: 1\n  lr: 2\n",
-        [],
-        "run.yaml:7: optimizer.lr stands here a second time (first at",
-    ),
-    "invalid yaml": ("training: {max_steps: 1\n", [], "run.yaml:2:1: invalid YAML:"),
-    "list": ("- 1\n", [], "run.yaml:1: a config is a mapping of sections: model, objective, perceptual, data"),
-    "tag": (
-        "data: !!python/object:os.system x\n",
-        [],
-        "run.yaml:1: data has the tag tag:yaml.org,2002:python/object:os.system",
-    ),
-    "unset variable": ("data:\n  path: ${PMF_SURELY_UNSET}\n", [], "run.yaml:2: data.path uses ${PMF_SURELY_UNSET}"),
-    "nan": (VALID, ["optimizer.lr=.nan"], "command line: optimizer.lr=.nan: optimizer.lr is nan"),
-    "negative lr": (VALID, ["optimizer.lr=-1"], "optimizer.lr is -1: input should be greater than or equal to 0"),
-    "half-life 0": (VALID, ["ema.half_lives_kimg=[0]"], "ema.half_lives_kimg.0 is 0: input should be greater than 0"),
-    "micro batch": (
-        VALID,
-        ["training.global_batch_size=100", "training.micro_batch_size=30"],
-        "training.micro_batch_size is 30, which does not divide training.global_batch_size 100; "
-        "nearest divisors: 25, 50",
-    ),
-    "interval": (VALID, ["sampling.interval=[0.7, 0.1]"], "must be [t_min, t_max] with t_min < t_max"),
-    "interval length": (VALID, ["sampling.interval=[0.7]"], "sampling.interval.1 is [0.7]: field required"),
-    "no length": ("data:\n  path: x\n", [], "training.max_steps or training.epochs must be given, and not both"),
-    "two lengths": (VALID, ["training.epochs=3"], "training.max_steps or training.epochs must be given, and not both"),
-    "warm-up": (
-        VALID,
-        ["optimizer.schedule=warmup_constant", "optimizer.warmup_steps=11"],
-        "optimizer.warmup_steps is 11, more than training.max_steps 10",
-    ),
-    "warm-up of a constant": (VALID, ["optimizer.warmup_steps=5"], "needs optimizer.schedule: warmup_constant"),
-    "no path": ("training:\n  max_steps: 1\n", [], "data.path is missing; data.kind parquet needs"),
-    "unknown average": (VALID, ["sampling.ema=77"], 'sampling.ema is "77"; choose one of: 500, 1000, 2000, online'),
-    "compiled jvp": (
-        VALID,
-        ["training.compile=true", "objective.derivative=jvp"],
-        "objective.derivative is jvp, which cannot pass compiled blocks",
-    ),
-    "not an override": (VALID, ["seed"], "command line: seed: an override is section.key=value"),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_configs_get_one_line_with_the_place(case, tmp_path):
-    text, overrides, message = BAD[case]
-    with pytest.raises(UserError) as error:
-        load_config(write(tmp_path, text), overrides)
-    assert message in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-def test_a_missing_file_is_one_line(tmp_path):
-    with pytest.raises(UserError, match="cannot read this config"):
-        load_config(tmp_path / "nothing.yaml")
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from pmf.flow.parameterization import ImagePrediction
 from pmf.flow.sampler import generate
 from pmf.net.sizes import SIZES, create_network
 from pmf.sampling import SamplingRequest, inference_network, sample_folder
-from tests.launch import ROOT, run_command
+from tests.launch import ROOT
 from tests.official import (
     SIX,
     config_of,
@@ -328,31 +328,6 @@ def test_a_missing_extra_is_named(tmp_path):
     (tmp_path / "checkpoint_1").mkdir()
     with pytest.raises(UserError, match="JAX checkpoints need flax and orbax; install them: uv sync --extra jax"):
         load_official(tmp_path, load_config(DIGITS))
-
-
-def test_the_command_writes_only_where_nothing_is(tmp_path, monkeypatch):
-    path = write(tmp_path / "official.pt", official_digits())
-    arguments = ("import", "--checkpoint", path, "--config", DIGITS, "--output")
-    for output, message in (
-        (path.with_suffix(".pth"), "give a file name that ends in .safetensors"),
-        (tmp_path / "none" / "w.safetensors", "there is no folder"),
-        (write(tmp_path / "w.safetensors", {}), "exists already"),
-    ):
-        with pytest.raises(UserError, match=message):
-            run_convert(monkeypatch, *arguments, output)
-
-
-def test_the_command_ends_in_one_line(tmp_path):
-    path = tmp_path / "official.pt"
-    path.write_text("<html>")
-    output = tmp_path / "ours.safetensors"
-    result = run_command(
-        "pmf.convert", "import", "--checkpoint", str(path), "--config", DIGITS, "--output", str(output)
-    )
-    assert result.returncode == 2
-    assert result.stderr.startswith(f"error: {path}: this is a web page")
-    assert result.stderr.count("\n") == 1
-    assert not list(tmp_path.glob("*safetensors*"))
 
 
 def test_a_converted_file_carries_its_recipe(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""``eval.py fid`` and ``eval.py reference``: one number whatever the processes, a record, and bad input in one line."""
+"""``eval.py fid`` and ``eval.py reference``: one number whatever the processes, and a record."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import torch
 
 from pmf.checkpoint import save_weights
 from pmf.configfile import load_config
-from pmf.errors import UserError
 from pmf.evaluation.images import save_png
 from pmf.net.sizes import create_network
 from tests.launch import ROOT, run_command
@@ -139,41 +138,8 @@ def test_data_sets_are_cropped_as_for_training(call, tmp_path):
         np.testing.assert_array_equal(one["sigma"], other["sigma"])
 
 
-def test_what_does_not_fit_is_one_line(folder, weights, call, tmp_path, capsys):
-    statistics = tmp_path / "reference.npz"
-    call("reference", "--data", folder, "--extractor", SMALL, "--output", statistics)
-    np.savez(tmp_path / "wide.npz", mu=np.zeros(2048), sigma=np.eye(2048))
-    checkpoint = ("--checkpoint", weights, "--reference", "digits")
-    small = ("--images", folder, "--extractor", SMALL, "--reference")
-    for arguments, message in (
-        ((*small, tmp_path / "wide.npz"), f"has 2048 dimensions and extractor {SMALL} has 16; give the --extractor"),
-        ((*small, statistics, "--kid"), "holds statistics only; --kid and --precision-recall need the images"),
-        ((*small, folder, "--kid"), "--kid draws subsets of 1000 images and one set has 40"),
-        ((*small, "nowhere"), "nowhere: is neither digits, a config (.yaml), Parquet files nor a folder of images"),
-        (
-            (*small, "digits"),
-            "its images have shape (1, 8, 8) (channels, height, width), the measured ones",
-        ),
-        ((*small, statistics, "--num-images", "9"), "9 images are too few to measure; give at least 10"),
-        ((*small, statistics, "--keep-images", "x"), "it goes with --checkpoint"),
-        ((*checkpoint, "--num-images", "0"), "--num-images is 0; ask for at least 1"),
-        ((*checkpoint, "--extractor", SMALL), "fails on images of shape (1, 8, 8)"),
-    ):
-        with pytest.raises(UserError) as error:
-            call("fid", *arguments)
-        assert message in str(error.value)
-        assert "\n" not in str(error.value)
-    other = ("fid", "--images", folder, "--extractor", "tests.evaluation.networks:create_other")
-    with pytest.raises(UserError, match=r"reference.npz: was made with extractor .*:create [0-9a-f]{16}, this one is"):
-        call(*other, "--reference", statistics)
-    capsys.readouterr()
-    record = call("fid", *small, statistics, "--num-images", "12")
-    (warning,) = record["warnings"]
+def test_fewer_images_than_dimensions_are_warned_of(folder, call, capsys):
+    record = call("fid", "--images", folder, "--reference", folder, "--extractor", SMALL, "--num-images", "12")
+    (warning,) = [line for line in record["warnings"] if line.startswith("the measured set")]
     assert warning.startswith("the measured set has 12 images and the features 16 dimensions")
     assert f"warning: {warning}" in capsys.readouterr().err
-
-
-def test_the_command_exits_with_status_2_and_no_traceback(tmp_path):
-    result = run_command("eval.py", "fid", "--images", str(tmp_path), "--reference", "digits")
-    assert result.returncode == 2
-    assert result.stderr == f"error: {tmp_path}: holds no .png files; give the folder that eval.py sample wrote\n"

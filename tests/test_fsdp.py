@@ -131,22 +131,6 @@ def test_one_process_has_nothing_to_shard(tmp_path):
     assert all(torch.equal(ddp[name], fsdp[name]) and torch.equal(ddp[name], hsdp[name]) for name in ddp)
 
 
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["training.parallel=zero"], "training.parallel is 'zero'"),
-        (["training.parallel=fsdp", "training.shard_size=2"], "training.shard_size needs training.parallel: hsdp"),
-        (["training.parallel=fsdp", "objective.derivative=jvp"], "objective.derivative is jvp, which needs"),
-        (["training.parallel=hsdp", "training.mixed_precision=fp16"], "training.mixed_precision is fp16, which needs"),
-    ],
-)
-def test_what_shards_cannot_do_is_one_line(tmp_path, overrides, message):
-    with pytest.raises(UserError) as error:
-        tiny_config(tmp_path, *overrides)
-    assert message in str(error.value)
-    assert "\n" not in str(error.value)
-
-
 def test_groups_must_divide_the_processes(monkeypatch):
     world = World(rank=0, size=4, device=torch.device("cpu"), barrier=lambda: None)
     training = TrainingConfig(parallel="hsdp", shard_size=3)

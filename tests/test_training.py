@@ -151,48 +151,7 @@ def test_gradient_clipping_limits_the_norm_that_the_optimizer_sees(tmp_path):
     assert trainer.state.progress.window_sums["grad_norm"] > 0.5
 
 
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["model.name=pmf_b_99"], "model.name is 'pmf_b_99'; choose one of: pmf_b_16"),
-        (["data.image_size=9"], "data.image_size is 9, not a multiple of pmf_tiny_2's patch size 2; use 8 or 10"),
-        (["data.num_classes=11"], "data.num_classes is 11; data.kind digits needs data.num_classes: 10"),
-        (["training.global_batch_size=4000", "training.micro_batch_size=null"], "the data set has only 1797 images"),
-        (["training.mixed_precision=fp16"], "training.mixed_precision is fp16, which needs a CUDA GPU"),
-        (
-            ["optimizer.schedule=warmup_cosine", "optimizer.warmup_steps=6"],
-            "optimizer.warmup_steps is 6, but warmup_cosine needs more than twice that many steps and the run has 12",
-        ),
-    ],
-)
-def test_what_does_not_fit_together_is_one_line(tmp_path, overrides, message):
-    with pytest.raises(UserError) as error:
-        Trainer(tiny_config(tmp_path / "run", *overrides))
-    assert message in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-def test_resuming_refuses_what_it_cannot_continue(tmp_path):
-    Trainer(tiny_config(tmp_path / "run")).train()
-    for resume, overrides, message in (
-        ("never", [], "holds checkpoints and --resume is never"),
-        (str(tmp_path / "nowhere"), [], "there is no such folder"),
-        ("auto", ["data.image_size=16"], "weights of another network: position_embedding is (1, 36, 64) there"),
-        ("auto", ["ema.half_lives_kimg=[77]", "sampling.ema=77"], "has no average '77'"),
-        ("auto", ["optimizer.name=adamw"], "is of another run: "),
-    ):
-        AcceleratorState._reset_state(reset_partial_state=True)
-        with pytest.raises(UserError) as error:
-            Trainer(tiny_config(tmp_path / "run", *overrides), resume=resume)
-        assert message in str(error.value)
-
-
-def test_user_errors_end_a_command_with_one_line_and_status_2(tmp_path):
-    result = run_command("train.py", "--config", "configs/digits.yaml", "optimizer.lr=fast")
-    assert result.returncode == 2
-    assert result.stderr == (
-        "error: command line: optimizer.lr=fast: optimizer.lr is 'fast': input should be a valid number\n"
-    )
+def test_the_resolved_config_can_be_printed():
     result = run_command("train.py", "--config", "configs/digits.yaml", "--print-config", "training.seed=7")
     assert result.returncode == 0
     assert "seed: 7" in result.stdout

@@ -27,7 +27,8 @@ class Case:
     Texts may name ``{tmp}``, the test's folder, and ``{run}``, the folder of a finished run that nobody may change.
 
     Attributes:
-        message: the whole line, without ``error: ``; sizes of disks read SIZE.
+        message: the whole line, without ``error: ``; sizes of disks read SIZE. Where it ends in ``...``, a library's
+            own words follow.
         arguments: of the command; for training the overrides.
         yaml: a config that takes the place of the digits'.
         prepare: puts things into the test's folder.

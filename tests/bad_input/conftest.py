@@ -63,12 +63,14 @@ def refused(fails: Callable[..., str], request: pytest.FixtureRequest, tmp_path:
         for name, place in places.items():
             printed = printed.replace(place, name)
         assert not (tmp_path / "hacked").exists()
-        # A mistake that is found while training stands below the progress bar.
-        lines = [line for line in printed.lstrip("\r").splitlines() if "step/s]" not in line]
+        # A mistake that is found while training or measuring stands below a progress bar.
+        lines = [line for line in printed.splitlines() if line and not re.search(r"\d+/\d+ \[.*/s\]$", line)]
         assert len(lines) == 1, printed
         assert lines[0].startswith("error: ")
         line = re.sub(r"[\d.,]+ [MGT]iB", "SIZE", lines[0].removeprefix("error: "))
-        return re.sub(r"\d+ bytes instead of \d+", "N bytes instead of N", line)
+        line = re.sub(r"\d+ bytes instead of \d+", "N bytes instead of N", line)
+        beginning = case.message.removesuffix("...")
+        return line if beginning == case.message else line[: len(beginning)] + "..."
 
     return call
 
@@ -92,6 +94,7 @@ def training_refused(
         line = refused(train_command.main, case, "--config", config, "--resume", case.resume, *overrides)
         if not case.continues:
             assert not (tmp_path / "run" / "metrics.jsonl").exists()
+            assert not (tmp_path / "run" / "checkpoints").exists()
         return line
 
     return call

@@ -57,6 +57,13 @@ CASES = {
         resume="{tmp}/run",
         message="{tmp}/run/checkpoints/step_00000001: has no average '77'; in the ema section choose from: 0.05, 10",
     ),
+    "another optimizer": Case(
+        continues=True,
+        arguments=("optimizer.name=adamw",),
+        message="the optimizer's state is of another run: exp_avg/time_embedding.hidden.weight is "
+        "missing; exp_avg_sq/time_embedding.hidden.weight is missing; exp_avg/time_embedding.output.weight is "
+        "missing and 156 more; check optimizer.name, model.name, data.image_size and data.num_classes",
+    ),
 }
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from tests.bad_input.cases import Case, each
 
+VALID = "data:\n  kind: digits\n"
+
 CASES = {
     "key typo": Case(
         arguments=("optimizer.schedul=constant",),
@@ -72,6 +74,100 @@ CASES = {
         message="{tmp}/run.yaml: cannot read this config (No such file or directory); known configs: "
         "configs/digits.yaml, configs/pmf_b_16.yaml, configs/pmf_b_32.yaml, configs/pmf_h_16.yaml, "
         "configs/pmf_h_32.yaml, configs/pmf_l_16.yaml, configs/pmf_l_32.yaml",
+    ),
+    "unknown key in the file": Case(
+        yaml=VALID + "optimizer:\n  learning_rate: 1\n",
+        message="{tmp}/run.yaml:4: unknown key optimizer.learning_rate; did you mean optimizer.name?",
+    ),
+    "key typo in the file": Case(
+        yaml=VALID + "optimizer:\n  schedul: constant\n",
+        message="{tmp}/run.yaml:4: unknown key optimizer.schedul; did you mean optimizer.schedule?",
+    ),
+    "typo in a choice": Case(
+        yaml=VALID + "optimizer:\n  name: moun\n",
+        message="{tmp}/run.yaml:4: optimizer.name is 'moun': input should be 'muon', 'nadamw' or 'adamw' "
+        "(did you mean 'muon'?)",
+    ),
+    "no mapping": Case(
+        yaml="- 1\n",
+        message="{tmp}/run.yaml:1: a config is a mapping of sections: model, objective, perceptual, data, training, "
+        "optimizer, ema, sampling, evaluation, tracking",
+    ),
+    "no override": Case(
+        arguments=("seed",), message="command line: seed: an override is section.key=value, e.g. training.seed=1"
+    ),
+    "a word for a number": Case(
+        arguments=("optimizer.lr=fast",),
+        message="command line: optimizer.lr=fast: optimizer.lr is 'fast': input should be a valid number",
+    ),
+    "half an interval": Case(
+        arguments=("sampling.interval=[0.7]",),
+        message="command line: sampling.interval=[0.7]: sampling.interval.1 is [0.7]: field required",
+    ),
+    "no length": Case(
+        arguments=("training.max_steps=null",),
+        message="command line: training.max_steps=null: training.max_steps or training.epochs must be "
+        "given, and not both",
+    ),
+    "two lengths": Case(
+        arguments=("training.epochs=3",),
+        message="command line: training.max_steps=12: training.max_steps or training.epochs must be "
+        "given, and not both",
+    ),
+    "warm-up of a constant": Case(
+        arguments=(
+            "optimizer.schedule=constant",
+            "optimizer.warmup_steps=5",
+        ),
+        message="command line: optimizer.warmup_steps=5: optimizer.warmup_steps needs "
+        "optimizer.schedule: warmup_constant or warmup_cosine",
+    ),
+    "warm-up without a way down": Case(
+        arguments=("optimizer.schedule=warmup_cosine", "optimizer.warmup_steps=6"),
+        message="optimizer.warmup_steps is 6, but warmup_cosine needs more than twice that many steps "
+        "and the run has 12; use at most 5, or schedule: warmup_constant",
+    ),
+    "no path": Case(
+        yaml="training:\n  seed: 1\n",
+        message="{tmp}/run.yaml:1: data.path is missing; data.kind parquet needs the folder of the data set",
+    ),
+    "unknown average": Case(
+        arguments=("sampling.ema=77",),
+        message='command line: sampling.ema=77: sampling.ema is "77"; choose one of: 0.05, 10, online',
+    ),
+    "unknown model": Case(
+        arguments=("model.name=pmf_b_99",),
+        message="model.name is 'pmf_b_99'; choose one of: pmf_b_16, pmf_b_32, pmf_l_16, pmf_l_32, "
+        "pmf_h_16, pmf_h_32, pmf_tiny_2, pmf_tiny_16",
+    ),
+    "compiled blocks with jvp": Case(
+        arguments=("training.compile=true", "objective.derivative=jvp"),
+        message="command line: objective.derivative=jvp: objective.derivative is jvp, which cannot pass compiled "
+        "blocks; use dual or auto",
+    ),
+    "unknown parallel": Case(
+        arguments=("training.parallel=zero",),
+        message="command line: training.parallel=zero: training.parallel is 'zero': input should be "
+        "'ddp', 'fsdp' or 'hsdp'",
+    ),
+    "shards of a size without groups": Case(
+        arguments=("training.parallel=fsdp", "training.shard_size=2"),
+        message="command line: training.shard_size=2: training.shard_size needs training.parallel: hsdp; it is fsdp",
+    ),
+    "shards with jvp": Case(
+        arguments=("training.parallel=fsdp", "objective.derivative=jvp"),
+        message="command line: objective.derivative=jvp: objective.derivative is jvp, which needs "
+        "training.parallel: ddp; use dual or auto",
+    ),
+    "shards in fp16": Case(
+        arguments=("training.parallel=hsdp", "training.mixed_precision=fp16"),
+        message="command line: training.mixed_precision=fp16: training.mixed_precision is fp16, which "
+        "needs training.parallel: ddp; use bf16 or no",
+    ),
+    "evaluation against nothing": Case(
+        arguments=("evaluation.every_images=96", "evaluation.reference=null"),
+        message="command line: evaluation.reference=null: evaluation.reference is missing; "
+        "evaluation.every_images needs something to compare with",
     ),
 }
 

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from tests.bad_input.cases import HTML, HTML_MESSAGE, LFS, LFS_MESSAGE, Case, cut_off, each, png, write_file, write_set
 
 PARQUET = ("data.kind=parquet", "data.path={tmp}/set")
+FOLDER = ("data.kind=imagefolder", "data.path={tmp}/set")
+
+
+def write_table(folder: Path, **columns: object) -> None:
+    """A Parquet set of one file in ``folder``/set."""
+    (folder / "set").mkdir()
+    pq.write_table(pa.table(columns), folder / "set" / "train-00000-of-00001.parquet")
 
 
 CASES = {
@@ -84,6 +96,74 @@ CASES = {
         prepare=lambda folder: write_set(folder, [png()] * 40, [-1] * 40),
         message="{tmp}/set/train-00000-of-00001.parquet, row group 0: label -1 is outside 0 ... 9 (the labels of "
         "this split are not published?); correct data.num_classes, data.label_column or data.split",
+    ),
+    "another split": Case(
+        arguments=PARQUET,
+        prepare=write_file("set/data/validation-0.parquet", b""),
+        message="{tmp}/set: no Parquet files match {tmp}/set/data/train-*.parquet or "
+        "{tmp}/set/train-*.parquet; {tmp}/set holds data, data/validation-0.parquet; correct data.path or "
+        "data.split",
+    ),
+    "empty Parquet": Case(
+        arguments=PARQUET,
+        prepare=write_file("set/train-0.parquet", b""),
+        message="{tmp}/set/train-0.parquet: this file is empty (0 bytes); download it again",
+    ),
+    "PNG as Parquet": Case(
+        arguments=PARQUET,
+        prepare=write_file("set/train-0.parquet", b"\x89PNG...."),
+        message="{tmp}/set/train-0.parquet: this is not a Parquet file, it starts with "
+        "b'\\x89PNG....'; correct data.path",
+    ),
+    "damaged Parquet": Case(
+        arguments=PARQUET,
+        prepare=write_file("set/train-0.parquet", b"PAR1" + bytes(100) + b"PAR1"),
+        message="{tmp}/set/train-0.parquet: this Parquet file is damaged: ...",
+    ),
+    "text for images": Case(
+        arguments=(*PARQUET, "data.image_column=text"),
+        prepare=lambda folder: write_table(folder, image=[png()], text=["a"], label=[1]),
+        message="{tmp}/set/train-00000-of-00001.parquet: column 'text' (data.image_column) is string; "
+        "it must hold encoded images as binary or as struct<bytes: binary, path: string>",
+    ),
+    "text for labels": Case(
+        arguments=(*PARQUET, "data.label_column=text"),
+        prepare=lambda folder: write_table(folder, image=[png()], text=["a"], label=[1]),
+        message="{tmp}/set/train-00000-of-00001.parquet: column 'text' (data.label_column) is string; "
+        "it must hold integers",
+    ),
+    "no rows": Case(
+        arguments=PARQUET,
+        prepare=lambda folder: write_table(folder, image=pa.array([], pa.binary()), label=pa.array([], pa.int64())),
+        message="{tmp}/set: the 1 Parquet files have no rows; check the download",
+    ),
+    "digits in colour": Case(
+        arguments=("data.channels=3",), message="data.channels is 3; data.kind digits needs data.channels: 1"
+    ),
+    "digits of another split": Case(
+        arguments=("data.split=test",), message="data.split is test; data.kind digits needs data.split: train"
+    ),
+    "digits that cannot be written": Case(
+        arguments=("data.path={tmp}/set",),
+        prepare=write_file("set/data", b"a file where the folder should be"),
+        message="{tmp}/set/data/train-00000-of-00001.parquet: cannot write the digits here (File "
+        "exists); set data.path",
+    ),
+    "no class folders": Case(
+        arguments=FOLDER,
+        message="{tmp}/set: data.path does not exist; give the folder that holds one folder per class",
+    ),
+    "other number of class folders": Case(
+        arguments=FOLDER,
+        prepare=lambda folder: [write_file(f"set/{name}/0.png", png())(folder) for name in ("ant", "bee", "cat")],
+        message="{tmp}/set: there are 3 class folders (ant, bee, cat) but data.num_classes is 10; "
+        "correct one of them, or data.path",
+    ),
+    "class folders without images": Case(
+        arguments=(*FOLDER, "data.num_classes=1"),
+        prepare=write_file("set/a/notes.txt", b""),
+        message="{tmp}/set: the 1 class folders hold no images; known endings: .jpg, .jpeg, .png, "
+        ".bmp, .gif, .webp, .tif, .tiff, .ppm, .pgm",
     ),
 }
 

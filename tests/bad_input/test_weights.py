@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 import eval as eval_command
+from pmf.convert import __main__ as convert_command
 from pmf.convert.pytorch_file import read_pytorch
 from pmf.errors import UserError
 from tests.bad_input.cases import DIGITS, HTML, HTML_MESSAGE, LFS, LFS_MESSAGE, Case, each, write_file, write_pickle
@@ -40,11 +41,11 @@ CASES = {
     "missing": Case(
         arguments=("{tmp}/nowhere",), message="--checkpoint {tmp}/nowhere: there is no such file or folder"
     ),
-    "average that is not there": Case(
-        arguments=("{run}", "--ema", "77"),
-        message="{run}/checkpoints/step_00000001: has no average '77'; choose one of: 0.05, 10, online",
+    "no weights there": Case(
+        arguments=("{tmp}/empty",),
+        prepare=lambda folder: (folder / "empty").mkdir(),
+        message="{tmp}/empty: is neither a run folder, a checkpoint folder nor a .safetensors file",
     ),
-    "label out of range": Case(arguments=("{run}", "--labels", "3,10"), message="--labels 3,10: 10 is not in 0 ... 9"),
 }
 
 
@@ -62,3 +63,44 @@ def test_a_pickle_runs_only_when_that_is_asked_for(tmp_path):
     with pytest.raises(UserError):
         read_pytorch(tmp_path / "w.pt", allow_pickle=True)
     assert (tmp_path / "hacked").exists()
+
+
+CONVERT = {
+    "web page": Case(
+        arguments=("{tmp}/w.pt", "--output", "{tmp}/ours.safetensors"),
+        prepare=write_file("w.pt", HTML),
+        message="{tmp}/w.pt: " + HTML_MESSAGE,
+    ),
+    "another kind of file": Case(
+        arguments=("{tmp}/w.pt", "--output", "{tmp}/ours.pth"),
+        message="--output {tmp}/ours.pth: give a file name that ends in .safetensors",
+    ),
+    "no folder": Case(
+        arguments=("{tmp}/w.pt", "--output", "{tmp}/none/ours.safetensors"),
+        message="--output {tmp}/none/ours.safetensors: there is no folder {tmp}/none; create it first",
+    ),
+    "there already": Case(
+        arguments=("{tmp}/w.pt", "--output", "{tmp}/here.safetensors"),
+        prepare=write_file("here.safetensors", b""),
+        message="--output {tmp}/here.safetensors: exists already; remove it or choose another name",
+    ),
+}
+
+
+@each(CONVERT)
+def test_convert(case, refused, tmp_path):
+    arguments = ("import", "--config", DIGITS, "--checkpoint", *case.arguments)
+    assert refused(convert_command.main, case, *arguments) == case.message
+    assert not list(tmp_path.rglob("*ours*"))
+
+
+def test_perceptual_weights_that_are_not_there(training_refused, tmp_path):
+    case = Case(
+        arguments=("perceptual.lpips=true", "perceptual.lpips_weights=nowhere/lpips.safetensors"),
+        message="perceptual.lpips_weights: nowhere/lpips.safetensors: there is no such file; download "
+        "https://download.pytorch.org/models/vgg16-397923af.pth and "
+        "https://github.com/richzhang/PerceptualSimilarity/raw/master/lpips/weights/v0.1/vgg.pth and give the place "
+        "here, or leave this option out and the run downloads at its start",
+    )
+    assert training_refused(case) == case.message
+    assert not (tmp_path / "run").exists()

@@ -9,7 +9,6 @@ from pmf.config import DataConfig
 from pmf.data import create_source
 from pmf.data.digits import FILE, write_digits
 from pmf.data.loader import worker_context
-from pmf.errors import UserError
 
 
 def digits_config(path: Path | None, **fields: object) -> DataConfig:
@@ -51,23 +50,3 @@ def test_two_processes_at_once_leave_a_good_set(tmp_path: Path) -> None:
     assert [process.exitcode for process in processes] == [0, 0]
     assert len(create_source(digits_config(tmp_path), 0)) == 1797
     assert len(list((tmp_path / "data").iterdir())) == 1
-
-
-@pytest.mark.parametrize(
-    ("fields", "text"),
-    [
-        ({"channels": 3}, "data.channels is 3; data.kind digits needs data.channels: 1"),
-        ({"num_classes": 1000}, "data.num_classes is 1000; data.kind digits needs data.num_classes: 10"),
-        ({"split": "test"}, "data.split is test; data.kind digits needs data.split: train"),
-    ],
-)
-def test_digits_check_the_config(tmp_path: Path, fields: dict[str, object], text: str) -> None:
-    with pytest.raises(UserError) as caught:
-        create_source(digits_config(tmp_path, **fields), 0)
-    assert str(caught.value) == text
-
-
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    (tmp_path / "data").write_text("a file where the folder should be")
-    with pytest.raises(UserError, match=r"cannot write the digits here \(.+\); set data.path"):
-        create_source(digits_config(tmp_path), 0)

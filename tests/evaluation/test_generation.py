@@ -83,7 +83,7 @@ def test_the_folder_is_the_same_for_one_process_and_two_and_after_an_interruptio
     assert hashes(tmp_path / "one") == one
 
 
-def test_arguments_reach_the_sampler_and_bad_ones_are_one_line(run, tmp_path):
+def test_arguments_reach_the_sampler(run, tmp_path):
     arguments = ["--num-images", "4", "--labels", "7,2", "--ema", "online", "--omega", "3", "--interval", "0.2", "0.8"]
     result = sample(run, tmp_path / "a", *arguments, "--num-steps", "2")
     assert result.returncode == 0, result.stderr
@@ -91,19 +91,6 @@ def test_arguments_reach_the_sampler_and_bad_ones_are_one_line(run, tmp_path):
     assert record["labels"] == [7, 2]
     assert (record["omega"], record["interval"], record["num_steps"]) == (3.0, [0.2, 0.8], 2)
     assert record["weights"].startswith("step_00000012/model.safetensors")
-    for extra, message in (
-        (["--ema", "3"], "has no average '3'; choose one of: 0.05, 10, online"),
-        (["--labels", "10"], "--labels 10: 10 is not in 0 ... 9"),
-        (["--labels", "a"], "give classes separated by commas"),
-        (["--omega", "0.5"], "command line: sampling.omega is 0.5"),
-        (["--interval", "0.9", "0.1"], "it must be [t_min, t_max] with t_min < t_max"),
-    ):
-        result = sample(run, tmp_path / "b", "--num-images", "4", *extra)
-        assert result.returncode == 2, extra
-        assert message in result.stderr
-        assert result.stderr.count("\n") == 1
-    result = sample(tmp_path / "nothing", tmp_path / "b", "--num-images", "4")
-    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
 
 
 def test_png_files_hold_the_pixels(tmp_path):

@@ -1,0 +1,156 @@
+"""Measures that cannot be taken: images, references, extractors and settings that do not fit together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+import eval as eval_command
+from pmf.evaluation.frechet import Gaussian
+from pmf.evaluation.images import save_png
+from pmf.evaluation.statistics_file import save_statistics
+from tests.bad_input.cases import Case, each, write_file
+from tests.launch import run_command
+
+SMALL = "tests.evaluation.networks:create"
+
+
+def write_images(folder: Path) -> None:
+    """40 colour images of 12 x 12 pixels in ``folder``/images."""
+    images = torch.randint(256, (40, 3, 12, 12), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    (folder / "images").mkdir()
+    for index, image in enumerate(images):
+        save_png(image, folder / "images" / f"{index:06d}.png")
+
+
+def with_statistics(dimensions: int, **protocol: object):
+    """Those images and ``statistics.npz``, of so many dimensions."""
+
+    def write(folder: Path) -> None:
+        write_images(folder)
+        gaussian = Gaussian(torch.zeros(dimensions).double(), torch.eye(dimensions).double())
+        save_statistics(folder / "statistics.npz", gaussian, 40, protocol)
+
+    return write
+
+
+MADE = ("--images", "{tmp}/images", "--extractor", SMALL, "--reference")
+GENERATED = ("--checkpoint", "{run}", "--reference", "digits")
+
+FID = {
+    "statistics of other dimensions": Case(
+        prepare=with_statistics(2048),
+        arguments=(*MADE, "{tmp}/statistics.npz"),
+        message="--reference {tmp}/statistics.npz: has 2048 dimensions and extractor "
+        "tests.evaluation.networks:create has 16; give the --extractor that it was made with",
+    ),
+    "statistics of another extractor": Case(
+        prepare=with_statistics(16, extractor={"name": "a.b:c", "sha256": "0123456789abcdef" * 4}),
+        arguments=(*MADE, "{tmp}/statistics.npz"),
+        message="--reference {tmp}/statistics.npz: was made with extractor a.b:c 0123456789abcdef, "
+        "this one is tests.evaluation.networks:create ...",
+    ),
+    "KID from statistics": Case(
+        prepare=with_statistics(16),
+        arguments=(*MADE, "{tmp}/statistics.npz", "--kid"),
+        message="--reference {tmp}/statistics.npz: holds statistics only; --kid and --precision-recall "
+        "need the images themselves",
+    ),
+    "KID of few images": Case(
+        prepare=write_images,
+        arguments=(*MADE, "{tmp}/images", "--kid"),
+        message="--kid draws subsets of 1000 images and one set has 40; give more images or leave it out",
+    ),
+    "no reference": Case(
+        prepare=write_images,
+        arguments=(*MADE, "{tmp}/nowhere"),
+        message="{tmp}/nowhere: is neither digits, a config (.yaml), Parquet files nor a folder of images",
+    ),
+    "reference of other images": Case(
+        prepare=write_images,
+        arguments=(*MADE, "digits"),
+        message="--reference digits: its images have shape (1, 8, 8) (channels, height, width), the "
+        "measured ones (3, 12, 12); give a reference of the same shape",
+    ),
+    "too few images": Case(
+        prepare=with_statistics(16),
+        arguments=(*MADE, "{tmp}/statistics.npz", "--num-images", "9"),
+        message="9 images are too few to measure; give at least 10",
+    ),
+    "images to keep that are there": Case(
+        prepare=with_statistics(16),
+        arguments=(*MADE, "{tmp}/statistics.npz", "--keep-images", "x"),
+        message="--keep-images keeps generated images; it goes with --checkpoint, not with --images",
+    ),
+    "no images to make": Case(
+        arguments=(*GENERATED, "--num-images", "0"), message="--num-images is 0; ask for at least 1"
+    ),
+    "extractor of other images": Case(
+        arguments=(*GENERATED, "--extractor", SMALL),
+        message="extractor tests.evaluation.networks:create: fails on images of shape (1, 8, 8): ...",
+    ),
+    "folder without images": Case(
+        prepare=write_file("images/notes.txt", b""),
+        arguments=(*MADE, "digits"),
+        message="{tmp}/images: holds no .png files; give the folder that eval.py sample wrote",
+    ),
+}
+
+SAMPLE = {
+    "average that is not there": Case(
+        arguments=("--ema", "77"),
+        message="{run}/checkpoints/step_00000001: has no average '77'; choose one of: 0.05, 10, online",
+    ),
+    "label out of range": Case(arguments=("--labels", "3,10"), message="--labels 3,10: 10 is not in 0 ... 9"),
+    "labels that are none": Case(
+        arguments=("--labels", "a"), message="--labels a: give classes separated by commas, or all"
+    ),
+    "scale below 1": Case(
+        arguments=("--omega", "0.5"),
+        message="command line: sampling.omega is 0.5: input should be greater than or equal to 1",
+    ),
+    "interval upside down": Case(
+        arguments=("--interval", "0.9", "0.1"),
+        message="command line: sampling.interval is [0.9, 0.1]; it must be [t_min, t_max] with t_min < t_max",
+    ),
+}
+
+
+@each(FID)
+def test_fid(case, refused, tmp_path):
+    output = tmp_path / "result.json"
+    assert refused(eval_command.main, case, "fid", *case.arguments, "--output", str(output)) == case.message
+    assert not output.exists()
+
+
+@each(SAMPLE)
+def test_sample(case, refused, tmp_path):
+    output = tmp_path / "images"
+    arguments = ("sample", "--checkpoint", "{run}", "--output", str(output), "--num-images", "4", *case.arguments)
+    assert refused(eval_command.main, case, *arguments) == case.message
+    assert not output.exists()
+
+
+def test_a_sweep_into_a_folder_that_is_not_empty(refused, tmp_path):
+    case = Case(
+        prepare=write_file("sweep/sweep.csv", b"old"),
+        arguments=("--omega", "1", "--output", "{tmp}/sweep"),
+        message="--output {tmp}/sweep: is not empty; give a new folder",
+    )
+    assert refused(eval_command.main, case, "sweep", *GENERATED, *case.arguments) == case.message
+    assert [path.read_bytes() for path in (tmp_path / "sweep").iterdir()] == [b"old"]
+
+
+def test_training_with_a_reference_that_is_not_there(training_refused):
+    case = Case(
+        arguments=("evaluation.every_images=96", "evaluation.reference=nowhere.npz"),
+        message="nowhere.npz: cannot be read (No such file or directory)",
+    )
+    assert training_refused(case) == case.message
+
+
+def test_the_command_in_a_process_of_its_own(tmp_path):
+    result = run_command("eval.py", "fid", "--images", str(tmp_path), "--reference", "digits")
+    assert result.returncode == 2
+    assert result.stderr == f"error: {tmp_path}: holds no .png files; give the folder that eval.py sample wrote\n"
