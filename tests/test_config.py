@@ -118,7 +118,11 @@ BAD = {
         "nearest divisors: 25, 50",
     ),
     "interval": (VALID, ["sampling.interval=[0.7, 0.1]"], "must be [t_min, t_max] with t_min < t_max"),
-    "interval length": (VALID, ["sampling.interval=[0.7]"], "sampling.interval.1 is [0.7]: field required"),
+    "interval length": (
+        VALID,
+        ["sampling.interval=[0.7]"],
+        "sampling.interval takes 2 numbers with commas between, e.g. sampling.interval=0.1,0.7",
+    ),
     "no length": ("data:\n  path: x\n", [], "training.max_steps or training.epochs must be given, and not both"),
     "two lengths": (VALID, ["training.epochs=3"], "training.max_steps or training.epochs must be given, and not both"),
     "warm-up": (

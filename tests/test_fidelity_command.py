@@ -156,7 +156,7 @@ def test_what_does_not_fit_is_one_line(folder, weights, call, tmp_path, capsys):
         ),
         ((*small, statistics, "--num-images", "9"), "9 images are too few to measure; give at least 10"),
         ((*small, statistics, "--keep-images", "x"), "it goes with --checkpoint"),
-        ((*checkpoint, "--num-images", "0"), "--num-images is 0; ask for at least 1"),
+        ((*checkpoint, "--num-images", "0"), "argument --num-images: 0 is not a whole number from 1"),
         ((*checkpoint, "--extractor", SMALL), "fails on images of shape (1, 8, 8)"),
     ):
         with pytest.raises(UserError) as error:

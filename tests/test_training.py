@@ -237,7 +237,7 @@ def test_user_errors_end_a_command_with_one_line_and_status_2(tmp_path):
     result = run_command("train.py", "--config", "configs/digits.yaml", "optimizer.lr=fast")
     assert result.returncode == 2
     assert result.stderr == (
-        "error: command line: optimizer.lr=fast: optimizer.lr is 'fast': input should be a valid number\n"
+        "error: command line: optimizer.lr=fast: optimizer.lr takes a number, e.g. optimizer.lr=0.001\n"
     )
     result = run_command("train.py", "--config", "configs/digits.yaml", "--print-config", "training.seed=7")
     assert result.returncode == 0
