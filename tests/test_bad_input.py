@@ -177,7 +177,8 @@ TRAIN = {
     ),
     "other number of classes": Case(
         overrides=("data.num_classes=11",),
-        message="command line: data.num_classes=11: data.num_classes is 11; data.kind digits needs data.num_classes: 10",
+        message="command line: data.num_classes=11: data.num_classes is 11; data.kind digits needs "
+        "data.num_classes: 10",
     ),
     "no such config": Case(
         yaml="",
