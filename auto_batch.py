@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import argparse
 import re
-from pathlib import Path
 
-from pmf.distributed import run_command
+from pmf.auto_batch.request import Request
+from pmf.commands import CommandParser, run_command, to_path
+from pmf.inputs import require_model
 
 UNITS = {"GiB": 2**30, "GB": 10**9, "MiB": 2**20, "MB": 10**6}
 
 
 def main() -> None:
     """Parse, search, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, required=True, help="YAML file; see configs/")
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=to_path, required=True, help="YAML file; see configs/")
     parser.add_argument("--dry-run", action="store_true", help="show the table and what would change")
     parser.add_argument(
         "--device-memory",
@@ -29,17 +30,17 @@ def main() -> None:
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. training.compile=true")
     arguments = parser.parse_intermixed_args()
-
-    from pmf.auto_batch.command import Request, find_and_write  # importing torch's stack takes seconds
-
-    find_and_write(
-        Request(
-            config_path=arguments.config,
-            overrides=arguments.overrides,
-            device_memory=arguments.device_memory,
-            dry_run=arguments.dry_run,
-        )
+    request = Request(
+        config_path=arguments.config,
+        overrides=arguments.overrides,
+        device_memory=arguments.device_memory,
+        dry_run=arguments.dry_run,
     )
+    require_model(request.load())
+
+    from pmf.auto_batch.command import find_and_write  # importing torch's stack takes seconds
+
+    find_and_write(request)
 
 
 def size_in_bytes(text: str) -> int:

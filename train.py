@@ -7,25 +7,26 @@ from __future__ import annotations
 
 import argparse
 
+from pmf.commands import CommandParser, path_text, run_command, say
 from pmf.configfile import dump_config, load_config
-from pmf.distributed import is_main_rank, run_command
+from pmf.inputs import require_inputs
 
 
 def main() -> None:
     """Parse, load the config, train."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="YAML file; see configs/")
-    parser.add_argument("--resume", default="auto", metavar="auto|never|PATH", help="default: auto")
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=path_text, required=True, help="YAML file; see configs/")
+    parser.add_argument("--resume", type=path_text, default="auto", metavar="auto|never|PATH", help="default: auto")
     parser.add_argument("--print-config", action="store_true", help="print every resolved value and exit")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. training.seed=1 data.path=/imagenet")
     arguments = parser.parse_intermixed_args()
     config = load_config(arguments.config, arguments.overrides)
     if arguments.print_config:
-        if is_main_rank():
-            print(dump_config(config), end="")
+        say(dump_config(config).rstrip("\n"))
         return
+    require_inputs(config, arguments.resume)
 
-    from pmf.training import Trainer  # after the config is known to be good: importing torch's stack takes seconds
+    from pmf.training import Trainer  # after the mistakes that can be known without: torch's stack takes seconds
 
     Trainer(config, resume=arguments.resume).train()
 

@@ -32,8 +32,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.environment import environment, synchronize
 from benchmarks.result_file import ResultFile
 from benchmarks.step_variants import GLOBAL_BATCH, VARIANTS, Step, build_network, gradient_error, images_of
+from pmf.commands import run_command
 from pmf.config import EmaConfig, ObjectiveConfig, OptimizerConfig
-from pmf.distributed import run_command
 from pmf.flops import expected_shares, peak_flops, step_flops
 from pmf.net.sizes import SIZES
 from pmf.optim.ema import WeightAverages

@@ -25,7 +25,7 @@ from benchmarks.contact.runner import Runner
 from benchmarks.contact.setting import Setting, describe
 from benchmarks.contact.stages import STAGES, Stage
 from benchmarks.result_file import ResultFile, unused_path
-from pmf.distributed import run_command
+from pmf.commands import run_command
 from pmf.errors import UserError
 from pmf.net.sizes import SIZES
 

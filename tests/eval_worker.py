@@ -4,7 +4,7 @@ import importlib
 import json
 import sys
 
-from pmf.distributed import run_command
+from pmf.commands import run_command
 
 
 def main() -> None:

@@ -14,25 +14,29 @@ MAY_IMPORT = {
     "errors": set(),
     "batching": {"errors", "config"},  # config as a type only
     "cross_checks": {"batching", "config"},  # config as a type only
-    "config": {"errors", "batching", "cross_checks"},
-    "configfile": {"errors", "config"},
-    "distributed": {"errors", "config", "storage"},
+    "config": {"errors", "batching", "cross_checks", "files"},
+    "overrides": set(),
+    "configfile": {"errors", "config", "files", "overrides"},
+    "distributed": {"errors", "config"},
     "strict": {"errors"},
     "files": {"errors", "storage"},
     "storage": {"errors"},
     "safetensors_file": {"errors", "files"},
+    "launcher": {"errors"},
+    "commands": {"errors", "files", "launcher", "overrides", "storage", "distributed"},
+    "inputs": {"errors", "config", "configfile", "net"},  # the table of sizes, which needs no torch
     "parallel": {"errors", "config", "batching", "distributed"},
     "net": FLOOR,
     "optim": FLOOR,
-    "data": FLOOR,
+    "data": FLOOR | {"cross_checks"},
     "perceptual": FLOOR,
     "flow": FLOOR,  # it sees a network as a callable
     "evaluation": FLOOR | {"flow", "data"},
     "flops": FLOOR | {"net", "flow", "perceptual"},
     "configedit": {"errors", "files"},
-    "memory": FLOOR | {"batching", "configfile", "net", "optim", "flow", "perceptual"},
+    "memory": FLOOR | {"batching", "commands", "inputs", "configfile", "net", "optim", "flow", "perceptual"},
     "auto_batch": None,  # it runs the trainer
-    "convert": FLOOR | {"configfile", "checkpoint", "net"},
+    "convert": FLOOR | {"commands", "inputs", "configfile", "checkpoint", "net"},
     "checkpoint": FLOOR | {"configfile"},
     "tracking": FLOOR,
     "state": FLOOR | {"checkpoint", "optim"},
@@ -46,6 +50,7 @@ MAY_IMPORT = {
     "step": FLOOR | {"data", "flow", "optim", "preemption", "state"},
     "assembly": FLOOR | {"net", "flow", "optim", "perceptual", "flops", "preflight", "state", "step"},
     "doctor": None,
+    "examination": None,
     "training": None,  # everything but the commands
 }
 
@@ -58,7 +63,7 @@ HOMES = {
     "datasets": ["data"],
     "sklearn": ["data"],
     "wandb": ["tracking.py"],
-    "pydantic": ["config.py", "configfile.py"],
+    "pydantic": ["config.py", "configfile.py", "overrides.py"],
     "safetensors": ["checkpoint.py", "safetensors_file.py", "perceptual/weights.py"],
     "torch_fidelity": ["evaluation"],
     "timm": ["perceptual/convnext.py", "evaluation"],

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from pmf import doctor
+from pmf.commands import run_command
 from pmf.config import Config
 from pmf.configfile import load_config
-from pmf.distributed import run_command
 from pmf.errors import UserError
 from pmf.net.sizes import create_network
 from pmf.state import checkpoint_bytes

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pmf.configfile import load_config
-from pmf.memory.__main__ import RECIPES, tables
+from pmf.memory.__main__ import RECIPES
+from pmf.memory.tables import tables
 from tests.launch import ROOT
 
 DOCUMENT = (ROOT / "docs" / "scaling.md").read_text()

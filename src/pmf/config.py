@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, model_validator
 
 from pmf.cross_checks import cross_field_problems
 from pmf.errors import CrossFieldError
+from pmf.files import expand_path
 
 
 def number_name(value: Any) -> Any:
@@ -26,8 +27,14 @@ def one_or_more(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[int, Field(ge=0)]
+def whole_number(value: Any) -> Any:
+    """1e5 as 100000: how people write large numbers of steps and images. Other floats stay, to be refused."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(whole_number)]
+Positive = Annotated[Whole, Field(gt=0)]
+NonNegative = Annotated[Whole, Field(ge=0)]
 PositiveFloat = Annotated[FiniteFloat, Field(gt=0)]
 NonNegativeFloat = Annotated[FiniteFloat, Field(ge=0)]
 Fraction = Annotated[FiniteFloat, Field(ge=0, le=1)]
@@ -35,7 +42,9 @@ Decay = Annotated[FiniteFloat, Field(ge=0, lt=1)]
 # YAML has lists only; pydantic's strict mode would refuse them as tuples.
 Interval = Annotated[tuple[Fraction, Fraction], Field(strict=False)]
 Betas = Annotated[tuple[Decay, Decay], Field(strict=False)]
-Files = Annotated[list[str], BeforeValidator(one_or_more), Field(min_length=1)]
+PathText = Annotated[str, AfterValidator(expand_path)]
+"""A path, or what may be one beside other things (a URL, a name): with ``~`` and the environment's variables."""
+Files = Annotated[list[PathText], BeforeValidator(one_or_more), Field(min_length=1)]
 
 
 class Section(BaseModel):
@@ -110,7 +119,7 @@ class PerceptualConfig(Section):
     """Its weights, of timm, Meta or the transformers library."""
     max_t: Fraction = 0.8
     """Only rows whose time t is below this have perceptual terms (0.6 in the recipes of L/32 and H)."""
-    crop_size: Annotated[int, Field(ge=32)] = 224
+    crop_size: Annotated[Whole, Field(ge=32)] = 224
     """Side of the square that the random crop is resized to, in pixels."""
 
 
@@ -119,7 +128,7 @@ class DataConfig(Section):
 
     kind: Literal["parquet", "imagefolder", "synthetic", "digits"] = "parquet"
     """Hugging Face Parquet, a folder of class folders, generated images, or the embedded 8x8 digits."""
-    path: str | None = None
+    path: PathText | None = None
     """Folder of the data set. Parquet: the folder that holds data/SPLIT-*.parquet (or the files themselves)."""
     split: str = "train"
     """Which Parquet files: SPLIT-*.parquet."""
@@ -176,7 +185,7 @@ class TrainingConfig(Section):
     """Ranks that share one copy of the weights under hsdp; null: those of one machine."""
     gradient_clip: PositiveFloat | None = None
     """Largest global gradient norm; null leaves gradients alone, as the paper does."""
-    output_dir: str = "runs/default"
+    output_dir: PathText = "runs/default"
     """The run folder."""
     log_every: Positive = 50
     """Steps between lines in metrics.jsonl."""
@@ -250,13 +259,13 @@ class EvaluationConfig(Section):
 
     every_images: NonNegative = 0
     """Images between evaluations; 0 never."""
-    num_images: Annotated[int, Field(ge=10)] = 10_000
+    num_images: Annotated[Whole, Field(ge=10)] = 10_000
     """Images per evaluation, class-balanced, sampled as the sampling section says."""
-    reference: str | None = None
+    reference: PathText | None = None
     """A statistics file (.npz), digits, a config (.yaml) for its data, or a folder of images, as for eval.py fid."""
-    extractor: str | None = None
+    extractor: PathText | None = None
     """inception, digits, package.module:callable or a TorchScript file; null: by the images' shape."""
-    extractor_weights: str | None = None
+    extractor_weights: PathText | None = None
     """File of Inception's weights; null: in $TORCH_HOME, else downloaded."""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,10 +14,10 @@ from pydantic import BaseModel, ValidationError
 
 from pmf.config import Config, as_plain
 from pmf.errors import CrossFieldError, UserError
+from pmf.files import expand_variables
+from pmf.overrides import FLOAT, NotOfItsKindError, find_option, number, read_value, sections
 
-# YAML 1.1, which PyYAML speaks, takes 1e-4 for a string and "no" for false. These follow YAML 1.2.
-_INT = re.compile(r"[-+]?[0-9]+")
-_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+# YAML 1.1, which PyYAML speaks, takes 1e-4 for a string and "no" for false. These, INT and FLOAT follow YAML 1.2.
 _WORDS: dict[str, Any] = {"true": True, "false": False, "null": None, "~": None, "": None}
 _PLAIN_TAGS = {"map", "seq", "str", "int", "float", "bool", "null", "timestamp", "merge", "value"}
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
@@ -115,29 +114,17 @@ def _plain(node: yaml.Node, path: Path, key: str, places: dict[str, str]) -> Any
     if isinstance(node, yaml.SequenceNode):
         return [_plain(item, path, f"{key}.{i}", places) for i, item in enumerate(node.value)]
     assert isinstance(node, yaml.ScalarNode)
-    text = _expand(node.value, place, key)
+    try:
+        text = expand_variables(node.value, _VARIABLE)
+    except UserError as error:
+        raise UserError(f"{place}: {key} {error}") from None
     return text if node.style in ("'", '"', "|", ">") else _scalar(text)
 
 
 def _scalar(text: str) -> Any:
     if text.lower() in _WORDS:
         return _WORDS[text.lower()]
-    if _INT.fullmatch(text):
-        return int(text)
-    if _FLOAT.fullmatch(text):
-        return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
-    return text
-
-
-def _expand(text: str, place: str, key: str) -> str:
-    """``${NAME}`` from the environment; an unset name is an error, never an empty string."""
-
-    def value(match: re.Match[str]) -> str:
-        if match[1] not in os.environ:
-            raise UserError(f"{place}: {key} uses ${{{match[1]}}}, which is not set; export it or write the value")
-        return os.environ[match[1]]
-
-    return _VARIABLE.sub(value, text)
+    return number(text) if FLOAT.fullmatch(text) else text
 
 
 def _apply_override(document: _Document, override: str) -> None:
@@ -145,12 +132,7 @@ def _apply_override(document: _Document, override: str) -> None:
     place = f"command line: {override}"
     if not separator or not re.fullmatch(r"\w+(\.\w+)*", key):
         raise UserError(f"{place}: an override is section.key=value, e.g. training.seed=1")
-    try:
-        node = yaml.compose(text, Loader=_Loader)
-    except (yaml.YAMLError, RecursionError):
-        raise UserError(f"{place}: the value is not valid YAML; quote it") from None
-    places: dict[str, str] = {}
-    value = None if node is None else _plain(node, Path(place), key, places)
+    value = _override_value(key, text, place)
     target = document.values
     *parents, last = key.split(".")
     for name in parents:
@@ -160,6 +142,19 @@ def _apply_override(document: _Document, override: str) -> None:
     target[last] = value
     document.places = {known: at for known, at in document.places.items() if not known.startswith(f"{key}.")}
     document.places[key] = place
+
+
+def _override_value(key: str, text: str, place: str) -> Any:
+    option = find_option(Config, key)
+    if option is None:
+        raise UserError(f"{place}: unknown key {key}{_suggestion(key)}")
+    if inner := sections(option.annotation):
+        names = ", ".join(f"{key}.{name}" for name in inner[0].model_fields)
+        raise UserError(f"{place}: {key} is a section; set its keys: {names}")
+    try:
+        return read_value(option, key, text)
+    except NotOfItsKindError as error:
+        raise UserError(f"{place}: {key} {error}") from None
 
 
 def _validate(document: _Document, where: str) -> Config:
@@ -179,6 +174,8 @@ def _first_problem(error: ValidationError, places: dict[str, str], where: str) -
         return f"{_place(places, cause.key, where)}: {cause}"
     key = ".".join(str(part) for part in problem["loc"])
     place = _place(places, key, where)
+    if isinstance(cause, UserError):
+        return f"{place}: {key} {cause}"
     if problem["type"] == "extra_forbidden":
         return f"{place}: unknown key {key}{_suggestion(key)}"
     message = problem["msg"][0].lower() + problem["msg"][1:]
@@ -202,8 +199,8 @@ def _suggestion(key: str) -> str:
 def _known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, info in model.model_fields.items():
         yield prefix + name
-        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            yield from _known_keys(info.annotation, f"{prefix}{name}.")
+        for section in sections(info.annotation):
+            yield from _known_keys(section, f"{prefix}{name}.")
 
 
 def _did_you_mean(problem: Any) -> str:

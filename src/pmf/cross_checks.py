@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 from pmf.batching import nearest_divisors
 
 if TYPE_CHECKING:
-    from pmf.config import Config
+    from pmf.config import Config, DataConfig
+
+DIGITS = {"channels": 1, "num_classes": 10, "split": "train"}
+"""What the embedded digits are."""
 
 
 def cross_field_problems(config: Config, ema_names: Sequence[str]) -> list[tuple[str, str]]:
@@ -54,4 +57,15 @@ def cross_field_problems(config: Config, ema_names: Sequence[str]) -> list[tuple
         problems.append(("ema.half_lives_kimg", f"and ema.decays name one average twice: {', '.join(ema_names)}"))
     if sampling.ema not in (*ema_names, "online"):
         problems.append(("sampling.ema", f'is "{sampling.ema}"; choose one of: {", ".join((*ema_names, "online"))}'))
-    return problems
+    return problems + digits_problems(data)
+
+
+def digits_problems(data: DataConfig) -> list[tuple[str, str]]:
+    """What ``data.kind: digits`` cannot have: the key to point at, and what is wrong with it."""
+    if data.kind != "digits":
+        return []
+    wrong = {key: value for key, value in DIGITS.items() if getattr(data, key) != value}
+    return [
+        (f"data.{key}", f"is {getattr(data, key)}; data.kind digits needs data.{key}: {value}")
+        for key, value in wrong.items()
+    ]

@@ -1,11 +1,10 @@
-"""Ranks, how a command ends, and every source of randomness: generators that are functions of named integers."""
+"""Ranks, and every source of randomness: generators that are functions of named integers."""
 
 from __future__ import annotations
 
 import enum
 import hashlib
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,8 +17,7 @@ from accelerate.utils import AutocastKwargs, DistributedDataParallelKwargs, Init
 from torch import Tensor
 
 from pmf.config import TrainingConfig
-from pmf.errors import PREEMPTED_STATUS, AgreedError, Preempted, UserError
-from pmf.storage import print_any_name, storage_in_one_line
+from pmf.errors import AgreedError, UserError
 
 T = TypeVar("T")
 
@@ -157,36 +155,6 @@ def set_float32_precision(*, tf32: bool) -> None:
     torch.backends.cudnn.allow_tf32 = tf32
 
 
-def is_main_rank() -> bool:
-    """Whether this process is the one that talks, by its launcher's environment (also before any process group)."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
-def run_command(main: Callable[[], None]) -> None:
-    """Run a command; a user's mistake becomes one line on stderr and exit status 2.
-
-    A mistake that several ranks find is reported once. Before the process group exists all of them find it, and the
-    main one talks, as for what they agreed on; after that any of them may be the only one. What storage refuses
-    is told like a mistake.
-    """
-    print_any_name()
-    try:
-        with storage_in_one_line():
-            main()
-    except Preempted as stop:
-        if is_main_rank():
-            print(stop, file=sys.stderr)
-        sys.exit(PREEMPTED_STATUS)
-    except UserError as error:
-        alike = isinstance(error, AgreedError) or not torch.distributed.is_initialized()
-        if is_main_rank() if alike else _is_first_to_find(str(error)):
-            print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
-
-
 def meeting_point(timeout: timedelta) -> torch.distributed.Store:
     """A connection of its own to the store through which the processes met, for what must not need a collective.
 
@@ -200,7 +168,7 @@ def meeting_point(timeout: timedelta) -> torch.distributed.Store:
     return torch.distributed.PrefixStore(f"pmf, attempt {attempt}", store)
 
 
-def _is_first_to_find(problem: str) -> bool:
+def is_first_to_find(problem: str) -> bool:
     """Whether no other process of this start has asked this; they count in the store through which they met."""
     key = hashlib.sha256(problem.encode()).hexdigest()
     try:

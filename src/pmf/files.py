@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, their checksums, and what a download left in the place of one."""
+"""Files: the paths that users give, writing whole or not at all, checksums, what a download left in place of one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pmf.errors import UserError
 from pmf.storage import NO_FLUSH, printable
+
+_VARIABLE = re.compile(r"\$(?:\{(\w+)\}|([A-Za-z_]\w*))")
 
 
 def foreign_content(path: str | Path) -> str | None:
@@ -90,3 +93,42 @@ def file_sha256(path: Path) -> str:
     """Of the file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def expand_path(text: str) -> str:
+    """A path that a user gave, with a leading ``~``, ``$NAME`` and ``${NAME}`` replaced; URLs stay as they are.
+
+    A relative path stays relative: to the working directory.
+
+    Raises:
+        UserError: it is empty, or names a variable or a user that is not there. Begins with a verb: the caller says
+            what the path is for.
+    """
+    if not text.strip():
+        raise UserError("is empty; write a path")
+    if "://" in text:
+        return text
+    if strange := re.search(r"\$[({].*", _VARIABLE.sub("", text)):
+        raise UserError(f"holds {strange[0]}, which only a shell understands; use $NAME, ${{NAME}} or write the value")
+    expanded = os.path.expanduser(expand_variables(text, _VARIABLE))
+    if expanded.startswith("~"):
+        name = expanded.partition("/")[0]
+        raise UserError(f"begins with {name}, whose home folder is not known; write it out (./{name} if it is a name)")
+    return expanded
+
+
+def expand_variables(text: str, pattern: re.Pattern[str]) -> str:
+    """Text with the environment's values in place of each match; its last non-empty group is the variable's name.
+
+    Raises:
+        UserError: a variable is not set, or empty, which would make another path of it.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        name = match[match.lastindex or 0]
+        if not os.environ.get(name):
+            state = "empty" if name in os.environ else "not set"
+            raise UserError(f"uses {match[0]}, which is {state}; export it or write the value")
+        return os.environ[name]
+
+    return pattern.sub(value, text)

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from pmf.config import ObjectiveConfig
 from pmf.flow.draws import StandardDraws, draw_scalars, shape_draws
@@ -99,6 +97,10 @@ def perceptual_flops(distances: PerceptualDistances, channels: int) -> int:
 
     Both images pass forward; the gradient of the prediction costs as much as its own pass, because weights are frozen.
     """
+    # For runs with perceptual losses alone: these bring sympy and Triton.
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils.flop_counter import FlopCounterMode
+
     device = next(parameter.device for network in distances.networks.values() for parameter in network.parameters())
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), counter:

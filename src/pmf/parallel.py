@@ -9,18 +9,22 @@ knows how it was sharded. These functions pass plain tensors through, as DDP and
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from pmf.batching import nearest_divisors
 from pmf.config import TrainingConfig
 from pmf.distributed import World
 from pmf.errors import UserError
+
+if TYPE_CHECKING:  # half as much to import as torch itself, and for runs with shards alone
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
 
 
 def shard_weights(module: nn.Module, training: TrainingConfig, world: World) -> None:
@@ -32,6 +36,8 @@ def shard_weights(module: nn.Module, training: TrainingConfig, world: World) -> 
     Raises:
         UserError: ``training.shard_size`` does not divide the number of processes.
     """
+    from torch.distributed.fsdp import fully_shard
+
     mesh = _create_mesh(training, world)
     lists = [child for child in module.modules() if isinstance(child, nn.ModuleList)]
     for item in (item for items in lists for item in items):
@@ -40,6 +46,8 @@ def shard_weights(module: nn.Module, training: TrainingConfig, world: World) -> 
 
 
 def _create_mesh(training: TrainingConfig, world: World) -> DeviceMesh:
+    from torch.distributed.device_mesh import init_device_mesh
+
     device = world.device.type
     if training.parallel == "fsdp":
         return init_device_mesh(device, (world.size,), mesh_dim_names=("shard",))
@@ -54,24 +62,37 @@ def _create_mesh(training: TrainingConfig, world: World) -> DeviceMesh:
 
 def average_gradients(module: nn.Module, *, now: bool) -> None:
     """Whether the next backward pass averages gradients over ranks, or adds them up on each; for sharded modules."""
-    if isinstance(module, FSDPModule):
+    if _is_fsdp(module):
         module.set_requires_gradient_sync(now)
+
+
+def _is_fsdp(module: nn.Module) -> TypeGuard[FSDPModule]:
+    known = sys.modules.get("torch.distributed.fsdp")
+    return known is not None and isinstance(module, known.FSDPModule)
+
+
+def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Whether a tensor is a DTensor; there is none before somebody imports the class."""
+    known = sys.modules.get("torch.distributed.tensor")
+    return known is not None and isinstance(tensor, known.DTensor)
 
 
 def local(tensor: Tensor) -> Tensor:
     """The part that this rank holds: the live tensor, to be read and written. Under ``no_grad``."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
     """The complete tensor; called by all ranks."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
 def placed_like(pattern: Tensor, tensor: Tensor) -> Tensor:
     """This rank's part of a complete tensor that every rank has, laid out as ``pattern`` is."""
-    if not isinstance(pattern, DTensor):
+    if not is_sharded(pattern):
         return tensor
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(tensor, pattern.device_mesh, pattern.placements, src_data_rank=None)
 
 
@@ -86,7 +107,7 @@ def complete(tensors: Mapping[str, Tensor], *, everywhere: bool) -> dict[str, Te
     found = {}
     for name, tensor in tensors.items():
         gathered = whole(tensor.detach())
-        if not isinstance(tensor, DTensor):
+        if not is_sharded(tensor):
             found[name] = gathered
         elif everywhere or torch.distributed.get_rank() == 0:
             found[name] = gathered.cpu()

@@ -84,7 +84,7 @@ def require_storage(training: TrainingConfig, checkpoint_bytes: int, max_steps: 
     Raises:
         UserError: it cannot, or does not.
     """
-    run_folder = Path(training.output_dir).expanduser().absolute()
+    run_folder = Path(training.output_dir).absolute()
     place = run_folder
     while not os.path.exists(place):  # False, and no error, where this user may not look
         place = place.parent

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from pmf.checkpoint import SavedWeights, load_strictly, load_weights
 from pmf.config import Config, as_plain
 from pmf.configfile import config_from_plain, load_config
-from pmf.convert import load_official
+from pmf.convert.official import load_official
 from pmf.distributed import World, join_world, set_float32_precision
 from pmf.errors import UserError
 from pmf.evaluation.generation import SamplingPlan, write_image_folder

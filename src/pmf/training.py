@@ -76,7 +76,7 @@ class Trainer:
         parts = assemble(config, self.accelerator, self.world, max_steps=self.max_steps, say=self.say)
         self.module, self.optimizer, self.objective = parts.module, parts.optimizer, parts.objective
         self.state, self.flops = parts.state, parts.flops
-        self.run_folder = RunFolder(Path(training.output_dir).expanduser())
+        self.run_folder = RunFolder(Path(training.output_dir))
         self.stop = StopRequest(self.world)
         self.watchdog = Watchdog(self.world, training.step_timeout)
         self.train_step = OptimizerStep(

@@ -12,8 +12,8 @@ import pytest
 from accelerate.state import AcceleratorState
 
 import train as train_command
+from pmf.commands import run_command
 from pmf.configfile import load_config
-from pmf.distributed import run_command
 from pmf.training import Trainer
 from tests.bad_input.cases import DIGITS, Case
 from tests.launch import TINY

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import train as train_command
-from pmf.distributed import run_command
+from pmf.commands import run_command
 from tests.faults.faults import STEP, SignalAt
 
 if __name__ == "__main__":

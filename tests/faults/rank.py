@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import train as train_command
-from pmf.distributed import run_command
+from pmf.commands import run_command
 from tests.faults.faults import STEP, wrap
 
 Fault = Callable[[], None]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pmf.config import ObjectiveConfig
-from pmf.convert import official_name
+from pmf.convert.names import official_name
 from pmf.flow.derivative import DERIVATIVES
 from pmf.flow.draws import Draws, StandardDraws, guidance_scales, sample_times, shape_draws
 from pmf.flow.guidance import guided_target

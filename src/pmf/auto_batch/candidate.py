@@ -22,10 +22,10 @@ from pathlib import Path
 
 import torch
 
+from pmf.commands import run_command
 from pmf.config import Config
 from pmf.configfile import load_config
 from pmf.data.loader import Batch
-from pmf.distributed import run_command
 from pmf.files import complete_or_absent
 from pmf.training import Trainer
 

@@ -7,7 +7,6 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,33 +14,18 @@ import torch
 from pmf.auto_batch.candidate import available_memory
 from pmf.auto_batch.launch import run_on_every_rank
 from pmf.auto_batch.record import Record, write_back
+from pmf.auto_batch.request import GLOBAL, MICRO, Request
 from pmf.auto_batch.search import HEADROOM, Measurement, Trial, best_size, largest_that_fits, table, verified_size
 from pmf.batching import accumulation_steps, divisors
 from pmf.config import Config
 from pmf.configedit import read_exactly, with_numbers
-from pmf.configfile import load_config, save_config
+from pmf.configfile import save_config
 from pmf.distributed import World, join_world
 from pmf.errors import CrossFieldError, UserError
 from pmf.memory.estimate import MemoryEstimator
 
 CANDIDATE = (sys.executable, "-m", "pmf.auto_batch.candidate")
-MICRO, GLOBAL = "training.micro_batch_size", "training.global_batch_size"
 TRIAL_STEPS, VERIFYING_STEPS = 4, 7
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What the user asked for.
-
-    Attributes:
-        overrides: ``section.key=value``. They hold for the trials; of them, only a global batch size is written.
-        device_memory: bytes; on a GPU an upper limit, without one the size of a device to estimate for.
-    """
-
-    config_path: Path
-    overrides: Sequence[str]
-    device_memory: int | None
-    dry_run: bool
 
 
 def find_and_write(request: Request, candidate: Sequence[str] = CANDIDATE) -> None:
@@ -59,7 +43,7 @@ def find_and_write(request: Request, candidate: Sequence[str] = CANDIDATE) -> No
         if world.is_main:
             print(text, flush=True)
 
-    config = _load(request)
+    config = request.load()
     try:
         sizes = divisors(accumulation_steps(config.training, world.size))  # of batches of one image
     except CrossFieldError as error:
@@ -107,12 +91,6 @@ def advice(config: Config, processes: int) -> str:
     if len(config.ema.half_lives_kimg) + len(config.ema.decays) > 1:
         ideas.append("fewer averages in ema.half_lives_kimg")
     return "try, in this order: " + ", ".join(ideas)
-
-
-def _load(request: Request) -> Config:
-    if any(override.startswith(f"{MICRO}=") for override in request.overrides):
-        raise UserError(f"command line: {MICRO} is what this command finds; leave it out")
-    return load_config(request.config_path, [*request.overrides, f"{MICRO}=1"])
 
 
 def _estimates(

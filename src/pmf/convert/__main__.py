@@ -9,41 +9,43 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pmf.checkpoint import load_weights, save_weights
+from pmf.commands import CommandParser, path_text, run_command, to_path
 from pmf.configfile import load_config
-from pmf.convert.official import EXPORTS, load_official
-from pmf.distributed import run_command
 from pmf.errors import UserError
+from pmf.inputs import require_model, require_there
 from pmf.storage import writing
+
+LAYOUTS = ("pytorch", "jax")
 
 
 def main() -> None:
     """Parse and call the verb."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m pmf.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     verbs = parser.add_subparsers(dest="verb", required=True)
     into = verbs.add_parser("import", help="official checkpoint to one .safetensors that eval.py sample reads")
     into.add_argument(
         "--checkpoint",
-        type=Path,
+        type=to_path,
         required=True,
         help="PyTorch or safetensors file, or JAX checkpoint (unzipped folder)",
     )
-    into.add_argument("--config", required=True, help="recipe of the model, e.g. configs/pmf_b_16.yaml")
+    into.add_argument("--config", type=path_text, required=True, help="recipe of the model, e.g. configs/pmf_b_16.yaml")
     into.add_argument("--ema", help='JAX only: which average, e.g. 1000, or "online"; default: the recipe\'s')
     into.add_argument(
         "--key", help="which set of weights of a PyTorch file that holds several, e.g. ema or state.model"
     )
     into.add_argument("--allow-pickle", action="store_true", help="load a .pt that holds more than tensors: runs code")
     out = verbs.add_parser("export", help="weights of a run to an official layout")
-    out.add_argument("--checkpoint", type=Path, required=True, help="run folder, checkpoint folder or .safetensors")
+    out.add_argument("--checkpoint", type=to_path, required=True, help="run folder, checkpoint folder or .safetensors")
     out.add_argument("--ema", help='which average, e.g. 2000, or "online"; default: the config\'s')
     out.add_argument("--inference", action="store_true", help="leave out the v head, as the released files do")
-    out.add_argument("--layout", choices=EXPORTS, default="pytorch", help="default: pytorch")
-    into.add_argument("--output", type=Path, required=True, help=".safetensors file to write; must not exist")
-    out.add_argument("--output", type=Path, required=True, help=".pt file (JAX: folder) to write; must not exist")
+    out.add_argument("--layout", choices=LAYOUTS, default="pytorch", help="default: pytorch")
+    into.add_argument("--output", type=to_path, required=True, help=".safetensors file to write; must not exist")
+    out.add_argument("--output", type=to_path, required=True, help=".pt file (JAX: folder) to write; must not exist")
     arguments = parser.parse_args()
+    require_there("--checkpoint", arguments.checkpoint)
     if arguments.verb == "import":
         _import(arguments)
     else:
@@ -53,6 +55,12 @@ def main() -> None:
 def _import(arguments: argparse.Namespace) -> None:
     _require_free(arguments.output, ".safetensors")
     config = load_config(arguments.config)
+    require_model(config)
+
+    # Only now: importing torch's stack takes seconds.
+    from pmf.checkpoint import save_weights
+    from pmf.convert.official import load_official
+
     saved = load_official(
         arguments.checkpoint, config, arguments.ema, key=arguments.key, allow_pickle=arguments.allow_pickle
     )
@@ -66,9 +74,11 @@ def _import(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    if not arguments.checkpoint.exists():
-        raise UserError(f"--checkpoint {arguments.checkpoint}: there is no such file or folder")
     _require_free(arguments.output, "" if arguments.layout == "jax" else ".pt")
+
+    from pmf.checkpoint import load_weights
+    from pmf.convert.official import EXPORTS
+
     saved = load_weights(arguments.checkpoint, arguments.ema)
     with writing(f"--output {arguments.output}"):
         EXPORTS[arguments.layout](arguments.output, saved, inference=arguments.inference)

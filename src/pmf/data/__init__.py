@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pmf.config import DataConfig
-from pmf.data.digits import open_digits
-from pmf.data.imagefolder import ImageFolderSource
 from pmf.data.loader import Batch, Loader, create_loader
-from pmf.data.parquet import ParquetSource
 from pmf.data.sampler import steps_per_epoch
 from pmf.data.source import Sample, Source
 from pmf.data.synthetic import SyntheticSource
@@ -28,12 +25,31 @@ __all__ = [
     "to_unit_range",
 ]
 
+
+def _parquet(config: DataConfig, seed: int) -> Source:
+    from pmf.data.parquet import ParquetSource  # only here: it brings pyarrow
+
+    return ParquetSource(config)
+
+
+def _imagefolder(config: DataConfig, seed: int) -> Source:
+    from pmf.data.imagefolder import ImageFolderSource
+
+    return ImageFolderSource(config)
+
+
+def _digits(config: DataConfig, seed: int) -> Source:
+    from pmf.data.digits import open_digits
+
+    return open_digits(config)
+
+
 # A new kind of data set is a line here and one in config.DataConfig.kind.
 SOURCES: dict[str, Callable[[DataConfig, int], Source]] = {
-    "parquet": lambda config, seed: ParquetSource(config),
-    "imagefolder": lambda config, seed: ImageFolderSource(config),
+    "parquet": _parquet,
+    "imagefolder": _imagefolder,
     "synthetic": SyntheticSource,
-    "digits": lambda config, seed: open_digits(config),
+    "digits": _digits,
 }
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from pmf.config import DataConfig
+from pmf.cross_checks import digits_problems
 from pmf.data.parquet import ParquetSource
 from pmf.errors import UserError
 
@@ -23,10 +24,8 @@ def open_digits(config: DataConfig) -> ParquetSource:
     Raises:
         UserError: unless data.channels is 1, data.num_classes 10 and data.split train; where nothing can be written.
     """
-    required = {"channels": 1, "num_classes": 10, "split": "train"}
-    for key, value in required.items():
-        if getattr(config, key) != value:
-            raise UserError(f"data.{key} is {getattr(config, key)}; data.kind digits needs data.{key}: {value}")
+    for key, problem in digits_problems(config):
+        raise UserError(f"{key} {problem}")
     file = _folder(config) / FILE
     if not file.exists():
         try:
@@ -68,7 +67,7 @@ def write_digits(file: Path) -> None:
 
 def _folder(config: DataConfig) -> Path:
     if config.path:
-        return Path(config.path).expanduser()
+        return Path(config.path)
     cache = os.environ.get("XDG_CACHE_HOME")
     return (Path(cache) if cache else Path.home() / ".cache") / "pmf" / "digits"
 

@@ -70,7 +70,7 @@ class ImageFolderSource:
 
 
 def _root(config: DataConfig) -> Path:
-    path = Path(config.path or "").expanduser()
+    path = Path(config.path or "")
     if not path.is_dir():
         state = "is a file" if path.exists() else "does not exist"
         raise UserError(f"{path}: data.path {state}; give the folder that holds one folder per class")

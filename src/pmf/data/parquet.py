@@ -147,7 +147,7 @@ def find_files(config: DataConfig) -> list[str]:
     Raises:
         UserError: naming the patterns tried and what is there instead.
     """
-    path = os.path.expanduser(config.path or "")
+    path = config.path or ""
     if os.path.isfile(path):
         return [path]
     if os.path.isdir(path):

@@ -40,7 +40,7 @@ class TrainingEvaluation:
         self._stop = stop
         self._world = world
         self._shape = (data.channels, data.image_size, data.image_size)
-        weights = Path(evaluation.extractor_weights).expanduser() if evaluation.extractor_weights else None
+        weights = Path(evaluation.extractor_weights) if evaluation.extractor_weights else None
         self._extractor = open_extractor(evaluation.extractor, weights, self._shape, world)
         subject = self._subject(lambda: iter(()), {})
         self._reference = open_reference(evaluation.reference, subject, self._extractor, world, keep_features=False)

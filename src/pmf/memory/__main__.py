@@ -10,99 +10,39 @@ the device free; "-" where not even one image fits. See docs/scaling.md.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
 
-from pmf.batching import divisors
-from pmf.config import Config
+from pmf.commands import CommandParser, path_text, run_command, whole_from
 from pmf.configfile import load_config
-from pmf.distributed import run_command
 from pmf.errors import UserError
-from pmf.memory.estimate import Line, MemoryEstimator, StateBytes
-from pmf.memory.scaling import STRATEGIES, NetworkBytes, device_bytes, message_bytes, network_bytes
-from pmf.optim.groups import parameter_groups
+from pmf.inputs import require_model
 
-GIB = 2**30
-HEADROOM = 0.09
 RECIPES = [f"configs/pmf_{size}_16.yaml" for size in "blh"]
-DEVICES = {"A100-40": 40 * GIB, "A100-80": 80 * GIB, "H200": 139 * GIB}
-ACTED_OUT = (16, 4)
 
 
 def main() -> None:
     """Print a table for each config."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m pmf.memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("configs", nargs="*", default=RECIPES, metavar="CONFIG", help=f"default: {' '.join(RECIPES)}")
-    parser.add_argument("--processes", type=int, nargs="+", default=[8, 64, 1024], metavar="N", help="devices in all")
+    default = " ".join(RECIPES)
+    parser.add_argument("configs", type=path_text, nargs="*", metavar="CONFIG", help=f"default: {default}")
+    parser.add_argument(
+        "--processes", type=whole_from(1), nargs="+", default=[8, 64, 1024], metavar="N", help="devices in all"
+    )
     arguments = parser.parse_intermixed_args()
-    for path in arguments.configs:
-        for line in tables(load_config(path), arguments.processes):
+    configs = [load_config(path) for path in arguments.configs or RECIPES]
+    for config in configs:
+        require_model(config)
+        for count in arguments.processes:
+            batch = config.training.global_batch_size
+            if batch % count:
+                raise UserError(f"--processes {count} does not divide training.global_batch_size {batch}")
+
+    from pmf.memory.tables import tables  # after a config is known to be good: importing torch's stack takes seconds
+
+    for config in configs:
+        for line in tables(config, arguments.processes):
             print(line, flush=True)
-
-
-def tables(config: Config, processes: Sequence[int]) -> Iterator[str]:
-    """The lines for one config.
-
-    Raises:
-        UserError: the global batch does not divide by a number of processes.
-    """
-    batch = config.training.global_batch_size
-    for count in processes:
-        if batch % count:
-            raise UserError(f"--processes {count} does not divide training.global_batch_size {batch}")
-    estimator = MemoryEstimator(config)
-    whole, *owned = (estimator.state(count) for count in (1, *processes))
-    groups = parameter_groups(estimator.network, config.optimizer)
-    muon = sum(4 * parameter.numel() for group in groups if group["kind"] == "muon" for parameter in group["params"])
-    network = network_bytes(estimator.network, muon)
-    activations = {"kept": estimator.line(*ACTED_OUT)}
-    estimator.network.checkpoint_blocks()
-    activations["checkpointed"] = estimator.line(*ACTED_OUT)
-
-    yield f"\n### {config.model.name}, {config.data.image_size} pixels, global batch {batch}\n"
-    parts = ("parameters", "gradients", "optimizer", "averages", "perceptual")
-    yield f"State of one process, GiB: {', '.join(f'{part} {_gib(getattr(whole, part))}' for part in parts)}.\n"
-    for name, line in activations.items():
-        one, other = line.at(1), line.at(2)
-        yield f"Activations {name}: {(other.peak - one.peak) / 2**20:.0f} MiB an image."
-    sizes = " | ".join(f"{device}, {name}" for device in DEVICES for name in activations)
-    yield f"\n| devices | strategy | state, GiB | messages, GiB a step | {sizes} |"
-    yield f"|---|---|---|---|{'---|' * (len(DEVICES) * len(activations))}"
-    for count, state in zip(processes, owned, strict=True):
-        for strategy in STRATEGIES:
-            yield _row(strategy, whole, state, network, count, batch, activations)
-
-
-def _row(
-    strategy: str,
-    whole: StateBytes,
-    owned: StateBytes,
-    network: NetworkBytes,
-    processes: int,
-    batch: int,
-    activations: dict[str, Line],
-) -> str:
-    """State and messages are those of a step without accumulation; the micro-batches fit with what it adds to them."""
-    per_device = batch // processes
-    state = device_bytes(strategy, whole, owned, network, processes, accumulation=1)
-    messages = message_bytes(strategy, network, processes, accumulation=1)
-    cells = []
-    for memory in DEVICES.values():
-        for line in activations.values():
-            fitting = [
-                size
-                for size in divisors(per_device)
-                if device_bytes(strategy, whole, owned, network, processes, per_device // size)
-                + max(line.at(size).peak, owned.optimizer_work)
-                <= (1 - HEADROOM) * memory
-            ]
-            cells.append(str(max(fitting)) if fitting else "-")
-    return f"| {processes} | {strategy} | {_gib(state)} | {_gib(messages)} | {' | '.join(cells)} |"
-
-
-def _gib(size: int) -> str:
-    return f"{size / GIB:.2f}"
 
 
 if __name__ == "__main__":

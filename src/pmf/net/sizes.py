@@ -1,13 +1,16 @@
-"""The table of networks. A new size is one row."""
+"""The table of networks. A new size is one row. Reading it needs no torch, so that configs are checked against it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
+from pmf.errors import CrossFieldError, UserError
 
-from pmf.errors import UserError
-from pmf.net.pixel_transformer import PixelTransformer
+if TYPE_CHECKING:
+    import torch
+
+    from pmf.net.pixel_transformer import PixelTransformer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +40,26 @@ SIZES: dict[str, NetworkSize] = {
 }
 
 
+def find_size(name: str, image_size: int) -> NetworkSize:
+    """The row of a name, for images of this side in pixels.
+
+    Raises:
+        CrossFieldError: the name is not in the table, or the patch size does not divide the image size.
+    """
+    if name not in SIZES:
+        raise CrossFieldError("model.name", f"is '{name}'; choose one of: {', '.join(SIZES)}")
+    size = SIZES[name]
+    if image_size % size.patch_size:
+        lower = image_size // size.patch_size * size.patch_size
+        nearest = " or ".join(str(side) for side in (lower, lower + size.patch_size) if side)
+        raise CrossFieldError(
+            "data.image_size",
+            f"is {image_size}, not a multiple of {name}'s patch size {size.patch_size}; "
+            f"use {nearest}, or a model with another patch size",
+        )
+    return size
+
+
 def create_network(
     name: str,
     *,
@@ -51,16 +74,12 @@ def create_network(
     Raises:
         UserError: the name is not in the table, or the patch size does not divide the image size.
     """
-    if name not in SIZES:
-        raise UserError(f"model.name is '{name}'; choose one of: {', '.join(SIZES)}")
-    size = SIZES[name]
-    if image_size % size.patch_size:
-        lower = image_size // size.patch_size * size.patch_size
-        nearest = " or ".join(str(side) for side in (lower, lower + size.patch_size) if side)
-        raise UserError(
-            f"data.image_size is {image_size}, not a multiple of {name}'s patch size {size.patch_size}; "
-            f"use {nearest}, or a model with another patch size"
-        )
+    from pmf.net.pixel_transformer import PixelTransformer
+
+    try:
+        size = find_size(name, image_size)
+    except CrossFieldError as error:
+        raise UserError(str(error)) from None
     return PixelTransformer(
         image_size=image_size,
         patch_size=size.patch_size,

@@ -6,12 +6,11 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from pmf.config import EmaConfig, number_name
 from pmf.distributed import ALONE, World
 from pmf.optim.sharding import assign_owners, collect
-from pmf.parallel import local, placed_like
+from pmf.parallel import is_sharded, local, placed_like
 from pmf.strict import require_same_tensors
 
 
@@ -105,7 +104,7 @@ class WeightAverages:
             tensor.copy_(placed_like(tensor, tensors[key]))
 
     def _is_mine(self, key: str, parameter: Tensor) -> bool:
-        return isinstance(parameter, DTensor) or self._owners[key] == self._world.rank
+        return is_sharded(parameter) or self._owners[key] == self._world.rank
 
     def _beta(self, name: str, images_seen: int, images_per_step: int) -> float:
         if name in self._decays:

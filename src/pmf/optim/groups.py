@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from pmf.config import OptimizerConfig
 from pmf.distributed import ALONE, World
 from pmf.optim.muon import Muon
 from pmf.optim.sharded_muon import ShardedMuon
+from pmf.parallel import is_sharded
 
 
 def optimizer_kind(name: str, parameter: Tensor, embedding_names: Collection[str]) -> str:
@@ -51,7 +51,7 @@ def parameter_groups(network: nn.Module, config: OptimizerConfig) -> list[dict[s
 
 def create_optimizer(network: nn.Module, config: OptimizerConfig, world: World = ALONE) -> Muon:
     """The optimizer of ``config`` over a network that already is on its device, divided among ``world``."""
-    sharded = any(isinstance(parameter, DTensor) for parameter in network.parameters())
+    sharded = any(is_sharded(parameter) for parameter in network.parameters())
     return (ShardedMuon if sharded else Muon)(
         parameter_groups(network, config),
         lr=config.lr,

@@ -15,19 +15,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from pmf.optim.muon import MOMENTS, Muon, trained
 from pmf.optim.newton_schulz import orthogonalize
 from pmf.optim.sharding import Share, divide
-from pmf.parallel import local
+from pmf.parallel import is_sharded, local
 
 
 class ShardGroup:
     """The ranks that share one copy of a sharded tensor, seen from one of them."""
 
     def __init__(self, tensor: Tensor) -> None:
-        assert isinstance(tensor, DTensor)
+        assert is_sharded(tensor)
         mesh = tensor.device_mesh
         self.size = mesh.size(mesh.ndim - 1)
         self.rank = mesh.get_local_rank(mesh.ndim - 1)

@@ -15,10 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from pmf.distributed import World
-from pmf.parallel import complete
+from pmf.parallel import complete, is_sharded
 
 # Newton-Schulz takes matrices of one shape together, up to so many elements: on a GPU enough to fill it and little
 # enough to leave several stacks for each rank; on a CPU a large product is fastest alone. What is stacked with what
@@ -139,7 +138,7 @@ def collect(
     """
     if world.size == 1:
         return dict(own)
-    if any(isinstance(tensor, DTensor) for tensor in own.values()):  # in shards: every rank has a part of each
+    if any(is_sharded(tensor) for tensor in own.values()):  # in shards: every rank has a part of each
         return complete(own, everywhere=everywhere)
     gathered = {}
     for name, pattern in like.items():

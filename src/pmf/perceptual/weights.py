@@ -62,7 +62,7 @@ def find_file(source: str, key: str) -> Path:
     Raises:
         UserError: there is no such file, or it cannot be downloaded; says what to put where.
     """
-    path = Path(source).expanduser()
+    path = Path(source)
     if path.is_file():
         return path
     url = url_of(source)

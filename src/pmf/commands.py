@@ -1,0 +1,108 @@
+"""How a command reads its arguments and how it ends. Needs no torch, so that a mistake is told at once."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from pmf.errors import PREEMPTED_STATUS, AgreedError, Preempted, UserError
+from pmf.files import expand_path
+from pmf.launcher import is_main_rank, require_launcher
+from pmf.overrides import FLOAT, number
+from pmf.storage import print_any_name, storage_in_one_line
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Reports a wrong command line as every other mistake: by one line, from the main process alone."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the command.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(f"{message}; {self.prog} --help shows what there is")
+
+
+def path_text(text: str) -> str:
+    """Of an argument that may be a path: ``~`` and variables replaced; see :func:`pmf.files.expand_path`."""
+    try:
+        return expand_path(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(f"{text or 'the path'} {error}") from None
+
+
+def to_path(text: str) -> Path:
+    """Of an argument that is a path."""
+    return Path(path_text(text))
+
+
+def whole_from(least: int) -> Callable[[str], int]:
+    """Of an argument that is a whole number, at least so large; 5e4 is one."""
+
+    def read(text: str) -> int:
+        value = number(text) if FLOAT.fullmatch(text) else -1
+        if value < least or not float(value).is_integer():
+            raise argparse.ArgumentTypeError(f"{text} is not a whole number from {least}")
+        return int(value)
+
+    return read
+
+
+def say(text: str) -> None:
+    """Print what all processes know, once."""
+    if is_main_rank(os.environ):
+        print(text)
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Run a command; a user's mistake becomes one line on stderr and exit status 2.
+
+    A mistake that several ranks find is reported once. Before the process group exists all of them find it, and the
+    main one talks, as for what they agreed on; after that any of them may be the only one. Where the launcher's
+    variables contradict each other no process knows its rank, and each reports that. What storage refuses is told
+    like a mistake.
+    """
+    print_any_name()
+    try:
+        if not {"-h", "--help"} & set(sys.argv[1:]):
+            require_launcher(os.environ)
+    except UserError as error:
+        _end(str(error))
+    try:
+        with storage_in_one_line():
+            main()
+    except Preempted as stop:
+        if is_main_rank(os.environ):
+            print(stop, file=sys.stderr)
+        sys.exit(PREEMPTED_STATUS)
+    except UserError as error:
+        alike = isinstance(error, AgreedError) or not _in_process_group()
+        _end(str(error), tell=is_main_rank(os.environ) if alike else _is_first_to_find(str(error)))
+    finally:
+        if _in_process_group():
+            import torch
+
+            torch.distributed.destroy_process_group()
+
+
+def _end(problem: str, *, tell: bool = True) -> NoReturn:
+    if tell:
+        print(f"error: {problem}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _in_process_group() -> bool:
+    """False as long as nobody has imported torch."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_initialized()
+
+
+def _is_first_to_find(problem: str) -> bool:
+    from pmf.distributed import is_first_to_find  # torch is there by now
+
+    return is_first_to_find(problem)
