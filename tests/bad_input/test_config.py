@@ -98,11 +98,12 @@ CASES = {
     ),
     "a word for a number": Case(
         arguments=("optimizer.lr=fast",),
-        message="command line: optimizer.lr=fast: optimizer.lr is 'fast': input should be a valid number",
+        message="command line: optimizer.lr=fast: optimizer.lr takes a number, e.g. optimizer.lr=0.001",
     ),
     "half an interval": Case(
         arguments=("sampling.interval=[0.7]",),
-        message="command line: sampling.interval=[0.7]: sampling.interval.1 is [0.7]: field required",
+        message="command line: sampling.interval=[0.7]: sampling.interval takes 2 numbers with commas between, "
+        "e.g. sampling.interval=0.1,0.7",
     ),
     "no length": Case(
         arguments=("training.max_steps=null",),

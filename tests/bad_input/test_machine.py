@@ -56,18 +56,21 @@ def test_what_this_machines_gpus_cannot_do(processes, bf16, message, tmp_path, f
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    of_torchrun = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "RANK": "0", "LOCAL_RANK": "0"}
+    for name, value in {**of_torchrun, "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
     overrides = [*TINY, f"training.output_dir={tmp_path}/run", "training.mixed_precision=bf16"]
     assert fails(train_command.main, "--config", DIGITS, *overrides) == f"error: {message}\n"
 
 
 def test_two_processes_say_it_once(tmp_path):
-    result = run_command(
-        str(ROOT / "train.py"), "--config", DIGITS, *TINY, "data.num_classes=11", ranks=2, cwd=tmp_path
-    )
+    nothing = ("data.kind=parquet", f"data.path={tmp_path}")
+    result = run_command(str(ROOT / "train.py"), "--config", DIGITS, *TINY, *nothing, ranks=2, cwd=tmp_path)
     lines = result.stderr.splitlines()
     assert result.returncode != 0
     said = [line for line in lines if line.startswith("error: ")]
-    assert said == ["error: data.num_classes is 11; data.kind digits needs data.num_classes: 10"], result.stderr
+    patterns = f"{tmp_path}/data/train-*.parquet or {tmp_path}/train-*.parquet"
+    message = f"no Parquet files match {patterns}; {tmp_path} holds nothing; correct data.path or data.split"
+    assert said == [f"error: {tmp_path}: {message}"], result.stderr
     # torchrun reports the failed workers with a traceback of its own, and of nobody else.
     assert not any("/pmf/" in line or 'train.py", line' in line for line in lines), result.stderr

@@ -65,7 +65,8 @@ FID = {
     "no reference": Case(
         prepare=write_images,
         arguments=(*MADE, "{tmp}/nowhere"),
-        message="{tmp}/nowhere: is neither digits, a config (.yaml), Parquet files nor a folder of images",
+        message="{tmp}/nowhere: is neither digits, a config (.yaml), Parquet files nor a folder of images, "
+        "and no statistics (.npz): there is no such file or folder",
     ),
     "reference of other images": Case(
         prepare=write_images,
@@ -84,7 +85,8 @@ FID = {
         message="--keep-images keeps generated images; it goes with --checkpoint, not with --images",
     ),
     "no images to make": Case(
-        arguments=(*GENERATED, "--num-images", "0"), message="--num-images is 0; ask for at least 1"
+        arguments=(*GENERATED, "--num-images", "0"),
+        message="argument --num-images: 0 is not a whole number from 1; eval fid --help shows what there is",
     ),
     "extractor of other images": Case(
         arguments=(*GENERATED, "--extractor", SMALL),
@@ -104,7 +106,9 @@ SAMPLE = {
     ),
     "label out of range": Case(arguments=("--labels", "3,10"), message="--labels 3,10: 10 is not in 0 ... 9"),
     "labels that are none": Case(
-        arguments=("--labels", "a"), message="--labels a: give classes separated by commas, or all"
+        arguments=("--labels", "a"),
+        message="argument --labels: a: give classes separated by commas, or all; "
+        "eval sample --help shows what there is",
     ),
     "scale below 1": Case(
         arguments=("--omega", "0.5"),
@@ -145,7 +149,8 @@ def test_a_sweep_into_a_folder_that_is_not_empty(refused, tmp_path):
 def test_training_with_a_reference_that_is_not_there(training_refused):
     case = Case(
         arguments=("evaluation.every_images=96", "evaluation.reference=nowhere.npz"),
-        message="nowhere.npz: cannot be read (No such file or directory)",
+        message="nowhere.npz: is neither digits, a config (.yaml), Parquet files nor a folder of images, "
+        "and no statistics (.npz): there is no such file or folder",
     )
     assert training_refused(case) == case.message
 

@@ -27,7 +27,8 @@ CASES = {
     ),
     "other number of classes": Case(
         arguments=("data.num_classes=11",),
-        message="data.num_classes is 11; data.kind digits needs data.num_classes: 10",
+        message="command line: data.num_classes=11: "
+        "data.num_classes is 11; data.kind digits needs data.num_classes: 10",
     ),
     "missing path": Case(
         arguments=PARQUET,
@@ -138,10 +139,12 @@ CASES = {
         message="{tmp}/set: the 1 Parquet files have no rows; check the download",
     ),
     "digits in colour": Case(
-        arguments=("data.channels=3",), message="data.channels is 3; data.kind digits needs data.channels: 1"
+        arguments=("data.channels=3",),
+        message="command line: data.channels=3: data.channels is 3; data.kind digits needs data.channels: 1",
     ),
     "digits of another split": Case(
-        arguments=("data.split=test",), message="data.split is test; data.kind digits needs data.split: train"
+        arguments=("data.split=test",),
+        message="command line: data.split=test: data.split is test; data.kind digits needs data.split: train",
     ),
     "digits that cannot be written": Case(
         arguments=("data.path={tmp}/set",),

@@ -73,15 +73,17 @@ CONVERT = {
     ),
     "another kind of file": Case(
         arguments=("{tmp}/w.pt", "--output", "{tmp}/ours.pth"),
+        prepare=write_pickle,
         message="--output {tmp}/ours.pth: give a file name that ends in .safetensors",
     ),
     "no folder": Case(
         arguments=("{tmp}/w.pt", "--output", "{tmp}/none/ours.safetensors"),
+        prepare=write_pickle,
         message="--output {tmp}/none/ours.safetensors: there is no folder {tmp}/none; create it first",
     ),
     "there already": Case(
         arguments=("{tmp}/w.pt", "--output", "{tmp}/here.safetensors"),
-        prepare=write_file("here.safetensors", b""),
+        prepare=lambda folder: (write_pickle(folder), (folder / "here.safetensors").touch()),
         message="--output {tmp}/here.safetensors: exists already; remove it or choose another name",
     ),
 }
