@@ -16,16 +16,18 @@ from pmf.errors import UserError
 from pmf.launcher import require_launcher
 from tests.launch import ROOT, launch
 
-DIGITS = "configs/digits.yaml"
-TRAIN = ("train.py", "--config", DIGITS)
-TUNE = ("auto_batch.py", "--config", DIGITS)
+DIGITS = str(ROOT / "configs" / "digits.yaml")
+IMAGES = str(ROOT / "tests")  # a folder that is there
+EVAL = str(ROOT / "eval.py")
+TRAIN = (str(ROOT / "train.py"), "--config", DIGITS)
+TUNE = (str(ROOT / "auto_batch.py"), "--config", DIGITS)
 DOCTOR = ("-m", "pmf.doctor", DIGITS)
-SAMPLE = ("eval.py", "sample", "--checkpoint", "tests", "--output", "x", "--num-images", "1")
-FID = ("eval.py", "fid", "--images", "tests", "--reference", "digits")
-SWEEP = ("eval.py", "sweep", "--checkpoint", "tests", "--reference", "digits", "--output", "x", "--omega", "2")
-REFERENCE = ("eval.py", "reference", "--output", "x.npz")
-IMPORT = ("-m", "pmf.convert", "import", "--checkpoint", "tests", "--config", DIGITS, "--output", "x.safetensors")
-EXPORT = ("-m", "pmf.convert", "export", "--checkpoint", "tests", "--output", "x.pt")
+SAMPLE = (EVAL, "sample", "--checkpoint", IMAGES, "--output", "x", "--num-images", "1")
+FID = (EVAL, "fid", "--images", IMAGES, "--reference", "digits")
+SWEEP = (EVAL, "sweep", "--checkpoint", IMAGES, "--reference", "digits", "--output", "x", "--omega", "2")
+REFERENCE = (EVAL, "reference", "--output", "x.npz")
+IMPORT = ("-m", "pmf.convert", "import", "--checkpoint", IMAGES, "--config", DIGITS, "--output", "x.safetensors")
+EXPORT = ("-m", "pmf.convert", "export", "--checkpoint", IMAGES, "--output", "x.pt")
 MEMORY = ("-m", "pmf.memory", DIGITS)
 COMMANDS = (TRAIN, TUNE, DOCTOR, SAMPLE, FID, SWEEP, (*REFERENCE, "--config", DIGITS), IMPORT, EXPORT, MEMORY)
 
@@ -80,7 +82,7 @@ CASES = [
     Case((*TRAIN, "--resume", "nosuch"), "--resume nosuch: there is no such folder"),
     # Arguments that are missing, unknown, or have values that cannot be.
     *(Case(command[:2] if command[0] != "-m" else command[:3], "required") for command in (SAMPLE, FID, IMPORT)),
-    Case(("train.py",), "--config"),
+    Case((str(ROOT / "train.py"),), "--config"),
     *(Case((*command, "--nosuch"), "unrecognized arguments: --nosuch") for command in COMMANDS),
     *(Case((*SAMPLE, "--num-images", value), f"{value} is not a whole number from 1") for value in ("0", "1.5", "x")),
     Case((*SAMPLE, "--seed", "-1"), "-1 is not a whole number from 0"),
@@ -116,7 +118,7 @@ CASES = [
 
 
 @pytest.fixture(scope="module")
-def told() -> list[dict[str, object]]:
+def told(tmp_path_factory) -> list[dict[str, object]]:
     """What a process that has imported nothing does with each case, and at the end with ``--help`` and such."""
     asked = [{"command": case.command, "environment": case.environment} for case in (*CASES, *QUESTIONS)]
     environment = {name: value for name, value in os.environ.items() if name != "PMF_UNSET"}
@@ -125,7 +127,7 @@ def told() -> list[dict[str, object]]:
         input=json.dumps(asked),
         capture_output=True,
         text=True,
-        cwd=ROOT,
+        cwd=tmp_path_factory.mktemp("work"),
         env=environment,
         timeout=300,
     )

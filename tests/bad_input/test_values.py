@@ -302,18 +302,16 @@ def test_a_run_writes_where_the_variable_points_and_can_be_read_without_it(home,
     """Its own record holds the path that was meant, for commands that are started elsewhere."""
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    overrides = [*TINY, "training.max_steps=1", "data.path=$PMF_TEST_DATA", "training.output_dir=$HOME/runs"]
-    monkeypatch.setenv("PMF_TEST_DATA", str(tmp_path / "digits"))
+    overrides = [*TINY, "training.max_steps=1", "data.kind=synthetic", "training.output_dir=$HOME/runs"]
     try:
-        Trainer(load_config(DIGITS, overrides)).train()
+        Trainer(load_config(DIGITS, [*overrides, "data.path=$PMF_TEST_PLACE/set"])).train()
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
     assert os.listdir(tmp_path / "work") == []
-    assert (tmp_path / "digits" / "data").is_dir()
-    monkeypatch.delenv("PMF_TEST_DATA")
+    monkeypatch.delenv("PMF_TEST_PLACE")
     monkeypatch.setenv("HOME", "/elsewhere")
     config = load_config(Path(home) / "runs" / "config.yaml")
-    assert (config.training.output_dir, config.data.path) == (f"{home}/runs", str(tmp_path / "digits"))
+    assert (config.training.output_dir, config.data.path) == (f"{home}/runs", "/place/set")
 
 
 def test_paths_are_expanded_in_one_place():
