@@ -17,11 +17,12 @@ from typing import Any
 
 import torch
 
-from pmf.checkpoint import Checkpoint, find_resumable, list_checkpoints
+from pmf.checkpoint import Checkpoint
 from pmf.config import Config, as_plain
 from pmf.configfile import save_config
 from pmf.errors import UserError
 from pmf.files import complete_or_absent
+from pmf.integrity import find_resumable, list_checkpoints, require_intact
 
 PREEMPTED = "preempted"
 RECORDED_PACKAGES = ("torch", "accelerate", "numpy", "pillow", "pyarrow", "safetensors")
@@ -35,6 +36,8 @@ class RunFolder:
 
     def resume_point(self, resume: str, say: Callable[[str], None]) -> Path | None:
         """The checkpoint to continue from, or None for a fresh start.
+
+        Every file of it is hashed here, so the main process asks for all, and :meth:`TrainingState.restore` only reads.
 
         Args:
             resume: ``auto``, ``never``, or the path of a checkpoint or of a run folder.
@@ -59,6 +62,7 @@ class RunFolder:
             return find_resumable(named, lambda message: say(f"warning: {message}"))
         if not named.is_dir():
             raise UserError(f"--resume {resume}: there is no such folder; give auto, never, or a checkpoint folder")
+        require_intact(named)
         return named
 
     def open(self, config: Config, *, device: str, world_size: int) -> None:

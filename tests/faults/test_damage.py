@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pmf.checkpoint import find_resumable, list_checkpoints, load_checkpoint
+from pmf.checkpoint import load_checkpoint
 from pmf.errors import UserError
+from pmf.integrity import find_resumable, list_checkpoints
 from tests.faults.conftest import EVERY_FOUR
 from tests.faults.processes import cut_back, finish, trace
 

@@ -13,20 +13,24 @@ from pmf.config import Config
 from pmf.convert.jax_checkpoint import read_jax, write_jax
 from pmf.convert.names import JAX, PYTORCH, Layout
 from pmf.convert.pytorch_file import read_pytorch, write_pytorch
+from pmf.distributed import ALONE, World
 from pmf.errors import UserError
 from pmf.files import file_sha256
 from pmf.net.layers import Rotation
 from pmf.net.sizes import SIZES, create_network
-from pmf.strict import require_same_tensors
+from pmf.strict import require_finite, require_same_tensors
 
 # The official PyTorch networks store their table of rotations; ours is computed from the sizes.
 ROTATIONS = "net.rope_freqs"
 # cos and sin of float32 angles up to the grid's side may differ in the last place.
 ROTATION_TOLERANCE = 1e-6
+NO_IMAGES = "such weights make no images; choose an older checkpoint"
 
 
-def load_official(path: Path, config: Config, which: str | None = None, *, allow_pickle: bool = False) -> SavedWeights:
-    """Weights of an official checkpoint under our names.
+def load_official(
+    path: Path, config: Config, which: str | None = None, *, allow_pickle: bool = False, world: World = ALONE
+) -> SavedWeights:
+    """Weights of an official checkpoint under our names; called by all processes, and hashed by the main one.
 
     Args:
         path: a PyTorch file (``.pt``, ``.pth``), or a JAX checkpoint or the folder that holds it.
@@ -38,7 +42,8 @@ def load_official(path: Path, config: Config, which: str | None = None, *, allow
         The weights, with the v head where the checkpoint has one.
 
     Raises:
-        UserError: nothing there, damaged, or names and shapes that are not those of the config's network.
+        UserError: nothing there, damaged, names and shapes that are not those of the config's network, or values that
+            are not finite.
     """
     if not path.exists():
         raise UserError(f"{path}: there is no such file or folder")
@@ -50,10 +55,10 @@ def load_official(path: Path, config: Config, which: str | None = None, *, allow
         tensors = read_pytorch(path, allow_pickle=allow_pickle)
         _check_rotations(tensors.pop(ROTATIONS, None), config, path)
         weights = _from_layout(PYTORCH, tensors, config, path)
-        digest = file_sha256(path)
+        digest = world.ask_main(lambda: file_sha256(path))
     else:
         weights = _from_layout(JAX, read_jax(path, which or config.sampling.ema), config, path)
-        digest = tensors_sha256(weights)
+        digest = world.ask_main(lambda: tensors_sha256(weights))
     return SavedWeights(weights=weights, config=config, source=f"{path.name} {digest[:16]}", sha256=digest)
 
 
@@ -63,7 +68,8 @@ def export_pytorch(path: Path, saved: SavedWeights, *, inference: bool) -> None:
     Args:
         inference: leave out the v head, as the released files do.
     """
-    write_pytorch(path, _to_layout(PYTORCH, saved.weights, inference) | {ROTATIONS: rotation_table(saved.config)})
+    tensors = _to_layout(PYTORCH, saved.weights, saved.source, inference)
+    write_pytorch(path, tensors | {ROTATIONS: rotation_table(saved.config)})
 
 
 def export_jax(path: Path, saved: SavedWeights, *, inference: bool) -> None:
@@ -72,7 +78,7 @@ def export_jax(path: Path, saved: SavedWeights, *, inference: bool) -> None:
     Args:
         inference: leave out the v head.
     """
-    write_jax(path, _to_layout(JAX, saved.weights, inference), average=saved.config.sampling.ema)
+    write_jax(path, _to_layout(JAX, saved.weights, saved.source, inference), average=saved.config.sampling.ema)
 
 
 EXPORTS = {"pytorch": export_pytorch, "jax": export_jax}
@@ -96,15 +102,14 @@ def _from_layout(layout: Layout, tensors: Mapping[str, Tensor], config: Config, 
         intro=f"{path}: not the weights of {config.model.name}",
         advice="give the --config of the model that it is",
     )
+    require_finite(tensors, intro=str(path), advice=NO_IMAGES)
     return {name: layout.restore(name, tensors[layout.name(name)]) for name in own}
 
 
-def _to_layout(layout: Layout, weights: Mapping[str, Tensor], inference: bool) -> dict[str, Tensor]:
-    return {
-        layout.name(name): layout.store(name, tensor)
-        for name, tensor in weights.items()
-        if not (inference and name.startswith("v_"))
-    }
+def _to_layout(layout: Layout, weights: Mapping[str, Tensor], where: str, inference: bool) -> dict[str, Tensor]:
+    kept = {name: tensor for name, tensor in weights.items() if not (inference and name.startswith("v_"))}
+    require_finite(kept, intro=where, advice=NO_IMAGES)
+    return {layout.name(name): layout.store(name, tensor) for name, tensor in kept.items()}
 
 
 def _own_tensors(config: Config) -> dict[str, Tensor]:
