@@ -16,6 +16,11 @@ ROUNDING = 1e-5
 Statistics stored in float32 are off by 2^-24 of each entry: then the eigenvalues are off by 2^-24 sqrt(D) of the trace
 in all, 3e-6 for Inception's 2,048 features. A matrix that is further off was not rounded: it is no covariance.
 """
+CANCELLATION = 1e-10
+"""And how far beyond, of the squared mean: a difference of float64 sums, 2e-16 of it for each of many additions.
+
+It matters where images hardly differ: the covariance of 2,000 black ones is such a rounding error and nothing else.
+"""
 
 
 @dataclass(frozen=True)
@@ -51,9 +56,9 @@ def require_gaussian(gaussian: Gaussian, where: str) -> None:
         raise UserError(f"{where}: {shapes}, not (D,) and (D, D); make the statistics again")
     if not (mean.isfinite().all() and covariance.isfinite().all()):
         raise UserError(f"{where}: holds values that are not finite; make the statistics again")
-    largest = float(covariance.abs().max())
+    largest, cancelled = float(covariance.abs().max()), CANCELLATION * float(mean @ mean)
     asymmetry = float((covariance - covariance.T).abs().max())
-    if asymmetry > ROUNDING * largest:
+    if asymmetry > ROUNDING * largest + cancelled:
         raise UserError(
             f"{where}: the covariance is not symmetric: entries across its diagonal differ by {asymmetry:.3g}, the "
             f"largest is {largest:.3g}; make the statistics again"
@@ -61,7 +66,7 @@ def require_gaussian(gaussian: Gaussian, where: str) -> None:
     if not torch.linalg.cholesky_ex(covariance).info:  # positive; eigenvalues would take ten times as long
         return
     values = torch.linalg.eigvalsh(covariance)
-    if -float(values.clamp(max=0).sum()) > ROUNDING * float(values.clamp(min=0).sum()):
+    if -float(values.clamp(max=0).sum()) > ROUNDING * float(values.clamp(min=0).sum()) + cancelled:
         raise UserError(
             f"{where}: the covariance is not positive semidefinite: its eigenvalues go from {float(values[0]):.3g} to "
             f"{float(values[-1]):.3g}; make the statistics again"
