@@ -132,10 +132,9 @@ def write_samples(sampler: Sampler, output: Path, world: World) -> None:
         UserError: the folder holds something other than (part of) this plan.
     """
     num_images = sampler.plan.num_images
-    bar = tqdm(total=num_images, unit="image", disable=not world.is_main)
-    for count in write_image_folder(sampler.network, sampler.config, sampler.plan, output, world):
-        bar.update(min(count * world.size, num_images - bar.n))  # the others are about as far
-    bar.close()
+    with tqdm(total=num_images, unit="image", disable=not world.is_main) as bar:
+        for count in write_image_folder(sampler.network, sampler.config, sampler.plan, output, world):
+            bar.update(min(count * world.size, num_images - bar.n))  # the others are about as far
 
 
 def inference_network(config: Config, weights: Mapping[str, Tensor], device: torch.device, where: str) -> nn.Module:

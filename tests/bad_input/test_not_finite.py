@@ -121,15 +121,19 @@ def test_official_weights(refusal, monkeypatch, tmp_path):
 
 
 def overflow_of_class(number: int) -> dict[str, Callable[[torch.Tensor], object]]:
-    """Finite weights whose outputs are not, for one class alone."""
-    return {"label_embedding.weight": lambda table: table[number].fill_(3e38)}
+    """Finite weights that add up to infinity, for one class alone."""
+    return {
+        "label_embedding.weight": lambda table: table[number].fill_(3e38),
+        "class_tokens": lambda tokens: tokens.view(-1)[: tokens.shape[-1]].fill_(3e38),
+    }
 
 
 @pytest.mark.parametrize("verb", EVALUATIONS)
 def test_images_of_finite_weights(verb, refusal, tmp_path):
     path, output = tmp_path / "w.safetensors", tmp_path / "out"
     write_weights(path, **overflow_of_class(3))
-    line = refusal("eval", verb, "--checkpoint", path, "--output", output, "--labels", "1,2,3", *EVALUATIONS[verb])
+    given = ("--checkpoint", path, "--output", output, "--labels", "1,2,3")
+    line = refusal("eval", verb, *given, *EVALUATIONS[verb])
     assert line.startswith("image 2 (class 3) of ")
     assert "64 of its 64 values are not finite; choose an older checkpoint or another omega" in line
     # Other classes are as good as they were.

@@ -51,11 +51,11 @@ def measure(subject: Subject, extractor: Extractor, world: World, what: str, *, 
         UserError: for an image that cannot be used, or too few of them.
     """
     meter = FidelityMeter(extractor, subject.shape, subject.num_images, world, keep_features=keep_features)
-    bar = tqdm(total=-(-subject.num_images // world.size), desc=what, unit="image", disable=not world.is_main)
-    for batch in subject.batches():
-        meter.update(batch)
-        bar.update(len(batch.indices))
-    bar.close()
+    total = -(-subject.num_images // world.size)
+    with tqdm(total=total, desc=what, unit="image", disable=not world.is_main) as bar:
+        for batch in subject.batches():
+            meter.update(batch)
+            bar.update(len(batch.indices))
     return meter.result()
 
 
