@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
+
+from pmf.commands import run_command
+from pmf.errors import UserError
+from pmf.strict import read_object
 
 
 def main() -> None:
@@ -16,9 +19,11 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
-    records = [json.loads(path.read_text()) for path in sorted((arguments.run / "evaluation").glob("step_*.json"))]
+    records = [read_record(path) for path in sorted((arguments.run / "evaluation").glob("step_*.json"))]
     if not records:
-        sys.exit(f"{arguments.run}: no evaluations; train with evaluation.every_images=N evaluation.reference=...")
+        raise UserError(
+            f"{arguments.run}: no evaluations; train with evaluation.every_images=N evaluation.reference=..."
+        )
     for record in records:
         print(f"{record['step']:8d} steps {record['images_seen']:10,d} images   FID {record['fid']:.3f}")
 
@@ -32,5 +37,14 @@ def main() -> None:
     figure.savefig(arguments.output, dpi=120)
 
 
+def read_record(path: Path) -> dict[str, Any]:
+    """An evaluation's result file."""
+    advice = "remove it, and the curve is drawn without it"
+    record = read_object(path, advice)
+    if not {"step", "images_seen", "fid", "extractor"} <= record.keys():
+        raise UserError(f"{path}: is no evaluation of a training run; {advice}")
+    return record
+
+
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -10,27 +10,24 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pmf.config import Config, as_plain
 from pmf.configfile import config_from_plain
+from pmf.distributed import ALONE, World
 from pmf.errors import UserError
-from pmf.files import complete_or_absent, file_format, file_sha256, flush
+from pmf.files import complete_or_absent, file_sha256, flush
+from pmf.integrity import MANIFEST, STATE, WeightsFile, find_damage, find_weights, list_checkpoints, require_intact
 from pmf.parallel import placed_like
 from pmf.safetensors_file import read_safetensors, save_safetensors
 from pmf.storage import printable, storage_advice, storage_reason
-from pmf.strict import require_same_tensors
-
-MANIFEST = "manifest.json"
-STATE = "state.json"
+from pmf.strict import read_object, require_finite, require_same_tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +64,15 @@ def save_checkpoint(run_folder: Path, checkpoint: Checkpoint, *, keep: int) -> P
         The checkpoint's folder.
 
     Raises:
-        UserError: the disk is full or fails; the checkpoints before this one are untouched.
+        UserError: the disk is full or fails, or a value is not finite; the checkpoints before are untouched.
     """
+    for stem, tensors in checkpoint.tensors.items():
+        require_finite(
+            tensors,
+            intro=f"step {checkpoint.state['step']}: {stem}",
+            advice="such a checkpoint is not written, and those before it are intact: lower optimizer.lr or set "
+            "training.gradient_clip, and start the same command again",
+        )
     folder = run_folder / "checkpoints"
     final = folder / f"step_{checkpoint.state['step']:08d}"
     temporary = folder / f".incomplete_{final.name}"
@@ -106,126 +110,76 @@ def _remove(checkpoint: Path) -> None:
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
-    """Read a checkpoint after checking every file against the manifest.
+    """Check every file of a checkpoint against the manifest, then read it.
 
     Raises:
         UserError: something is missing, truncated or altered.
     """
-    problem = find_damage(folder)
-    if problem:
-        raise UserError(f"{folder}: {problem}; use an older checkpoint (--resume PATH)")
-    tensors = {path.stem: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
-    return Checkpoint(tensors=tensors, state=json.loads((folder / STATE).read_text()))
+    require_intact(folder)
+    return read_checkpoint(folder)
 
 
-def find_damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint's files, or None."""
-    manifest_path = folder / MANIFEST
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Read a checkpoint that has been found intact, by this process or by the main one.
+
+    Raises:
+        UserError: the files are not there or cannot be read.
+    """
+    advice = "all processes must see the run folder: put it on storage that they share"
+    names = sorted(read_object(folder / MANIFEST, advice))
     try:
-        manifest = json.loads(manifest_path.read_text())
-    except OSError:
-        return f"has no {MANIFEST}, so it is not a complete checkpoint"
-    except ValueError:
-        return f"{MANIFEST} is not valid JSON"
-    if not isinstance(manifest, dict) or STATE not in manifest:
-        return f"{MANIFEST} is damaged"
-    for name, expected in manifest.items():
-        path = folder / name
-        if not isinstance(expected, dict) or expected.keys() != {"bytes", "sha256"}:
-            return f"{MANIFEST} is damaged"
-        if not path.exists():
-            return f"{name} is missing"
-        if path.stat().st_size != expected["bytes"]:
-            return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
-        if file_sha256(path) != expected["sha256"]:
-            return f"{name} does not match its sha256"
-    return None
+        files = [folder / name for name in names if name.endswith(".safetensors")]
+        tensors = {path.stem: read_safetensors(path)[0] for path in files}
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({error}); {advice}") from None
+    return Checkpoint(tensors=tensors, state=read_object(folder / STATE, advice))
 
 
-def list_checkpoints(run_folder: Path) -> list[Path]:
-    """Published checkpoints, oldest first."""
-    folders = (run_folder / "checkpoints").glob("step_*")
-    return sorted(path for path in folders if re.fullmatch(r"step_\d{8,}", path.name))
-
-
-def find_resumable(run_folder: Path, warn: Any) -> Path | None:
-    """The newest undamaged checkpoint; ``warn`` is told about each damaged one that is passed over.
-
-    Raises:
-        UserError: there are checkpoints and all are damaged.
-    """
-    candidates = list_checkpoints(run_folder)
-    for path in reversed(candidates):
-        problem = find_damage(path)
-        if problem is None:
-            return path
-        warn(f"{path}: {problem}; trying the one before")
-    if candidates:
-        raise UserError(
-            f"{run_folder}: none of its {len(candidates)} checkpoints is intact; "
-            "start again in another training.output_dir, or repair one and name it with --resume PATH"
-        )
-    return None
-
-
-def run_or_checkpoint(path: Path) -> Path:
-    """The run or checkpoint folder that a path into a run folder stands for; other paths as they are.
-
-    ``RUN/latest`` is the checkpoint that it names, ``RUN/checkpoints`` the run, and a file that describes a checkpoint
-    that checkpoint.
-
-    Raises:
-        UserError: ``latest`` names no checkpoint that is there.
-    """
-    if path.name == "latest" and path.is_file():
-        named = path.parent / path.read_text(errors="replace").strip()
-        if named not in list_checkpoints(path.parent):
-            raise UserError(f"{path}: names no checkpoint that is there; give the run folder {path.parent}")
-        return named
-    if path.name in (MANIFEST, STATE) and path.is_file():
-        return path.parent
-    if list_checkpoints(path.absolute().parent) and path.absolute() == path.absolute().parent / "checkpoints":
-        return path.absolute().parent
-    return path
-
-
-def load_weights(path: Path, which: str | None) -> SavedWeights:
+def load_weights(path: Path, which: str | None, world: World = ALONE) -> SavedWeights:
     """Weights for sampling, from a run folder, a checkpoint folder or one safetensors file, whatever its name.
 
+    Called by all processes; the main one finds and checks the file.
+
     Args:
-        path: also what :func:`run_or_checkpoint` understands.
+        path: also what :func:`pmf.integrity.run_or_checkpoint` understands.
         which: ``online`` or the name of an average; None is what the run's config samples with. A single file is
             what it is.
 
     Raises:
-        UserError: nothing there, or no such average (those there are listed).
+        UserError: nothing there, damaged, or no such average (those there are listed).
     """
-    path = run_or_checkpoint(path)
-    if path.is_file() and which is not None:
-        raise UserError(f"{path}: is one file of weights; leave out --ema {which}, or give the folder it is in")
-    file = path if path.is_file() else _weights_file(path, which)
-    if file_format(file) == "pytorch":
+    (file,) = world.ask_main(lambda: find_weights(path, [which]))
+    return read_weights(file)
+
+
+def read_weights(file: WeightsFile) -> SavedWeights:
+    """Read a file that :func:`find_weights` has found, in this process or in the main one.
+
+    Raises:
+        UserError: it cannot be read, or carries no config.
+    """
+    path = file.path
+    try:
+        weights, metadata = read_safetensors(path)
+    except OSError as error:
         raise UserError(
-            f"{file}: is not a .safetensors file; an official checkpoint is read with its recipe "
-            "(eval.py sample --config configs/NAME.yaml) or converted (python -m pmf.convert import)"
-        )
-    weights, metadata = read_safetensors(file)
-    config = recorded_config(metadata, str(file))
+            f"{path}: cannot be read any more ({error}); a run that goes on removes its old checkpoints: give a copy"
+        ) from None
+    config = recorded_config(metadata, str(path))
     if config is None:
         raise UserError(
-            f"{file}: carries no config, so it was not written by this library's training; give the recipe of its "
+            f"{path}: carries no config, so it was not written by this library's training; give the recipe of its "
             "network: --config configs/NAME.yaml"
         )
-    digest = file_sha256(file)
-    source = printable(f"{file.parent.name}/{file.name} {digest[:16]}")
-    return SavedWeights(weights=weights, config=config, source=source, sha256=digest)
+    source = printable(f"{path.parent.name}/{path.name} {file.sha256[:16]}")
+    return SavedWeights(weights=weights, config=config, source=source, sha256=file.sha256)
 
 
 def recorded_config(metadata: Mapping[str, str], where: str) -> Config | None:
     """The config that a safetensors file of ours carries; None for those of others. ``where`` names it in errors."""
     try:
         values = json.loads(metadata["config"])
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, RecursionError):
         return None
     return config_from_plain(values, where) if isinstance(values, dict) else None
 
@@ -240,7 +194,7 @@ def load_strictly(module: nn.Module, weights: Mapping[str, Tensor], where: str) 
     """Copy weights into a module; those of a head that it does not have may be left over.
 
     Raises:
-        UserError: names the first missing or differing tensors.
+        UserError: names the first missing or differing tensors, or the first with values that are not finite.
     """
     own = module.state_dict()
     kept = {name: tensor for name, tensor in weights.items() if name in own or not name.startswith("v_")}
@@ -250,6 +204,7 @@ def load_strictly(module: nn.Module, weights: Mapping[str, Tensor], where: str) 
         intro=f"{where}: weights of another network",
         advice="check model.name, data.image_size and data.num_classes",
     )
+    require_finite(kept, intro=where, advice="such weights make no images; choose an older checkpoint")
     module.load_state_dict({name: placed_like(own[name], tensor) for name, tensor in kept.items()})
 
 
@@ -265,25 +220,6 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
         digest.update(name.encode())
         digest.update(tensors[name].detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _weights_file(path: Path, which: str | None) -> Path:
-    folder = path
-    if (path / "checkpoints").is_dir():
-        found = find_resumable(path, lambda message: print(f"warning: {message}"))
-        if found is None:
-            raise UserError(f"{path}: this run has no checkpoint yet")
-        folder = found
-    if which is None and (folder / STATE).exists():
-        which = json.loads((folder / STATE).read_text())["config"]["sampling"]["ema"]
-    stem = "model" if which == "online" else f"ema_{which}"
-    file = folder / f"{stem}.safetensors"
-    if not file.exists():
-        there = sorted(p.stem.removeprefix("ema_") for p in folder.glob("ema_*.safetensors"))
-        if not there:
-            raise UserError(f"{path}: is neither a run folder, a checkpoint folder nor a .safetensors file")
-        raise UserError(f"{folder}: has no average '{which}'; choose one of: {', '.join((*there, 'online'))}")
-    return file
 
 
 def _write_durably(folder: Path, checkpoint: Checkpoint) -> bytes:

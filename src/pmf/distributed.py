@@ -97,6 +97,38 @@ class World:
             self.raise_together(problem)
         return result
 
+    def together(self, build: Callable[[], T]) -> T:
+        """The result of ``build``, which every rank calls.
+
+        Raises:
+            AgreedError: ``build`` raised a ``UserError``, on any rank.
+        """
+        problem = None
+        try:
+            result = build()
+        except UserError as error:
+            problem = str(error)
+        self.raise_together(problem)
+        return result
+
+    def ask_main(self, find: Callable[[], T]) -> T:
+        """What ``find`` returns on the main rank, for all ranks; it is called there alone. A plain value.
+
+        Raises:
+            AgreedError: ``find`` raised a ``UserError``.
+        """
+        answer: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                answer[0] = find()
+            except UserError as error:
+                answer[1] = str(error)
+        if self.size > 1:
+            torch.distributed.broadcast_object_list(answer, src=0)
+        if answer[1] is not None:
+            raise AgreedError(answer[1])
+        return answer[0]
+
     def add_up(self, tensor: Tensor) -> None:
         """Overwrite ``tensor`` (on ``device``, of one shape everywhere) with its sum over all processes."""
         if self.size > 1:

@@ -15,6 +15,10 @@ class AgreedError(UserError):
     """One that every rank raises, in the same words: the main one reports it for all."""
 
 
+class NotFiniteError(AgreedError):
+    """Weights, images or features that hold NaN or infinity. Training goes on without the snapshot that found them."""
+
+
 class CrossFieldError(ValueError):
     """Values that are fine alone and wrong together; ``key`` is the dotted key to point at."""
 

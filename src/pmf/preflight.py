@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from pmf.checkpoint import list_checkpoints
 from pmf.config import TrainingConfig
 from pmf.errors import UserError
+from pmf.integrity import list_checkpoints
 
 
 def require_device(training: TrainingConfig) -> None:

@@ -17,11 +17,12 @@ from typing import Any
 
 import torch
 
-from pmf.checkpoint import Checkpoint, find_resumable, list_checkpoints, run_or_checkpoint
+from pmf.checkpoint import Checkpoint
 from pmf.config import Config, as_plain
 from pmf.configfile import save_config
 from pmf.errors import UserError
 from pmf.files import complete_or_absent, flush, write_json
+from pmf.integrity import find_resumable, list_checkpoints, require_intact, run_or_checkpoint
 from pmf.storage import NO_LOCKS, require_reachable, storage_reason, writing
 
 PREEMPTED = "preempted"
@@ -37,6 +38,8 @@ class RunFolder:
 
     def resume_point(self, resume: str, say: Callable[[str], None]) -> Path | None:
         """The checkpoint to continue from, or None for a fresh start.
+
+        Every file of it is hashed here, so the main process asks for all, and :meth:`TrainingState.restore` only reads.
 
         Args:
             resume: ``auto``, ``never``, or the path of a checkpoint or of a run folder.
@@ -63,6 +66,7 @@ class RunFolder:
         if not named.is_dir():
             problem = "is a file of no checkpoint" if named.exists() else "there is no such folder"
             raise UserError(f"--resume {resume}: {problem}; give auto, never, or a checkpoint folder")
+        require_intact(named)
         return named
 
     def open(self, config: Config, *, device: str, world_size: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pmf.checkpoint import SavedWeights, load_strictly, load_weights
+from pmf.checkpoint import SavedWeights, load_strictly, read_weights
 from pmf.config import Config, as_plain
 from pmf.configfile import config_from_plain, load_config
 from pmf.convert.official import load_official
 from pmf.distributed import World, join_world, set_float32_precision
 from pmf.errors import UserError
 from pmf.evaluation.generation import SamplingPlan, write_image_folder
+from pmf.integrity import find_weights
 from pmf.net.sizes import create_network
 
 
@@ -73,25 +74,59 @@ def open_sampler(request: SamplingRequest, world: World) -> Sampler:
     Raises:
         UserError: anything about the request or the checkpoint that does not fit.
     """
-    checkpoint, recipe, ema = request.checkpoint, request.recipe, request.ema
+    return next(open_samplers(request, [request.ema], world))
+
+
+def open_samplers(request: SamplingRequest, averages: Sequence[str | None], world: World) -> Iterator[Sampler]:
+    """A sampler of each average in turn, all from one checkpoint; called by all processes.
+
+    They have one network: its weights are those of the sampler that came last.
+
+    Args:
+        averages: take the place of ``request.ema``.
+
+    Raises:
+        UserError: anything about the request or the checkpoint that does not fit.
+    """
     if request.num_images < 1:
         raise UserError(f"--num-images is {request.num_images}; ask for at least 1")
     if request.seed < 0:
         raise UserError(f"--seed is {request.seed}; give 0 or more")
-    if not checkpoint.exists():
-        raise UserError(f"--checkpoint {checkpoint}: there is no such file or folder")
-    if recipe is None and request.key is not None:
+    if not request.checkpoint.exists():
+        raise UserError(f"--checkpoint {request.checkpoint}: there is no such file or folder")
+    if request.recipe is None and request.key is not None:
         raise UserError(f"--key {request.key}: is for PyTorch files, which are read with --config; leave it out")
-    if recipe is None:
-        saved = load_weights(checkpoint, ema)
-    else:
-        saved = load_official(checkpoint, load_config(recipe), ema, key=request.key)
+    network = None
+    for saved in _read_each(request, averages, world):
+        where = f"{request.checkpoint}: {saved.source}"
+        if network is None:
+            set_float32_precision(tf32=saved.config.training.tf32)
+            network = inference_network(saved.config, saved.weights, world.device, where)
+        else:
+            load_strictly(network, saved.weights, where)
+        yield plan_sampler(network, saved, request)
+
+
+def plan_sampler(network: nn.Module, saved: SavedWeights, request: SamplingRequest) -> Sampler:
+    """A sampler with the request's settings of a network that holds the saved weights.
+
+    Raises:
+        UserError: settings or labels that cannot be.
+    """
     config = _with_overrides(saved.config, request.overrides)
-    set_float32_precision(tf32=config.training.tf32)
-    network = inference_network(config, saved.weights, world.device, where=str(checkpoint))
     classes = _parse_labels(request.labels, config.data.num_classes)
     plan = plan_samples(config, num_images=request.num_images, seed=request.seed, weights=saved.source, labels=classes)
     return Sampler(network=network, config=config, plan=plan, saved=saved)
+
+
+def _read_each(request: SamplingRequest, averages: Sequence[str | None], world: World) -> Iterator[SavedWeights]:
+    if request.recipe is not None:
+        config = load_config(request.recipe)
+        for average in averages:
+            yield load_official(request.checkpoint, config, average, key=request.key, world=world)
+        return
+    for file in world.ask_main(lambda: find_weights(request.checkpoint, averages)):
+        yield read_weights(file)
 
 
 def write_samples(sampler: Sampler, output: Path, world: World) -> None:
@@ -101,17 +136,16 @@ def write_samples(sampler: Sampler, output: Path, world: World) -> None:
         UserError: the folder holds something other than (part of) this plan.
     """
     num_images = sampler.plan.num_images
-    bar = tqdm(total=num_images, unit="image", disable=not world.is_main)
-    for count in write_image_folder(sampler.network, sampler.config, sampler.plan, output, world):
-        bar.update(min(count * world.size, num_images - bar.n))  # the others are about as far
-    bar.close()
+    with tqdm(total=num_images, unit="image", disable=not world.is_main) as bar:
+        for count in write_image_folder(sampler.network, sampler.config, sampler.plan, output, world):
+            bar.update(min(count * world.size, num_images - bar.n))  # the others are about as far
 
 
 def inference_network(config: Config, weights: Mapping[str, Tensor], device: torch.device, where: str) -> nn.Module:
     """A network without v head, holding ``weights``; ``where`` names their source in errors.
 
     Raises:
-        UserError: the weights are those of another network.
+        UserError: the weights are those of another network, or not finite.
     """
     network = create_network(
         config.model.name,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor, nn
 
 from pmf.checkpoint import fingerprint
 from pmf.config import Config
 from pmf.distributed import World
-from pmf.errors import Preempted
+from pmf.errors import NotFiniteError, Preempted
 from pmf.evaluation.generation import SamplingPlan, class_grid, write_image_folder
 from pmf.evaluation.images import save_png
 from pmf.parallel import complete
@@ -32,24 +33,39 @@ class Snapshots:
     stop: StopRequest
 
     def save_grid(self, name: str) -> None:
-        """Ten classes, ten images each, always of the same noise, into ``samples/NAME``; the main rank draws."""
+        """Ten classes, ten images each, always of the same noise, into ``samples/NAME``; the main rank draws.
+
+        Weights or images that are not finite are told, and the run goes on without the grid.
+        """
+        try:
+            self._draw_grid(self.run_folder.path / "samples" / name)
+        except NotFiniteError as error:
+            self.say(f"warning: samples/{name} is left out: {error}")
+
+    def _draw_grid(self, path: Path) -> None:
         weights = self.weights(everywhere=False)
+        problem = None
         if self.world.is_main:
-            path = self.run_folder.path / "samples" / name
-            grid = class_grid(self.network(weights), self.config, self.plan(0, weights), self.world.device)
-            save_png(grid, path)
-            self.say(f"samples: {path}")
-        self.world.barrier()  # the others wait here, where no watchdog counts
+            try:
+                grid = class_grid(self.network(weights), self.config, self.plan(0, weights), self.world.device)
+                save_png(grid, path)
+                self.say(f"samples: {path}")
+            except NotFiniteError as error:
+                problem = str(error)
+        problem = self.world.gather(problem)[0]  # the others wait here, where no watchdog counts
+        if problem:
+            raise NotFiniteError(problem)
 
     def write_final(self) -> None:
         """What ``sampling.final_images`` and ``training.sample_every`` ask for when training ends.
 
         Raises:
             Preempted: asked to stop on the way; the folder is completed by the next start.
+            NotFiniteError: the trained weights make no images.
         """
         number = self.config.sampling.final_images
         if self.config.training.sample_every or number:
-            self.save_grid("final.png")
+            self._draw_grid(self.run_folder.path / "samples" / "final.png")
         if number:
             folder = self.run_folder.path / "samples" / f"final_step_{self.state.progress.step:08d}"
             weights = self.weights(everywhere=True)
@@ -67,8 +83,13 @@ class Snapshots:
         return self.state.averages.state(which, everywhere=everywhere)
 
     def network(self, weights: dict[str, Tensor]) -> nn.Module:
-        """An inference network with these weights, on this rank's device."""
-        return inference_network(self.config, weights, self.world.device, where=self.config.sampling.ema)
+        """An inference network with these weights, on this rank's device.
+
+        Raises:
+            NotFiniteError: naming a tensor.
+        """
+        where = f"step {self.state.progress.step}, {self.config.sampling.ema}"
+        return inference_network(self.config, weights, self.world.device, where)
 
     def plan(self, num_images: int, weights: dict[str, Tensor]) -> SamplingPlan:
         """Images of the training's seed, with the settings of the sampling section."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pmf.checkpoint import Checkpoint, load_checkpoint, load_strictly
+from pmf.checkpoint import Checkpoint, load_strictly, read_checkpoint
 from pmf.config import Config, as_plain, ema_names
 from pmf.errors import UserError
 from pmf.optim.ema import WeightAverages
@@ -90,12 +90,13 @@ class TrainingState:
         return Checkpoint(tensors=tensors, state=state)
 
     def restore(self, path: Path) -> Checkpoint:
-        """Continue from a checkpoint folder, bit for bit.
+        """Continue from a checkpoint folder that was found intact, bit for bit.
 
         Raises:
-            UserError: damaged files, another network or optimizer, or an average that is not there.
+            UserError: files that are not there, another network or optimizer, weights that are not finite, or an
+                average that is not there.
         """
-        checkpoint = load_checkpoint(path)
+        checkpoint = read_checkpoint(path)
         load_strictly(self.network, checkpoint.tensors["model"], str(path))
         there = [stem.removeprefix("ema_") for stem in checkpoint.tensors if stem.startswith("ema_")]
         for name in self.averages.names:

@@ -70,14 +70,16 @@ class MetricsLog:
         if not self.path.exists():
             return
         kept = []
-        for line in self.path.read_text(errors="replace").splitlines(keepends=True):
+        for line in self.path.read_text(errors="surrogateescape").splitlines(keepends=True):
             try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line)
-            except (ValueError, TypeError, KeyError):
+                record = json.loads(line)
+            except (ValueError, RecursionError):
                 continue  # the torn last line of a killed process
+            done = record.get("step") if isinstance(record, dict) else None
+            if not isinstance(done, int | float) or done <= step:  # what is not ours stays
+                kept.append(line)
         temporary = self.path.with_name(".metrics.jsonl")
-        temporary.write_text("".join(kept))
+        temporary.write_text("".join(kept), errors="surrogateescape")
         temporary.replace(self.path)
 
 

@@ -24,7 +24,7 @@ from pmf.data.loader import create_loader
 from pmf.data.sampler import steps_per_epoch
 from pmf.data.source import Source, require_first_images
 from pmf.distributed import World, create_accelerator
-from pmf.errors import AgreedError, CrossFieldError, Preempted, UserError
+from pmf.errors import CrossFieldError, Preempted, UserError
 from pmf.fidelity.in_training import TrainingEvaluation
 from pmf.flops import peak_flops
 from pmf.optim.schedule import learning_rate
@@ -171,7 +171,7 @@ class Trainer:
         except Preempted:
             self.save()
             self._leave()
-        if log:
+        if log and scores:
             self.say(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in scores.items()))
             log.write({"step": step, "images": step * self.config.training.global_batch_size, **scores})
         self.world.barrier()  # the main rank compares; the others wait here, where no watchdog counts
@@ -261,18 +261,12 @@ class Trainer:
 
     def _start_or_resume(self, resume: str) -> None:
         training = self.config.training
-        path = self.run_folder.resume_point(resume, self.say)
+        path = self.world.ask_main(lambda: self.run_folder.resume_point(resume, self.say))
         if path is not None:
-            saved = self.state.restore(path)
+            saved = self.world.together(lambda: self.state.restore(path))
             self.say(f"resuming from {path} (step {self.state.progress.step} of {self.max_steps})")
             for line in self.run_folder.changes(saved, self.config):
                 self.say(f"changed since that checkpoint: {line}")
-        steps = self.world.gather(self.state.progress.step)
-        if len(set(steps)) > 1:
-            raise AgreedError(
-                f"training.output_dir {training.output_dir}: the processes found checkpoints of steps {steps}; the run "
-                "folder must be on storage that all of them share"
-            )
         if self.world.is_main:
             self.run_folder.set_aside_after(self.state.progress.step, self.say)
             self.run_folder.open(self.config, device=str(self.world.device), world_size=self.world.size)

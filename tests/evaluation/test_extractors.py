@@ -18,7 +18,6 @@ from pmf.evaluation.inception import FILE, LAYERS, load_inception
 from tests.evaluation.networks import SmallFeatures
 
 HERE = "tests.evaluation.networks"
-CPU = torch.device("cpu")
 IMAGES = torch.randint(256, (5, 3, 12, 12), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
 
@@ -32,10 +31,10 @@ class RandomInception(FeatureExtractorInceptionV3):
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore:`torch.jit:FutureWarning")
 def test_a_users_network_by_python_path_and_as_torchscript(tmp_path):
     expected = SmallFeatures()(IMAGES)
-    by_path = load_custom(f"{HERE}:create", CPU)
+    by_path = load_custom(f"{HERE}:create")
     file = tmp_path / "small.pt"
     torch.jit.save(torch.jit.trace(SmallFeatures(), IMAGES, check_trace=False), file)
-    scripted = load_custom(str(file), CPU)
+    scripted = load_custom(str(file))
     for extractor in (by_path, scripted):
         features = extractor(IMAGES)
         assert torch.equal(features.values, expected[0])
@@ -44,14 +43,14 @@ def test_a_users_network_by_python_path_and_as_torchscript(tmp_path):
         assert (sizes.features, sizes.num_classes) == (16, 12)
     assert (by_path.name, scripted.name) == (f"{HERE}:create", "small.pt")
     assert scripted.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
-    assert by_path.sha256 == load_custom(f"{HERE}:create", CPU).sha256
-    assert by_path.sha256 != load_custom(f"{HERE}:OneOutput", CPU).sha256
-    features = load_custom(f"{HERE}:OneOutput", CPU)(IMAGES)
+    assert by_path.sha256 == load_custom(f"{HERE}:create").sha256
+    assert by_path.sha256 != load_custom(f"{HERE}:OneOutput").sha256
+    features = load_custom(f"{HERE}:OneOutput")(IMAGES)
     assert (tuple(features.values.shape), features.logits) == ((5, 3), None)
 
 
 def test_extraction_is_float32_whatever_is_set_outside():
-    extractor = load_custom(f"{HERE}:create", CPU)
+    extractor = load_custom(f"{HERE}:create")
     expected = extractor(IMAGES)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
@@ -81,12 +80,12 @@ def test_what_is_not_an_extractor_is_one_line(tmp_path):
         assert message in str(error.value)
         assert "\n" not in str(error.value)
     with pytest.raises(UserError, match=r"WrongOutput: must return features \(B, D\)"):
-        load_custom(f"{HERE}:WrongOutput", CPU)(IMAGES)
+        load_custom(f"{HERE}:WrongOutput")(IMAGES)
     with pytest.raises(UserError, match=r"fails on images of shape \(1, 12, 12\)") as error:
-        load_custom(f"{HERE}:create", CPU).output_sizes((1, 12, 12))
+        load_custom(f"{HERE}:create").output_sizes((1, 12, 12))
     assert "\n" not in str(error.value)
     with pytest.raises(TypeError, match="take uint8"):
-        load_custom(f"{HERE}:create", CPU)(IMAGES.float())
+        load_custom(f"{HERE}:create")(IMAGES.float())
     with pytest.raises(UserError, match="is for --extractor inception; leave it out for digits"):
         open_extractor(None, text, (1, 8, 8), ALONE)
 

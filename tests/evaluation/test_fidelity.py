@@ -59,7 +59,7 @@ def folders(tmp_path_factory):
 
 def measured(folder, batch_size=64, keep_features=False):
     images = PngFolder(folder)
-    extractor = load_custom(NETWORK, torch.device("cpu"))
+    extractor = load_custom(NETWORK)
     meter = FidelityMeter(extractor, images.shape, len(images), ALONE, keep_features=keep_features)
     for batch in stream(images, ALONE, batch_size):
         meter.update(batch)
@@ -129,7 +129,7 @@ def test_the_inception_score_needs_no_order_and_no_logits_kept():
 
 
 def test_a_meter_refuses_sets_that_are_not_what_was_announced():
-    extractor = load_custom(NETWORK, torch.device("cpu"))
+    extractor = load_custom(NETWORK)
     with pytest.raises(UserError, match="9 images are too few to measure; give at least 10"):
         FidelityMeter(extractor, (3, 8, 8), 9, ALONE)
     images = torch.zeros(12, 3, 8, 8, dtype=torch.uint8)

@@ -18,7 +18,8 @@ COVARIANCE = np.diag([1.0, 2.0, 3.0])
 
 def test_ours_comes_back_bit_by_bit(tmp_path):
     path = tmp_path / "folder" / "ours.npz"
-    gaussian = Gaussian(torch.rand(3, dtype=torch.float64), torch.rand(3, 3, dtype=torch.float64))
+    factor = torch.rand(3, 3, dtype=torch.float64)
+    gaussian = Gaussian(torch.rand(3, dtype=torch.float64), factor @ factor.T)
     protocol = {"extractor": {"name": "small", "sha256": "0" * 64}, "image_shape": [3, 8, 8]}
     save_statistics(path, gaussian, 50, protocol)
     saved = load_statistics(path)

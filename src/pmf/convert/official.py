@@ -11,25 +11,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pmf.checkpoint import (
-    MANIFEST,
-    SavedWeights,
-    list_checkpoints,
-    recorded_config,
-    run_or_checkpoint,
-    tensors_sha256,
-)
+from pmf.checkpoint import SavedWeights, recorded_config, tensors_sha256
 from pmf.config import Config
 from pmf.convert.jax_checkpoint import read_jax, write_jax
 from pmf.convert.names import JAX, OFFICIAL_NETWORK, OURS, PYTORCH, Layout, unwrapped
 from pmf.convert.pytorch_file import read_pytorch, write_pytorch
+from pmf.distributed import ALONE, World
 from pmf.errors import UserError
 from pmf.files import file_format, file_sha256
+from pmf.integrity import MANIFEST, list_checkpoints, run_or_checkpoint
 from pmf.net.layers import Rotation
 from pmf.net.sizes import SIZES, create_network
 from pmf.safetensors_file import read_safetensors
 from pmf.storage import printable
-from pmf.strict import require_same_tensors
+from pmf.strict import require_finite, require_same_tensors
 
 # The official PyTorch networks store their table of rotations; ours is computed from the sizes.
 ROTATIONS = "net.rope_freqs"
@@ -38,12 +33,21 @@ ROTATION_TOLERANCE = 1e-6
 # What torch's AveragedModel saves beside the tensors of its module.
 COUNT_OF_AVERAGES = "n_averaged"
 IS_OURS = "{path}: is ours and carries its config; --config is for official checkpoints and others without one"
+NO_IMAGES = "such weights make no images; choose an older checkpoint"
 
 
 def load_official(
-    path: Path, config: Config, which: str | None = None, *, key: str | None = None, allow_pickle: bool = False
+    path: Path,
+    config: Config,
+    which: str | None = None,
+    *,
+    key: str | None = None,
+    allow_pickle: bool = False,
+    world: World = ALONE,
 ) -> SavedWeights:
     """Weights of an official checkpoint, or of any file with the tensors of the config's network, under our names.
+
+    Called by all processes, and hashed by the main one.
 
     Args:
         path: a PyTorch or safetensors file, recognised by its content, with official names or ours; or a JAX
@@ -57,7 +61,8 @@ def load_official(
         The weights, with the v head where the checkpoint has one.
 
     Raises:
-        UserError: nothing there, damaged, or names and shapes that are not those of the config's network.
+        UserError: nothing there, damaged, names and shapes that are not those of the config's network, or values that
+            are not finite.
     """
     if not path.exists():
         raise UserError(f"{path}: there is no such file or folder")
@@ -66,7 +71,7 @@ def load_official(
         raise UserError(f"{path}: is no PyTorch file, and --key is for those; leave out --key {key}")
     if kind == "jax":
         weights = _from_layout(JAX, read_jax(path, which or config.sampling.ema), config, path)
-        digest = tensors_sha256(weights)
+        digest = world.ask_main(lambda: tensors_sha256(weights))
     else:
         if which is not None:
             several = "" if key else " (--key chooses where there are several)"
@@ -78,7 +83,7 @@ def load_official(
             if recorded_config(metadata, str(path)) is not None:
                 raise UserError(IS_OURS.format(path=path))
         weights = _from_names(tensors, config, path)
-        digest = file_sha256(path)
+        digest = world.ask_main(lambda: file_sha256(path))
     source = printable(f"{path.name}{f' {key}' if key else ''} {digest[:16]}")
     return SavedWeights(weights=weights, config=config, source=source, sha256=digest)
 
@@ -89,7 +94,8 @@ def export_pytorch(path: Path, saved: SavedWeights, *, inference: bool) -> None:
     Args:
         inference: leave out the v head, as the released files do.
     """
-    write_pytorch(path, _to_layout(PYTORCH, saved.weights, inference) | {ROTATIONS: rotation_table(saved.config)})
+    tensors = _to_layout(PYTORCH, saved.weights, saved.source, inference)
+    write_pytorch(path, tensors | {ROTATIONS: rotation_table(saved.config)})
 
 
 def export_jax(path: Path, saved: SavedWeights, *, inference: bool) -> None:
@@ -98,7 +104,7 @@ def export_jax(path: Path, saved: SavedWeights, *, inference: bool) -> None:
     Args:
         inference: leave out the v head.
     """
-    write_jax(path, _to_layout(JAX, saved.weights, inference), average=saved.config.sampling.ema)
+    write_jax(path, _to_layout(JAX, saved.weights, saved.source, inference), average=saved.config.sampling.ema)
 
 
 EXPORTS = {"pytorch": export_pytorch, "jax": export_jax}
@@ -158,15 +164,14 @@ def _from_layout(layout: Layout, tensors: Mapping[str, Tensor], config: Config, 
         intro=f"{path}: not the weights of {config.model.name}",
         advice="give the --config of the model that it is",
     )
+    require_finite(tensors, intro=str(path), advice=NO_IMAGES)
     return {name: layout.restore(name, tensors[layout.name(name)]) for name in own}
 
 
-def _to_layout(layout: Layout, weights: Mapping[str, Tensor], inference: bool) -> dict[str, Tensor]:
-    return {
-        layout.name(name): layout.store(name, tensor)
-        for name, tensor in weights.items()
-        if not (inference and name.startswith("v_"))
-    }
+def _to_layout(layout: Layout, weights: Mapping[str, Tensor], where: str, inference: bool) -> dict[str, Tensor]:
+    kept = {name: tensor for name, tensor in weights.items() if not (inference and name.startswith("v_"))}
+    require_finite(kept, intro=where, advice=NO_IMAGES)
+    return {layout.name(name): layout.store(name, tensor) for name, tensor in kept.items()}
 
 
 def _own_tensors(config: Config) -> dict[str, Tensor]:

@@ -75,13 +75,14 @@ def _require_intact(path: Path) -> None:
         if start.startswith(b"\x80"):
             return
         raise UserError(f"{path}: is no whole PyTorch file (it begins with {start!r}); download it again")
-    with zipfile.ZipFile(path) as archive:
-        if not any(name.endswith("data.pkl") for name in archive.namelist()):
-            raise UserError(f"{path}: is a zip archive but no PyTorch file; unzip it and give the folder inside")
-        try:
-            damaged = archive.testzip()
-        except (zipfile.BadZipFile, EOFError, OSError) as error:
-            damaged = str(error)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            is_pytorch = any(name.endswith("data.pkl") for name in archive.namelist())
+            damaged = archive.testzip() if is_pytorch else None
+    except Exception as error:  # zipfile and zlib each have their own kinds
+        raise UserError(f"{path}: is damaged ({error}); download it again") from None
+    if not is_pytorch:
+        raise UserError(f"{path}: is a zip archive but no PyTorch file; unzip it and give the folder inside")
     if damaged:
         raise UserError(f"{path}: is damaged ({damaged} does not match its checksum); download it again")
 

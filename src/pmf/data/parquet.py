@@ -199,6 +199,11 @@ def _check_columns(path: str, schema: pa.Schema, config: DataConfig) -> None:
             raise UserError(
                 f"{path}: there is no column {column!r} (data.{key}); columns there: {', '.join(schema.names)}"
             )
+        if (count := schema.names.count(column)) > 1:
+            raise UserError(
+                f"{path}: {count} columns are named {column!r} (data.{key}), so which is meant cannot be told; write "
+                "the file again with names that differ"
+            )
     kind = schema.field(config.image_column).type
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         kind = kind.field("bytes").type

@@ -31,7 +31,7 @@ def open_extractor(name: str | None, weights: Path | None, shape: ImageShape, wo
     with torch.random.fork_rng(devices=[]):  # networks are initialised before their weights are loaded
         if chosen in EXTRACTORS:
             return EXTRACTORS[chosen](weights, world)
-        return load_custom(chosen, world.device)
+        return load_custom(chosen, world)
 
 
 def _inception(weights: Path | None, world: World) -> Extractor:

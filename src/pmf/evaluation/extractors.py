@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pmf.distributed import set_float32_precision
+from pmf.distributed import ALONE, World, set_float32_precision
 from pmf.errors import UserError
 from pmf.files import file_sha256
 
@@ -100,8 +100,10 @@ def freeze(name: str, sha256: str, module: nn.Module, device: torch.device) -> E
     return Extractor(name=name, sha256=sha256, module=module.to(device).eval(), device=device)
 
 
-def load_custom(name: str, device: torch.device) -> Extractor:
+def load_custom(name: str, world: World = ALONE) -> Extractor:
     """A user's own extractor; what its network takes and returns stands at :class:`Extractor`.
+
+    Called by all processes; a file is hashed by the main one.
 
     Args:
         name: ``package.module:callable``, a callable without arguments that makes the network, or a TorchScript file.
@@ -111,8 +113,8 @@ def load_custom(name: str, device: torch.device) -> Extractor:
     """
     module_name, separator, attribute = name.partition(":")
     if separator and not Path(name).exists():
-        return _load_python(name, module_name, attribute, device)
-    return _load_torchscript(Path(name), device)
+        return _load_python(name, module_name, attribute, world.device)
+    return _load_torchscript(Path(name), world)
 
 
 def _load_python(name: str, module_name: str, attribute: str, device: torch.device) -> Extractor:
@@ -130,7 +132,7 @@ def _load_python(name: str, module_name: str, attribute: str, device: torch.devi
     return freeze(name, weights_sha256(network, Path(source).read_bytes() if source else b""), network, device)
 
 
-def _load_torchscript(path: Path, device: torch.device) -> Extractor:
+def _load_torchscript(path: Path, world: World) -> Extractor:
     if not path.is_file():
         raise UserError(
             f"--extractor {path}: there is no such file; give inception, digits, package.module:callable or a "
@@ -140,10 +142,10 @@ def _load_torchscript(path: Path, device: torch.device) -> Extractor:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # torch would rather have its newer formats
             warnings.simplefilter("ignore", FutureWarning)
-            network = torch.jit.load(str(path), map_location=device)
-    except (RuntimeError, ValueError):
+            network = torch.jit.load(str(path), map_location=world.device)
+    except Exception:  # damaged archives make torch raise what it likes
         raise UserError(f"--extractor {path}: is not a TorchScript file, as torch.jit.save writes it") from None
-    return freeze(path.name, file_sha256(path), network, device)
+    return freeze(path.name, world.ask_main(lambda: file_sha256(path)), network, world.device)
 
 
 def weights_sha256(network: nn.Module, source: bytes = b"") -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pmf.distributed import World
-from pmf.errors import UserError
+from pmf.errors import NotFiniteError, UserError
 from pmf.evaluation.extractors import Extractor, ImageShape
 from pmf.evaluation.frechet import Gaussian, frechet_distance
 from pmf.evaluation.image_sets import ImageBatch
@@ -65,13 +65,24 @@ class FidelityMeter:
             self._score = InceptionScoreSums(num_images, self.sizes.num_classes, extractor.device)
         self._kept: list[Tensor] | None = [] if keep_features else None
         self._indices: list[int] = []
+        self._not_finite: list[int] = []
 
     def update(self, batch: ImageBatch) -> None:
-        """Add images of this process, if there are any in the batch."""
+        """Add images of this process, if there are any in the batch.
+
+        Raises:
+            NotFiniteError: with one process, as for :meth:`result`.
+        """
         if not batch.indices:
             return
         features = self.extractor(batch.images)
         self._indices += batch.indices
+        finite = features.values.isfinite().all(1)
+        if features.logits is not None:
+            finite &= features.logits.isfinite().all(1)
+        self._not_finite += [index for index, fine in zip(batch.indices, finite.tolist(), strict=True) if not fine]
+        if self.world.size == 1:  # several find out together, in the end
+            self._require_finite(self._not_finite)
         self._moments.update(features.values)
         if self._score is not None and features.logits is not None:
             self._score.update(features.logits, batch.indices)
@@ -82,8 +93,10 @@ class FidelityMeter:
         """Pool all processes; called by all of them, once.
 
         Raises:
+            NotFiniteError: the extractor made NaN or infinity of an image; names the first.
             ValueError: the images fed are not 0 ... num_images - 1, each once.
         """
+        self._require_finite([index for rank in self.world.gather(self._not_finite) for index in rank])
         indices = [index for rank in self.world.gather(self._indices) for index in rank]
         if sorted(indices) != list(range(self.num_images)):
             raise ValueError(f"fed {len(indices)} images, {len(set(indices))} of them distinct, of {self.num_images}")
@@ -93,6 +106,13 @@ class FidelityMeter:
             inception_score=None if self._score is None else self._score.pooled(self.world),
             features=None if self._kept is None else self._gather_features(self._kept, indices),
         )
+
+    def _require_finite(self, wrong: list[int]) -> None:
+        if wrong:
+            raise NotFiniteError(
+                f"extractor {self.extractor.name}: its features of image {min(wrong)} are not finite; see whether its "
+                "weights are whole, or choose another --extractor"
+            )
 
     def _gather_features(self, kept: list[Tensor], indices: list[int]) -> Tensor:
         own = torch.cat(kept) if kept else torch.empty(0, self.sizes.features)
@@ -142,7 +162,7 @@ def compare(
         prc: also compute precision and recall.
 
     Raises:
-        UserError: too few images for KID or precision and recall.
+        UserError: too few images for KID or precision and recall, or a covariance that is none.
     """
     kernel, neighbours = None, None
     if kid or prc:

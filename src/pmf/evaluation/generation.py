@@ -15,12 +15,13 @@ from torch import Tensor
 
 from pmf.config import Config
 from pmf.distributed import Stream, World, numpy_generator
-from pmf.errors import UserError
+from pmf.errors import NotFiniteError, UserError
 from pmf.evaluation.image_sets import ImageBatch
 from pmf.evaluation.images import contact_sheet, save_png, to_uint8
 from pmf.flow.network import Network
 from pmf.flow.parameterization import create_parameterization
 from pmf.flow.sampler import generate
+from pmf.strict import read_object
 
 NUM_ENCODERS = 4
 
@@ -62,6 +63,9 @@ def sample_images(
 
     Returns:
         (len(indices), C, H, W) uint8 on ``device``.
+
+    Raises:
+        NotFiniteError: naming the first image that holds NaN or infinity, which would become black or white pixels.
     """
     data = config.data
     noise = image_noise(
@@ -76,7 +80,32 @@ def sample_images(
         interval=plan.interval,
         num_steps=plan.num_steps,
     )
+    wrong = (~images.isfinite()).flatten(1).sum(1).tolist()
+    for index, count in zip(indices, wrong, strict=True):
+        if count:
+            raise NotFiniteError(
+                f"image {index} (class {plan.label(index)}) of {plan.weights}: {count} of its {images[0].numel()} "
+                "values are not finite; choose an older checkpoint or another omega"
+            )
     return to_uint8(images)
+
+
+def _sample_together(
+    network: Network, config: Config, plan: SamplingPlan, indices: Sequence[int], world: World
+) -> Tensor:
+    """:func:`sample_images` on every rank, for any number of indices; an image that is not finite ends all ranks."""
+    data = config.data
+    images = torch.empty((0, data.channels, data.image_size, data.image_size), dtype=torch.uint8)
+    problem = None
+    if indices:
+        try:
+            images = sample_images(network, config, plan, indices, world.device)
+        except NotFiniteError as error:
+            problem = str(error)
+    for found in world.gather(problem):
+        if found:
+            raise NotFiniteError(found)
+    return images
 
 
 def write_image_folder(
@@ -91,7 +120,7 @@ def write_image_folder(
         How many images of this rank the batch settles; equally often on every rank.
 
     Raises:
-        UserError: the folder holds something other than (part of) this plan.
+        UserError: the folder holds something other than (part of) this plan, or an image is not finite.
     """
     if world.is_main:
         _claim_folder(folder, plan)
@@ -100,8 +129,8 @@ def write_image_folder(
         written: list[Future[None]] = []
         for indices in own_batches(plan.num_images, config.sampling.batch_size, world):
             missing = {index for index in indices if not (folder / _file_name(index)).exists()}
+            images = _sample_together(network, config, plan, indices if missing else (), world).cpu()
             if missing:
-                images = sample_images(network, config, plan, indices, world.device).cpu()
                 _wait(written)  # of the batch before: bounds the memory, and passes on what went wrong
                 written = [
                     pool.submit(save_png, image, folder / _file_name(index))
@@ -135,11 +164,7 @@ def _wait(futures: list[Future[None]]) -> None:
 def generate_batches(network: Network, config: Config, plan: SamplingPlan, world: World) -> Iterator[ImageBatch]:
     """This process's share of a plan's images, as :func:`write_image_folder` would write them; see own_batches."""
     for indices in own_batches(plan.num_images, config.sampling.batch_size, world):
-        shape = (0, config.data.channels, config.data.image_size, config.data.image_size)
-        images = torch.empty(shape, dtype=torch.uint8)
-        if indices:
-            images = sample_images(network, config, plan, indices, world.device)
-        yield ImageBatch(images, list(indices))
+        yield ImageBatch(_sample_together(network, config, plan, indices, world), list(indices))
 
 
 def class_grid(network: Network, config: Config, plan: SamplingPlan, device: torch.device) -> Tensor:
@@ -164,10 +189,7 @@ def _claim_folder(folder: Path, plan: SamplingPlan) -> None:
     record = folder / "sampling.json"
     wanted = json.loads(json.dumps(asdict(plan)))
     if record.exists():
-        try:
-            found = json.loads(record.read_text())
-        except ValueError:
-            raise UserError(f"{record}: is not valid JSON; delete the folder or choose another") from None
+        found = read_object(record, "delete the folder or choose another")
         different = [key for key in wanted if found.get(key) != wanted[key]]
         if different:
             key = different[0]

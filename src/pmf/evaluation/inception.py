@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
-import pickle
 from pathlib import Path
 
 import torch
@@ -15,6 +13,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, Featu
 from pmf.distributed import World
 from pmf.errors import UserError
 from pmf.evaluation.extractors import Extractor, freeze
+from pmf.files import file_sha256
 
 NAME = "inception-v3-compat"
 """torch-fidelity's own name for it."""
@@ -44,7 +43,7 @@ class InceptionFeatures(nn.Module):
 
 
 def load_inception(weights: Path | None, world: World) -> Extractor:
-    """The network, with weights from a file; called by all processes.
+    """The network, with weights from a file that the main process hashes; called by all processes.
 
     Args:
         weights: the file; None looks in ``$TORCH_HOME``/hub/checkpoints and else downloads it there (95.7 MB).
@@ -54,16 +53,15 @@ def load_inception(weights: Path | None, world: World) -> Extractor:
     """
     path = weights or _find_or_download(world)
     try:
-        content = path.read_bytes()
-        tensors = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
         module = InceptionFeatures(tensors)
     except OSError as error:
         raise UserError(f"{path}: the Inception weights cannot be read ({error.strerror}); correct the path") from None
-    except (RuntimeError, pickle.UnpicklingError, EOFError, TypeError, AttributeError, KeyError):
+    except Exception:  # what a damaged or foreign pickle asks for may fail in any way
         raise UserError(
             f"{path}: does not hold torch-fidelity's InceptionV3 weights as plain tensors; get {URL_INCEPTION_V3}"
         ) from None
-    return freeze(NAME, hashlib.sha256(content).hexdigest(), module, world.device)
+    return freeze(NAME, world.ask_main(lambda: file_sha256(path)), module, world.device)
 
 
 def _find_or_download(world: World) -> Path:

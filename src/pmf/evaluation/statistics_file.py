@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ import numpy as np
 import torch
 
 from pmf.errors import UserError
-from pmf.evaluation.frechet import Gaussian
+from pmf.evaluation.frechet import Gaussian, require_gaussian
+from pmf.files import file_sha256
+from pmf.strict import parse_object
 
 # Layout to its keys for mean and covariance. Ours has the keys of the first and, besides, "n" and "protocol".
 LAYOUTS = {"adm": ("mu", "sigma"), "pmf-jax": ("ref_mu", "ref_sigma")}
@@ -43,8 +45,9 @@ def save_statistics(path: Path, gaussian: Gaussian, num_images: int, protocol: d
     """Write ours: ``n``, ``mu``, ``sigma`` in float64 and ``protocol`` as JSON text; complete or absent.
 
     Raises:
-        UserError: where it cannot be written.
+        UserError: where it cannot be written, or for what :func:`load_statistics` would not read.
     """
+    require_gaussian(gaussian, str(path))
     temporary = path.with_name(f".incomplete_{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,41 +68,57 @@ def load_statistics(path: Path) -> SavedStatistics:
     """Read any of the layouts, recognised by its keys.
 
     Raises:
-        UserError: no such file, not an ``.npz``, other keys, shapes that do not fit, values that are not finite.
+        UserError: no such file, not an ``.npz``, damaged, other keys, or statistics of nothing: see
+            :func:`pmf.evaluation.frechet.require_gaussian`.
     """
-    try:
-        content = path.read_bytes()
-        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in ("n", "protocol", *sum(LAYOUTS.values(), ())) if name in archive}
-            names = archive.files
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except (ValueError, EOFError, TypeError, zipfile.BadZipFile):  # TypeError: an .npy file
-        raise UserError(f"{path}: is not an .npz file of plain arrays; write one with eval.py reference") from None
+    arrays, names = _read_arrays(path)
     layout = next((layout for layout, keys in LAYOUTS.items() if arrays.keys() >= set(keys)), None)
     if layout is None:
         known = " or ".join(" and ".join(keys) for keys in LAYOUTS.values())
         raise UserError(f"{path}: holds {', '.join(names) or 'nothing'}; a statistics file holds {known}")
-    mean, covariance = (arrays[key] for key in LAYOUTS[layout])
-    _check(path, mean, covariance)
-    gaussian = Gaussian(*(torch.from_numpy(array.astype(np.float64)) for array in (mean, covariance)))
-    digest = sha256(content).hexdigest()
+    for key in LAYOUTS[layout]:
+        if arrays[key].dtype.kind not in "fiu":
+            raise UserError(f"{path}: {key} is of {arrays[key].dtype}, not of numbers; make the statistics again")
+    gaussian = Gaussian(*(torch.from_numpy(arrays[key].astype(np.float64)) for key in LAYOUTS[layout]))
+    require_gaussian(gaussian, str(path))
+    digest = file_sha256(path)
     if not arrays.keys() >= {"n", "protocol"}:
         return SavedStatistics(gaussian=gaussian, layout=layout, sha256=digest)
+    count = arrays["n"]
+    if count.ndim or count.dtype.kind not in "iu" or count < 2:
+        raise UserError(f"{path}: its n is no number of images; make the statistics again")
     return SavedStatistics(
-        gaussian=gaussian,
-        layout=OURS,
-        sha256=digest,
-        num_images=int(arrays["n"]),
-        protocol=json.loads(str(arrays["protocol"])),
+        gaussian=gaussian, layout=OURS, sha256=digest, num_images=int(count), protocol=_protocol(arrays, path)
     )
 
 
-def _check(path: Path, mean: np.ndarray, covariance: np.ndarray) -> None:
-    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+def _read_arrays(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The arrays that a layout may have, each checked against the archive's checksum; and the names of all."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+            wanted = [name for name in ("n", "protocol", *sum(LAYOUTS.values(), ())) if name in names]
+            # numpy by itself may stop reading before the checksum
+            members = {name: io.BytesIO(archive.read(f"{name}.npy")) for name in wanted}
+        return {name: np.load(member, allow_pickle=False) for name, member in members.items()}, names
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except Exception:  # a damaged archive makes zipfile, zlib and numpy raise what they like
         raise UserError(
-            f"{path}: the mean has shape {mean.shape} and the covariance {covariance.shape}, "
-            "not (D,) and (D, D); make the statistics again"
-        )
-    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
-        raise UserError(f"{path}: holds values that are not finite; make the statistics again")
+            f"{path}: is damaged, or is not an .npz file of plain arrays; write one with eval.py reference"
+        ) from None
+
+
+def _protocol(arrays: Mapping[str, np.ndarray], path: Path) -> dict[str, Any]:
+    """How ours were made."""
+    advice = "make the statistics again"
+    protocol = parse_object(str(arrays["protocol"]), f"{path}: its protocol", advice)
+    extractor = protocol.get("extractor", {"name": "", "sha256": ""})
+    shape = protocol.get("image_shape", [])
+    if not (
+        isinstance(extractor, dict)
+        and all(isinstance(extractor.get(key), str) for key in ("name", "sha256"))
+        and isinstance(shape, list)
+    ):
+        raise UserError(f"{path}: its protocol names no extractor or shape; {advice}")
+    return protocol

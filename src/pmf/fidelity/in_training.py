@@ -12,7 +12,7 @@ from typing import Any
 
 from pmf.config import Config
 from pmf.distributed import World
-from pmf.errors import Preempted
+from pmf.errors import NotFiniteError, Preempted
 from pmf.evaluation.extractor_table import open_extractor
 from pmf.evaluation.fidelity import compare, reliability_warnings
 from pmf.evaluation.generation import generate_batches
@@ -57,12 +57,21 @@ class TrainingEvaluation:
     def run(self, step: int) -> dict[str, float]:
         """Sample, measure, write the JSON.
 
+        Weights, images or features that are not finite are told, and the run goes on without this evaluation.
+
         Returns:
             ``fid`` and, where the extractor has a classifier, ``inception_score``; on the main rank, empty on others.
 
         Raises:
             Preempted: asked to stop on the way; the evaluation is done again by the next start.
         """
+        try:
+            return self._run(step)
+        except NotFiniteError as error:  # agreed upon by all ranks
+            self._snapshots.say(f"warning: step {step} is not evaluated: {error}")
+            return {}
+
+    def _run(self, step: int) -> dict[str, float]:
         weights = self._snapshots.weights(everywhere=True)
         network = self._snapshots.network(weights)
         plan = self._snapshots.plan(self.config.evaluation.num_images, weights)

@@ -52,7 +52,7 @@ def open_reference(
             raise UserError(
                 f"--reference {name}: holds statistics only; --kid and --precision-recall need the images themselves"
             )
-        return _load(Path(name), subject, extractor)
+        return _load(Path(name), subject, extractor, world)
     images = named_subject(name, subject.data, world)
     if images.shape != subject.shape:
         raise UserError(
@@ -69,8 +69,8 @@ def open_reference(
     )
 
 
-def _load(path: Path, subject: Subject, extractor: Extractor) -> Reference:
-    saved = load_statistics(path)
+def _load(path: Path, subject: Subject, extractor: Extractor, world: World) -> Reference:
+    saved = world.ask_main(lambda: load_statistics(path))
     dimension = extractor.output_sizes(subject.shape).features
     if saved.gaussian.dimension != dimension:
         raise UserError(

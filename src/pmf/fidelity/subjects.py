@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from pmf.evaluation.fidelity import FidelityMeter, Measured
 from pmf.evaluation.generation import generate_batches
 from pmf.evaluation.image_sets import DataImages, ImageBatch, PngFolder, stream
 from pmf.sampling import Sampler, SamplingRequest, open_sampler, write_samples
+from pmf.strict import read_object
 
 READ_BATCH = 64
 """Images per call of the extractor, where they are read from disk."""
@@ -51,11 +51,11 @@ def measure(subject: Subject, extractor: Extractor, world: World, what: str, *, 
         UserError: for an image that cannot be used, or too few of them.
     """
     meter = FidelityMeter(extractor, subject.shape, subject.num_images, world, keep_features=keep_features)
-    bar = tqdm(total=-(-subject.num_images // world.size), desc=what, unit="image", disable=not world.is_main)
-    for batch in subject.batches():
-        meter.update(batch)
-        bar.update(len(batch.indices))
-    bar.close()
+    total = -(-subject.num_images // world.size)
+    with tqdm(total=total, desc=what, unit="image", disable=not world.is_main) as bar:
+        for batch in subject.batches():
+            meter.update(batch)
+            bar.update(len(batch.indices))
     return meter.result()
 
 
@@ -66,17 +66,22 @@ def checkpoint_subject(request: SamplingRequest, keep_images: Path | None, world
         UserError: anything about the request, the checkpoint or the folder that does not fit.
     """
     sampler = open_sampler(request, world)
-    origin = _generation_record(sampler, request)
+    generated = sampler_subject(sampler, request, world)
     if keep_images:
         write_samples(sampler, keep_images, world)
         kept = folder_subject(keep_images, request.num_images, world)
-        return replace(kept, data=sampler.config.data, origin={**origin, "kept_images": str(keep_images)})
+        return replace(kept, data=sampler.config.data, origin={**generated.origin, "kept_images": str(keep_images)})
+    return generated
+
+
+def sampler_subject(sampler: Sampler, request: SamplingRequest, world: World) -> Subject:
+    """The images of a sampler, generated as they are needed; the request is what it was made of."""
     return Subject(
         shape=_shape(sampler.config.data),
         num_images=sampler.plan.num_images,
         batches=lambda: generate_batches(sampler.network, sampler.config, sampler.plan, world),
         data=sampler.config.data,
-        origin=origin,
+        origin=_generation_record(sampler, request),
     )
 
 
@@ -88,6 +93,7 @@ def folder_subject(folder: Path, num_images: int | None, world: World) -> Subjec
     """
     images = PngFolder(folder, num_images)
     sampling = folder / "sampling.json"
+    advice = "remove it if the images are not those of one call of eval.py sample"
     return Subject(
         shape=images.shape,
         num_images=len(images),
@@ -96,7 +102,7 @@ def folder_subject(folder: Path, num_images: int | None, world: World) -> Subjec
         origin={
             "images": str(folder),
             "preparation": "as they are",
-            "sampling": json.loads(sampling.read_text()) if sampling.exists() else None,
+            "sampling": read_object(sampling, advice) if sampling.exists() else None,
         },
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -14,8 +14,8 @@ from pmf.evaluation.extractor_table import open_extractor
 from pmf.evaluation.fidelity import compare, reliability_warnings
 from pmf.fidelity.record import extractor_record, fidelity_record, write_record
 from pmf.fidelity.references import open_reference
-from pmf.fidelity.subjects import checkpoint_subject, measure
-from pmf.sampling import SamplingRequest
+from pmf.fidelity.subjects import Subject, measure, sampler_subject
+from pmf.sampling import SamplingRequest, open_samplers, plan_sampler
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,8 @@ class Point:
 def run_sweep(request: SweepRequest) -> None:
     """Measure every point; print a table with the best marked; write ``sweep.csv``, ``sweep.png`` and the JSONs.
 
-    The features of the reference are computed once, and those of each set of images once.
+    The features of the reference are computed once, and those of each set of images once. There is one network, into
+    which each average is read once. The table is rewritten after every point.
 
     Raises:
         UserError: anything about the request, the checkpoint or the reference that does not fit.
@@ -62,21 +63,17 @@ def run_sweep(request: SweepRequest) -> None:
     if request.output.exists() and any(request.output.iterdir()):
         raise UserError(f"--output {request.output}: is not empty; give a new folder")
     world = join_world()
-    points = list(_measure_all(request, world))
+    points = _measure_all(request, world)
     if world.is_main:
         best = min(points, key=lambda point: point.fid)
         _print_table(points, best)
-        _write_table(points, request.output / "sweep.csv")
         _plot(points, request.output / "sweep.png")
         print(f"best: omega {best.omega:g}, interval {best.t_min:g} {best.t_max:g}, ema {best.ema}; {request.output}")
 
 
 def _measure_all(request: SweepRequest, world: World) -> list[Point]:
     extractor, reference, points = None, None, []
-    grid = itertools.product(request.emas, request.num_steps, request.intervals, request.omegas)
-    for number, (ema, num_steps, interval, omega) in enumerate(grid):
-        overrides = {**request.sampling.overrides, "num_steps": num_steps, "omega": omega, "interval": interval}
-        subject = checkpoint_subject(replace(request.sampling, ema=ema, overrides=overrides), None, world)
+    for number, subject in enumerate(_subjects(request, world)):
         if extractor is None or reference is None:
             extractor = open_extractor(request.extractor, request.extractor_weights, subject.shape, world)
             reference = open_reference(request.reference, subject, extractor, world, keep_features=False)
@@ -105,7 +102,25 @@ def _measure_all(request: SweepRequest, world: World) -> list[Point]:
                 inception_score=scores.inception_score.mean if scores.inception_score else None,
             )
         )
+        _write_table(points, request.output / "sweep.csv")
     return points
+
+
+def _subjects(request: SweepRequest, world: World) -> Iterator[Subject]:
+    """The images of each point, average by average."""
+    grid = list(itertools.product(request.num_steps, request.intervals, request.omegas))
+    for ema, loaded in zip(request.emas, open_samplers(request.sampling, request.emas, world)):
+        requests = [
+            replace(
+                request.sampling,
+                ema=ema,
+                overrides={**request.sampling.overrides, "num_steps": steps, "interval": interval, "omega": omega},
+            )
+            for steps, interval, omega in grid
+        ]
+        # All settings of the grid are checked before its first point is measured.
+        samplers = [plan_sampler(loaded.network, loaded.saved, each) for each in requests]
+        yield from (sampler_subject(sampler, each, world) for sampler, each in zip(samplers, requests, strict=True))
 
 
 def _print_table(points: Sequence[Point], best: Point) -> None:
