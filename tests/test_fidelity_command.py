@@ -176,4 +176,5 @@ def test_what_does_not_fit_is_one_line(folder, weights, call, tmp_path, capsys):
 def test_the_command_exits_with_status_2_and_no_traceback(tmp_path):
     result = run_command("eval.py", "fid", "--images", str(tmp_path), "--reference", "digits")
     assert result.returncode == 2
-    assert result.stderr == f"error: {tmp_path}: holds no images; give a folder of image files, as eval.py sample writes\n"
+    message = "holds no images; give a folder of image files, as eval.py sample writes"
+    assert result.stderr == f"error: {tmp_path}: {message}\n"

@@ -18,8 +18,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_PIXELS = 89_478_485
 # 16 bits in each of four channels, not compressed.
 MAX_FILE_BYTES = 8 * MAX_PIXELS
-# Rows of 16 bits are converted so many pixels at a time: each takes 24 bytes on the way.
-BAND_PIXELS = 2**20
+SIXTEEN_TO_EIGHT_BITS = [(value + 128) // 257 for value in range(2**16)]
 
 
 class ImageError(ValueError):
@@ -103,12 +102,7 @@ def _sixteen_to_eight_bits(image: Image.Image) -> Image.Image:
     low, high = cast("tuple[int, int]", image.getextrema()) if image.mode == "I" else (0, 0)
     if low < 0 or high > 65535:
         raise ImageError(f"32-bit grey values {low}..{high} are outside 0..65535; convert the file to 8 or 16 bits")
-    grey = Image.new("L", image.size)
-    rows = max(BAND_PIXELS // image.width, 1)
-    for top in range(0, image.height, rows):
-        values = np.asarray(image.crop((0, top, image.width, min(top + rows, image.height)))).astype(np.int64)
-        grey.paste(Image.fromarray(((values + 128) // 257).astype(np.uint8)), (0, top))
-    return grey
+    return image.convert("I").point(SIXTEEN_TO_EIGHT_BITS, "L")
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:
