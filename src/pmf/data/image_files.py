@@ -36,8 +36,8 @@ class LeftOut:
             self._examples.setdefault(reason, name)
 
     def __str__(self) -> str:
-        told = [f"{count} {reason} (first {self._examples[reason]})" for reason, count in sorted(self._counts.items())]
-        return "left out: " + ", ".join(told)
+        told = [f"{reason}: {count} (first {self._examples[reason]})" for reason, count in sorted(self._counts.items())]
+        return "left out are " + ", ".join(told)
 
     def warnings(self, folder: Path) -> list[str]:
         """One line, or none where everything is used."""
@@ -76,7 +76,7 @@ def scan_folder(root: Path, folder: str, left_out: LeftOut) -> tuple[list[str], 
                 elif kind == "folder":
                     folders.append(path)
                 elif kind == "other":
-                    left_out.add("names that are no files, as broken links are", [path])
+                    left_out.add("names of no file, as broken links are", [path])
                 elif is_image_name(entry.name):
                     images.append(path)
                 elif entry.name not in RECORDS:
