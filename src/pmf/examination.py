@@ -80,6 +80,8 @@ def _tell_batch(report: Report, config: Config) -> None:
 def _tell_data(report: Report, config: Config) -> int:
     """Returns the steps of the run."""
     source = create_source(config.data, config.training.seed)
+    for warning in source.warnings:
+        report.tell("warning", "data", warning)
     steps = steps_per_epoch(len(source), config.training.global_batch_size)
     require_first_images(source)
     report.tell("ok", "data", f"{len(source):,} images, {steps} steps an epoch; the first images decode")

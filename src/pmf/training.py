@@ -217,6 +217,8 @@ class Trainer:
 
     def _open_source(self) -> Source:
         source = create_source(self.config.data, self.config.training.seed)
+        for warning in source.warnings:
+            self.say(f"warning: {warning}")
         require_first_images(source)
         return source
 

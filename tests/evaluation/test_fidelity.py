@@ -12,7 +12,7 @@ from pmf.distributed import ALONE
 from pmf.errors import UserError
 from pmf.evaluation.extractors import load_custom
 from pmf.evaluation.fidelity import FidelityMeter, compare, reliability_warnings
-from pmf.evaluation.image_sets import ImageBatch, PngFolder, stream
+from pmf.evaluation.image_sets import FlatFolder, ImageBatch, stream
 from pmf.evaluation.images import save_png
 from pmf.evaluation.inception_score import InceptionScoreSums, split_of_each_image
 from tests.evaluation.networks import NUM_CLASSES, SmallFeatures
@@ -58,7 +58,7 @@ def folders(tmp_path_factory):
 
 
 def measured(folder, batch_size=64, keep_features=False):
-    images = PngFolder(folder)
+    images = FlatFolder(folder)
     extractor = load_custom(NETWORK)
     meter = FidelityMeter(extractor, images.shape, len(images), ALONE, keep_features=keep_features)
     for batch in stream(images, ALONE, batch_size):

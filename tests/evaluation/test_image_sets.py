@@ -11,7 +11,7 @@ from PIL import Image
 
 from pmf.distributed import ALONE
 from pmf.errors import UserError
-from pmf.evaluation.image_sets import PngFolder, stream
+from pmf.evaluation.image_sets import FlatFolder, stream
 
 
 def write(folder, index: int, size: tuple[int, int] = (6, 6), mode: str = "RGB") -> None:
@@ -22,7 +22,7 @@ def write(folder, index: int, size: tuple[int, int] = (6, 6), mode: str = "RGB")
 
 
 def read_all(folder) -> None:
-    list(stream(PngFolder(folder), ALONE, 4))
+    list(stream(FlatFolder(folder), ALONE, 4))
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
@@ -32,7 +32,7 @@ def test_every_image_once_with_its_own_pixels(tmp_path, ranks, batch_size):
         write(tmp_path, index)
     (tmp_path / "labels.csv").touch()
     (tmp_path / ".000099.png").touch()  # a file that is being written
-    images = PngFolder(tmp_path)
+    images = FlatFolder(tmp_path)
     assert (len(images), images.shape) == (23, (3, 6, 6))
     seen = {}
     for rank in range(ranks):
@@ -43,12 +43,12 @@ def test_every_image_once_with_its_own_pixels(tmp_path, ranks, batch_size):
     for index, image in seen.items():
         pixels = np.random.default_rng(index).integers(0, 256, (6, 6, 3), np.uint8)
         np.testing.assert_array_equal(image.numpy(), pixels.transpose(2, 0, 1))
-    assert len(PngFolder(tmp_path, 7)) == 7
+    assert len(FlatFolder(tmp_path, 7)) == 7
 
 
 def test_grey_images_have_one_channel(tmp_path):
     write(tmp_path, 0, (6, 4), "L")
-    assert PngFolder(tmp_path).shape == (1, 4, 6)
+    assert FlatFolder(tmp_path).shape == (1, 4, 6)
 
 
 def test_unsuitable_folders_and_files_are_one_line(tmp_path):
@@ -58,11 +58,11 @@ def test_unsuitable_folders_and_files_are_one_line(tmp_path):
         assert "\n" not in str(error.value)
         return str(error.value)
 
-    assert refused() == f"{tmp_path}: holds no .png files; give the folder that eval.py sample wrote"
+    assert refused() == f"{tmp_path}: holds no images; give a folder of image files, as eval.py sample writes"
     for index in range(9):
         write(tmp_path, index)
     with pytest.raises(UserError, match="holds 9 images, fewer than --num-images 10"):
-        PngFolder(tmp_path, 10)
+        FlatFolder(tmp_path, 10)
     bad = tmp_path / "000009.png"
     write(tmp_path, 9, (6, 5))
     assert f"{bad}: is 6 x 5 pixels with 3 channels, but 000000.png is 6 x 6" in refused()
@@ -79,4 +79,4 @@ def test_unsuitable_folders_and_files_are_one_line(tmp_path):
         bad.write_bytes(content)
         assert f"{bad}: cannot be decoded (" in refused()
     with pytest.raises(UserError, match="there is no such folder"):
-        PngFolder(tmp_path / "nowhere")
+        FlatFolder(tmp_path / "nowhere")

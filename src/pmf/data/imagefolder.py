@@ -9,27 +9,38 @@ from pathlib import Path
 import numpy as np
 
 from pmf.config import DataConfig
+from pmf.data.image_files import EXTENSIONS, LeftOut, list_deep, list_flat, scan_folder
 from pmf.data.source import CorruptImage, Sample, names_in, prepare
+from pmf.data.transforms import MAX_FILE_BYTES
 from pmf.errors import UserError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "testing")
 
 
 class ImageFolderSource:
     """Files of ``data.path``/CLASS/ or ``data.path``/SPLIT/CLASS/; labels number the classes sorted by name.
 
-    Class folders are searched in depth; other files and hidden folders are ignored.
+    Class folders are searched in depth; which files are images is image_files.py's rule.
 
     Raises:
-        UserError: for a missing path, a number of class folders other than ``data.num_classes``, an empty set.
+        UserError: for a missing path, folders that are splits and not classes, a number of class folders other than
+            ``data.num_classes``, an empty set.
     """
 
     block_starts = None
 
     def __init__(self, config: DataConfig) -> None:
         self.config = config
-        self.root = _root(config)
-        classes = sorted(entry.name for entry in os.scandir(self.root) if _is_visible_folder(entry))
+        path = Path(config.path or "")
+        if not path.is_dir():
+            state = "is a file" if path.exists() else "does not exist"
+            raise UserError(f"{path}: data.path {state}; give the folder that holds one folder per class")
+        self.root = class_root(path, config.split)
+        left_out = LeftOut()
+        beside, classes = scan_folder(self.root, "", left_out)
+        left_out.add("images beside the class folders", beside)
+        if self.root != path:
+            left_out.add("images beside the folder of the split", list_flat(path, LeftOut()))
         if len(classes) != config.num_classes:
             raise UserError(
                 f"{self.root}: there are {len(classes)} class folders ({names_in(classes)}) but data.num_classes is "
@@ -38,13 +49,15 @@ class ImageFolderSource:
         names: list[bytes] = []
         counts = []
         for name in classes:
-            found = sorted(_image_files(self.root, name))
+            found = list_deep(self.root, name, left_out)
             names += (os.fsencode(path) for path in found)
             counts.append(len(found))
         if not names:
             raise UserError(
                 f"{self.root}: the {len(classes)} class folders hold no images; known endings: {', '.join(EXTENSIONS)}"
             )
+        left_out.add("class folders without images", [name for name, count in zip(classes, counts) if not count])
+        self.warnings = left_out.warnings(self.root)
         # One string and its cuts: a million str objects would be pickled and kept by every worker.
         self._names = b"".join(names)
         self._cuts = np.cumsum([0, *map(len, names)], dtype=np.int64)
@@ -59,33 +72,42 @@ class ImageFolderSource:
         for index, label in zip(indices.tolist(), labels.tolist()):
             path = self.path(index)
             try:
-                data = path.read_bytes()
+                size = path.stat().st_size
+                data = path.read_bytes() if size <= MAX_FILE_BYTES else b""
             except OSError as error:
                 raise UserError(f"{path}: this image cannot be read: {error.strerror}") from None
-            yield prepare(data, label, self.config, str(path))
+            if size > MAX_FILE_BYTES:
+                yield CorruptImage(str(path), f"its file has {size} bytes, more than {MAX_FILE_BYTES}")
+            else:
+                yield prepare(data, label, self.config, str(path))
 
     def path(self, index: int) -> Path:
         """The file of image ``index``."""
         return self.root / os.fsdecode(self._names[self._cuts[index] : self._cuts[index + 1]])
 
 
-def _root(config: DataConfig) -> Path:
-    path = Path(config.path or "")
-    if not path.is_dir():
-        state = "is a file" if path.exists() else "does not exist"
-        raise UserError(f"{path}: data.path {state}; give the folder that holds one folder per class")
-    return path / config.split if (path / config.split).is_dir() else path
+def class_root(path: Path, split: str) -> Path:
+    """The folder that holds the class folders: ``path``/``split`` or ``path``.
+
+    A folder named like the split is the split, unless it holds no folders and stands beside others that are not named
+    like splits: then it is a class of that name, as COCO's train is.
+
+    Raises:
+        UserError: the folders of ``path`` are splits and ``split`` names none of them. Folders are splits where all are
+            named like splits, or where two or more that are so named hold folders of their own.
+    """
+    folders = _visible_folders(path)
+    named = [name for name in folders if name.lower() in SPLITS]
+    if (path / split).is_dir() and (_visible_folders(path / split) or set(folders) <= {split, *named}):
+        return path / split
+    nested = [name for name in named if _visible_folders(path / name)]
+    if named and (named == folders or len(nested) > 1):
+        raise UserError(
+            f"{path}: its folders {names_in(named)} are named like splits and data.split is {split!r}; set data.split "
+            "to one of them, or rename them if they are classes"
+        )
+    return path
 
 
-def _is_visible_folder(entry: os.DirEntry[str]) -> bool:
-    return entry.is_dir() and not entry.name.startswith(".")
-
-
-def _image_files(root: Path, folder: str) -> Iterator[str]:
-    """Paths of images under ``folder``, relative to ``root``."""
-    with os.scandir(root / folder) as entries:
-        for entry in entries:
-            if _is_visible_folder(entry):
-                yield from _image_files(root, f"{folder}/{entry.name}")
-            elif entry.name.lower().endswith(EXTENSIONS):
-                yield f"{folder}/{entry.name}"
+def _visible_folders(path: Path) -> list[str]:
+    return scan_folder(path, "", LeftOut())[1]

@@ -5,10 +5,8 @@ Not through ``datasets.load_dataset``: it would first rewrite all 140 GB of Imag
 
 from __future__ import annotations
 
-import glob
 import json
 import os
-import re
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pmf.config import DataConfig
-from pmf.data.source import CorruptImage, Sample, label_error, names_in, prepare
+from pmf.data.parquet_files import find_files
+from pmf.data.source import CorruptImage, Sample, label_error, prepare
 from pmf.errors import UserError
 from pmf.files import foreign_content
 
@@ -48,8 +47,11 @@ class ParquetSource:
     """Rows of ``data.path``/data/SPLIT-*.parquet, in the order of file names. Only footers are read at start.
 
     Raises:
-        UserError: for a path, file or column that is missing, a file that is not Parquet, and an empty set.
+        UserError: for a path, file or column that is missing, files of more than one data set, a file that is not
+            Parquet, and an empty set.
     """
+
+    warnings = ()
 
     def __init__(self, config: DataConfig) -> None:
         self.config = config
@@ -136,56 +138,6 @@ class ParquetSource:
     def _where(self, group: int, index: int) -> str:
         place = self.row_groups[group]
         return f"{self.files[place.file]}, row {place.first_row + index - int(self.block_starts[group])}"
-
-
-def find_files(config: DataConfig) -> list[str]:
-    """The Parquet files of ``data.path``: a folder (of SPLIT-*.parquet, or with them in data/), a file or a glob.
-
-    Returns:
-        Paths sorted by name, at least one.
-
-    Raises:
-        UserError: naming the patterns tried and what is there instead.
-    """
-    path = config.path or ""
-    if os.path.isfile(path):
-        return [path]
-    if os.path.isdir(path):
-        name = f"{glob.escape(config.split)}-*.parquet"
-        patterns = [os.path.join(glob.escape(path), "data", name), os.path.join(glob.escape(path), name)]
-    elif glob.has_magic(path):
-        patterns = [path]
-    else:
-        raise UserError(f"{path}: data.path does not exist; give the folder that holds data/{config.split}-*.parquet")
-    for pattern in patterns:
-        if files := sorted(glob.glob(pattern)):
-            if os.path.isdir(path):  # a glob may choose some of the files on purpose
-                _require_complete(files)
-            return files
-    folder = path if os.path.isdir(path) else os.path.dirname(path)
-    raise UserError(
-        f"{path}: no Parquet files match {' or '.join(patterns)}; {_what_is_there(folder)}; "
-        "correct data.path or data.split"
-    )
-
-
-def _require_complete(files: list[str]) -> None:
-    """SPLIT-00007-of-00294.parquet says how many files there are."""
-    present: dict[tuple[str, str], set[int]] = {}
-    for file in files:
-        if match := re.fullmatch(r"(.*)-(\d+)-of-(\d+)\.parquet", file):
-            present.setdefault((match[1], match[3]), set()).add(int(match[2]))
-    for (stem, total), numbers in present.items():
-        if missing := sorted(set(range(int(total))) - numbers):
-            raise UserError(
-                f"{stem}-{missing[0]:0{len(total)}d}-of-{total}.parquet: this file is missing, and of the {int(total)} "
-                f"files only {len(numbers)} are there; finish the download, or give data.path as a glob of those wanted"
-            )
-
-
-def _what_is_there(folder: str) -> str:
-    there = [name for sub in ("", "data") for name in sorted(glob.glob(os.path.join(sub, "*"), root_dir=folder))]
-    return f"{folder or '.'} holds {names_in(there)}"
 
 
 def _image_leaf(schema: pa.Schema, column: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -46,6 +46,11 @@ class Source(Protocol):
     @property
     def block_starts(self) -> np.ndarray | None:
         """First index of each block that is read as a whole, int64, ascending from 0; None: single reads are cheap."""
+        ...
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """What was found at the place of the data set and is not used, a line each."""
         ...
 
     def __len__(self) -> int: ...

@@ -21,6 +21,7 @@ class SyntheticSource:
     """
 
     block_starts = None
+    warnings = ()
 
     def __init__(self, config: DataConfig, seed: int) -> None:
         self.config = config

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import warnings
+from pathlib import Path
+from typing import BinaryIO, cast
 
 import numpy as np
 import torch
@@ -11,6 +13,12 @@ from PIL import Image
 
 # Pillow's decoders of these are in this process and read pixels only; that of EPS, for one, would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+# Pillow's own default. With the most that any format and mode was measured to need, 20 bytes a pixel for a WebP, an
+# image takes 1.8 GB and its file while it is decoded; what would take more counts as one that cannot be decoded.
+MAX_PIXELS = 89_478_485
+# 16 bits in each of four channels, not compressed.
+MAX_FILE_BYTES = 8 * MAX_PIXELS
+SIXTEEN_TO_EIGHT_BITS = [(value + 128) // 257 for value in range(2**16)]
 
 
 class ImageError(ValueError):
@@ -21,7 +29,7 @@ def decode(data: bytes, channels: int, size: int) -> np.ndarray:
     """Decode, convert and centre-crop one image. EXIF orientation is not applied, as in the papers.
 
     Args:
-        data: an encoded image in one of ``FORMATS``, of any mode.
+        data: an encoded image in one of ``FORMATS``, of any mode; of several frames the first is taken.
         channels: 1 for grey, 3 for RGB; transparency is dropped.
         size: side of the result in pixels.
 
@@ -29,21 +37,42 @@ def decode(data: bytes, channels: int, size: int) -> np.ndarray:
         uint8 (channels, size, size).
 
     Raises:
-        ImageError: for anything that cannot be decoded, and for images of more than
-            ``PIL.Image.MAX_IMAGE_PIXELS`` pixels.
+        ImageError: for anything that cannot be decoded, and for images that have more than ``MAX_PIXELS`` pixels, or
+            would have after the crop's enlargement of a short side.
     """
     try:
-        with warnings.catch_warnings():
-            # Pillow only warns up to twice its limit; a bomb must not take a worker's memory.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-        cropped = center_crop(_convert(image, "L" if channels == 1 else "RGB"), size)
-    except MemoryError:
+        cropped = center_crop(_convert(open_image(io.BytesIO(data)), "L" if channels == 1 else "RGB"), size)
+    except (MemoryError, ImageError):
         raise
-    except Exception as error:  # Broken files make Pillow raise OSError, SyntaxError, struct.error, zlib.error, ...
+    except Exception as error:
         raise ImageError(_one_line(error)) from None
     pixels = np.asarray(cropped)
     return np.ascontiguousarray(pixels[None] if channels == 1 else pixels.transpose(2, 0, 1))
+
+
+def open_image(file: BinaryIO | Path) -> Image.Image:
+    """An image with its pixels read, in the mode of its file.
+
+    Raises:
+        ImageError: for anything that cannot be decoded, and for more than ``MAX_PIXELS`` pixels; those stay packed.
+        OSError: there is no such file, or it may not be read.
+    """
+    if isinstance(file, Path):
+        with file.open("rb") as stream:
+            return open_image(stream)
+    try:
+        with warnings.catch_warnings():
+            # Pillow only warns up to twice its limit, also where a frame turns out larger than the header said.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(file, formats=FORMATS)
+            if image.width * image.height > MAX_PIXELS:  # Pillow's own limit can be moved
+                raise ImageError(_too_large(image.size))
+            image.load()
+    except (MemoryError, ImageError):
+        raise
+    except Exception as error:  # Broken files make Pillow raise OSError, SyntaxError, struct.error, zlib.error, ...
+        raise ImageError(_one_line(error)) from None
+    return image
 
 
 def _one_line(error: Exception) -> str:
@@ -51,6 +80,10 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
         return f"not one of {', '.join(FORMATS)}"
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def _too_large(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]} pixels are more than the {MAX_PIXELS:,} that are unpacked"
 
 
 def _convert(image: Image.Image, mode: str) -> Image.Image:
@@ -61,16 +94,15 @@ def _convert(image: Image.Image, mode: str) -> Image.Image:
     elif image.mode in ("P", "PA"):
         # Straight to RGB, Pillow warns about palettes with transparency; the colours are the same.
         image = image.convert("RGBA")
-    return image.convert(mode)
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _sixteen_to_eight_bits(image: Image.Image) -> Image.Image:
     """Grey of 0..65535 to 0..255, rounded; Pillow's own conversion clips at 255."""
-    values = np.asarray(image).astype(np.int64)
-    low, high = int(values.min()), int(values.max())
+    low, high = cast("tuple[int, int]", image.getextrema()) if image.mode == "I" else (0, 0)
     if low < 0 or high > 65535:
         raise ImageError(f"32-bit grey values {low}..{high} are outside 0..65535; convert the file to 8 or 16 bits")
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    return image.convert("I").point(SIXTEEN_TO_EIGHT_BITS, "L")
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:
@@ -82,12 +114,17 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
 
     Returns:
         The image of ``size`` x ``size`` pixels in the same mode.
+
+    Raises:
+        ImageError: the enlarged image would have more than ``MAX_PIXELS`` pixels, as that of 60000 x 1 would have.
     """
     while min(image.size) >= 2 * size:
         width, height = image.size
         image = image.resize((width // 2, height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)
     width, height = (round(side * scale) for side in image.size)
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"{image.width} x {image.height} pixels enlarged to {_too_large((width, height))}")
     image = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = (width - size) // 2, (height - size) // 2
     return image.crop((left, top, left + size, top + size))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pmf.config import Config
+from pmf.data.image_files import is_hidden
 from pmf.distributed import Stream, World, numpy_generator
 from pmf.errors import NotFiniteError, UserError
 from pmf.evaluation.image_sets import ImageBatch
@@ -128,7 +129,7 @@ def write_image_folder(
     with ThreadPoolExecutor(NUM_ENCODERS) as pool:
         written: list[Future[None]] = []
         for indices in own_batches(plan.num_images, config.sampling.batch_size, world):
-            missing = {index for index in indices if not (folder / _file_name(index)).exists()}
+            missing = {index for index in indices if not (folder / _file_name(index)).is_file()}
             images = _sample_together(network, config, plan, indices if missing else (), world).cpu()
             if missing:
                 _wait(written)  # of the batch before: bounds the memory, and passes on what went wrong
@@ -158,7 +159,13 @@ def own_batches(num_images: int, batch_size: int, world: World) -> Iterator[rang
 
 def _wait(futures: list[Future[None]]) -> None:
     for future in futures:
-        future.result()
+        try:
+            future.result()
+        except OSError as error:
+            place = error.filename2 or error.filename
+            raise UserError(
+                f"{place}: this image cannot be written ({error.strerror}); choose another folder"
+            ) from None
 
 
 def generate_batches(network: Network, config: Config, plan: SamplingPlan, world: World) -> Iterator[ImageBatch]:
@@ -197,7 +204,7 @@ def _claim_folder(folder: Path, plan: SamplingPlan) -> None:
                 f"{folder}: holds images of another run of sample ({key} is {found.get(key)} there, {wanted[key]} "
                 "here); delete the folder or choose another"
             )
-    elif folder.is_dir() and any(path.name != ".sampling.json" for path in folder.iterdir()):
+    elif folder.is_dir() and not all(is_hidden(path.name) for path in folder.iterdir()):
         raise UserError(f"{folder}: is not empty and holds no sampling.json; choose another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)

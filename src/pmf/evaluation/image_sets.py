@@ -1,8 +1,10 @@
-"""Sets of uint8 images that are read, not generated: PNG folders as they are, data sets with the ADM crop."""
+"""Sets of uint8 images that are read, not generated: folders as they are, data sets with the ADM crop."""
 
 from __future__ import annotations
 
+import math
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +12,14 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from pmf.data import Source
+from pmf.data.image_files import LeftOut, list_flat
 from pmf.data.loader import worker_context
 from pmf.data.source import good_samples
+from pmf.data.transforms import ImageError, open_image
 from pmf.distributed import World
 from pmf.errors import UserError
 from pmf.evaluation.extractors import ImageShape
@@ -25,6 +28,8 @@ MODES = {"L": 1, "RGB": 3}
 # Starting workers costs about as much as decoding this many images.
 WORKERS_FROM = 4096
 MAX_WORKERS = 8
+# 64 images of 1024 x 1024; larger ones come in smaller batches.
+MAX_BATCH_BYTES = 3 * 2**26
 
 
 @dataclass(frozen=True)
@@ -59,26 +64,34 @@ class ImageSet(Protocol):
         ...
 
 
-class PngFolder:
-    """The ``*.png`` of a folder, sorted by name, with the pixels that they hold: no resizing, no conversion.
+class FlatFolder:
+    """The images that stand directly in a folder, sorted by name, with the pixels that they hold: nothing is resized.
 
     Args:
         num_images: use only the first so many.
 
+    Attributes:
+        warnings: what is left out, and that there are images of several formats, a line each.
+
     Raises:
-        UserError: no such folder, no PNGs, fewer than ``num_images``, a first image that cannot be used.
+        UserError: no such folder, no images, fewer than ``num_images``, a first image that cannot be used.
     """
 
     def __init__(self, folder: Path, num_images: int | None = None) -> None:
         if not folder.is_dir():
-            raise UserError(f"{folder}: there is no such folder of PNGs")
+            raise UserError(f"{folder}: there is no such folder of images")
         self.folder = folder
-        self.names = sorted(name for name in os.listdir(folder) if name.endswith(".png") and not name.startswith("."))
+        left_out = LeftOut()
+        self.names = list_flat(folder, left_out)
+        self.warnings = left_out.warnings(folder)
         if not self.names:
-            raise UserError(f"{folder}: holds no .png files; give the folder that eval.py sample wrote")
-        if num_images is not None and num_images > len(self.names):
-            raise UserError(f"{folder}: holds {len(self.names)} images, fewer than --num-images {num_images}")
-        self.names = self.names[:num_images]
+            found = f" ({left_out})" if self.warnings else ""
+            raise UserError(f"{folder}: holds no images{found}; give a folder of image files, as eval.py sample writes")
+        self.names = self.names[: require_enough(folder, len(self.names), num_images)]
+        endings = Counter(os.path.splitext(name)[1].lower() for name in self.names)
+        if len(endings) > 1:
+            told = ", ".join(f"{count} {ending}" for ending, count in sorted(endings.items()))
+            self.warnings.append(f"{folder}: its images are of several formats, which features can tell apart: {told}")
         first = self._pixels(self.names[0])
         self.shape: ImageShape = first.shape
 
@@ -99,11 +112,9 @@ class PngFolder:
     def _pixels(self, name: str) -> np.ndarray:
         path = self.folder / name
         try:
-            with Image.open(path) as image:
-                image.load()
-        except Exception as error:  # Broken files make Pillow raise OSError, SyntaxError, struct.error, zlib.error, ...
-            reason = "not an image file" if isinstance(error, Image.UnidentifiedImageError) else str(error)
-            raise UserError(f"{path}: cannot be decoded ({reason}); write it again or remove it") from None
+            image = open_image(path)
+        except (ImageError, OSError) as error:
+            raise UserError(f"{path}: cannot be decoded ({error}); write it again or remove it") from None
         if image.mode not in MODES:
             raise UserError(f"{path}: has mode {image.mode}; allowed are {', '.join(MODES)} (8 bits, no transparency)")
         return np.atleast_3d(np.asarray(image)).transpose(2, 0, 1)
@@ -124,6 +135,17 @@ class DataImages:
         return (sample.image for sample in good_samples(self.source.samples(indices)))
 
 
+def require_enough(path: Path, there: int, num_images: int | None) -> int:
+    """How many images to use: ``num_images`` or all.
+
+    Raises:
+        UserError: there are fewer.
+    """
+    if num_images is not None and num_images > there:
+        raise UserError(f"{path}: holds {there} images, fewer than --num-images {num_images}")
+    return there if num_images is None else num_images
+
+
 def stream(images: ImageSet, world: World, batch_size: int) -> Iterator[ImageBatch]:
     """This process's share of a set: one contiguous part, since neighbours in Parquet files are read together.
 
@@ -131,6 +153,7 @@ def stream(images: ImageSet, world: World, batch_size: int) -> Iterator[ImageBat
         UserError: for an image that cannot be used.
     """
     begin, end = (len(images) * rank // world.size for rank in (world.rank, world.rank + 1))
+    batch_size = min(batch_size, max(MAX_BATCH_BYTES // math.prod(images.shape), 1))
     workers = min(MAX_WORKERS, len(os.sched_getaffinity(0)) // world.size) if len(images) >= WORKERS_FROM else 0
     batches = DataLoader(
         _Batches(images, begin, end, batch_size),

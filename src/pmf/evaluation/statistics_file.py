@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,11 @@ def save_statistics(path: Path, gaussian: Gaussian, num_images: int, protocol: d
         temporary.replace(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); choose another --output") from None
+
+
+def holds_statistics(names: Set[str]) -> bool:
+    """Whether arrays of these names are one of the layouts."""
+    return any(names >= set(keys) for keys in LAYOUTS.values())
 
 
 def load_statistics(path: Path) -> SavedStatistics:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from pmf.evaluation.fidelity import compare, reliability_warnings
 from pmf.evaluation.statistics_file import save_statistics
 from pmf.fidelity.record import default_output, extractor_record, fidelity_record, print_table, write_record
 from pmf.fidelity.references import open_reference
-from pmf.fidelity.subjects import checkpoint_subject, data_subject, folder_subject, measure, named_subject
+from pmf.fidelity.subjects import checkpoint_subject, data_subject, images_subject, measure, named_subject
 from pmf.sampling import SamplingRequest
 
 
@@ -22,7 +23,7 @@ class FidelityRequest:
 
     Attributes:
         sampling: measure these images of a checkpoint; or else
-        images: measure this folder of PNGs,
+        images: measure this folder of images, or ``.npz`` of images,
         num_images: the first so many of it; None is all.
         reference: see :func:`pmf.fidelity.references.open_reference`.
         extractor: see :func:`pmf.evaluation.extractor_table.open_extractor`.
@@ -53,7 +54,7 @@ def report_fidelity(request: FidelityRequest) -> None:
         subject = checkpoint_subject(request.sampling, request.keep_images, world)
     else:
         assert request.images is not None
-        subject = folder_subject(request.images, request.num_images, world)
+        subject = images_subject(request.images, request.num_images, world)
     extractor = open_extractor(request.extractor, request.extractor_weights, subject.shape, world)
     keep_features = request.kid or request.precision_recall
     reference = open_reference(request.reference, subject, extractor, world, keep_features=keep_features)
@@ -67,7 +68,11 @@ def report_fidelity(request: FidelityRequest) -> None:
         subject=subject,
         extractor=extractor_record(extractor, dimension),
         reference=reference.origin,
-        warnings=reference.warnings + reliability_warnings(subject.num_images, reference.num_images, dimension),
+        warnings=[
+            *subject.warnings,
+            *reference.warnings,
+            *reliability_warnings(subject.num_images, reference.num_images, dimension),
+        ],
         world=world,
     )
     output = request.output or default_output(request.sampling.checkpoint if request.sampling else None)
@@ -93,10 +98,13 @@ def write_reference(
     network = open_extractor(extractor, weights, subject.shape, world)
     measured = measure(subject, network, world, "images", keep_features=False)
     if world.is_main:
+        for warning in subject.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
         dimension = measured.gaussian.dimension
         protocol = {
             **subject.origin,
             "image_shape": list(subject.shape),
+            "warnings": subject.warnings,
             "extractor": extractor_record(network, dimension),
         }
         save_statistics(output, measured.gaussian, subject.num_images, protocol)

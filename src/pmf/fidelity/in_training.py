@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from pmf.config import Config
 from pmf.distributed import World
 from pmf.errors import NotFiniteError, Preempted
@@ -44,6 +46,9 @@ class TrainingEvaluation:
         self._extractor = open_extractor(evaluation.extractor, weights, self._shape, world)
         subject = self._subject(lambda: iter(()), {})
         self._reference = open_reference(evaluation.reference, subject, self._extractor, world, keep_features=False)
+        if world.is_main:
+            for warning in self._reference.warnings:
+                tqdm.write(f"warning: evaluation.reference: {warning}")
 
     def is_due(self, step: int) -> bool:
         """Whether the step has crossed a multiple of ``evaluation.every_images``."""

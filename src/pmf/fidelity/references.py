@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from pmf.distributed import World
 from pmf.errors import UserError
 from pmf.evaluation.extractors import Extractor
 from pmf.evaluation.frechet import Gaussian
-from pmf.evaluation.statistics_file import load_statistics
+from pmf.evaluation.npz_images import ARRAY, array_names
+from pmf.evaluation.statistics_file import holds_statistics, load_statistics
 from pmf.fidelity.subjects import Subject, measure, named_subject
 
 
@@ -41,18 +42,29 @@ def open_reference(
 
     Args:
         name: a statistics file (``.npz``), or a set of images as :func:`pmf.fidelity.subjects.named_subject` takes it.
+            A file of both, as ADM publishes them, gives its statistics for the distance and its images for the rest.
         subject: what will be compared with it.
         keep_features: KID, precision and recall need every feature vector.
 
     Raises:
         UserError: nothing of that name, other shapes or dimensions, or another extractor than the file's.
     """
-    if Path(name).suffix == ".npz":
-        if keep_features:
-            raise UserError(
-                f"--reference {name}: holds statistics only; --kid and --precision-recall need the images themselves"
-            )
-        return _load(Path(name), subject, extractor, world)
+    arrays = array_names(Path(name)) if Path(name).suffix.lower() == ".npz" else None
+    if arrays is None or (ARRAY in arrays and not holds_statistics(arrays)):
+        return _measure(name, subject, extractor, world, keep_features=keep_features)
+    if keep_features and ARRAY not in arrays:
+        raise UserError(
+            f"--reference {name}: holds statistics only; --kid and --precision-recall need the images themselves"
+        )
+    saved = _load(Path(name), subject, extractor, world)
+    if not keep_features:
+        return saved
+    images = _measure(name, subject, extractor, world, keep_features=True)
+    origin = {**saved.origin, "features_of": images.origin}
+    return replace(saved, features=images.features, origin=origin, warnings=saved.warnings + images.warnings)
+
+
+def _measure(name: str, subject: Subject, extractor: Extractor, world: World, *, keep_features: bool) -> Reference:
     images = named_subject(name, subject.data, world)
     if images.shape != subject.shape:
         raise UserError(
@@ -65,7 +77,7 @@ def open_reference(
         num_images=measured.num_images,
         features=measured.features,
         origin={**images.origin, "num_images": measured.num_images, "sha256": None},
-        warnings=[],
+        warnings=images.warnings,
     )
 
 
@@ -84,6 +96,7 @@ def _load(path: Path, subject: Subject, extractor: Extractor, world: World) -> R
             f"{extractor.name} {extractor.sha256[:16]}; give the --extractor that it was made with"
         )
     shape = tuple(saved.protocol.get("image_shape", subject.shape))
+    other = [f"the reference has images of shape {shape}, not {subject.shape}"] if shape != subject.shape else []
     return Reference(
         gaussian=saved.gaussian,
         num_images=saved.num_images,
@@ -95,5 +108,5 @@ def _load(path: Path, subject: Subject, extractor: Extractor, world: World) -> R
             "num_images": saved.num_images,
             "protocol": saved.protocol,
         },
-        warnings=[f"the reference has images of shape {shape}, not {subject.shape}"] if shape != subject.shape else [],
+        warnings=[*other, *saved.protocol.get("warnings", [])],
     )

@@ -1,9 +1,9 @@
-"""Sets of images that are measured: of a checkpoint, of a folder of PNGs, of a data set."""
+"""Sets of images that are measured: of a checkpoint, of a folder or an .npz, of a data set."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,17 @@ from tqdm import tqdm
 from pmf.config import DataConfig
 from pmf.configfile import load_config
 from pmf.data import create_source
+from pmf.data.image_files import LeftOut, list_deep, list_flat, scan_folder
+from pmf.data.imagefolder import class_root
+from pmf.data.parquet_files import holds_parquet
 from pmf.distributed import World
 from pmf.errors import UserError
 from pmf.evaluation.digit_features import DIGITS
 from pmf.evaluation.extractors import Extractor, ImageShape
 from pmf.evaluation.fidelity import FidelityMeter, Measured
 from pmf.evaluation.generation import generate_batches
-from pmf.evaluation.image_sets import DataImages, ImageBatch, PngFolder, stream
+from pmf.evaluation.image_sets import DataImages, FlatFolder, ImageBatch, stream
+from pmf.evaluation.npz_images import ARRAY, NpzImages
 from pmf.sampling import Sampler, SamplingRequest, open_sampler, write_samples
 from pmf.strict import read_object
 
@@ -35,6 +39,7 @@ class Subject:
         batches: this process's share of the images.
         data: how images of a data set are prepared to be compared with these.
         origin: where they come from, for the record.
+        warnings: what was found beside them and is not measured, a line each.
     """
 
     shape: ImageShape
@@ -42,6 +47,7 @@ class Subject:
     batches: Callable[[], Iterator[ImageBatch]]
     data: DataConfig
     origin: dict[str, Any]
+    warnings: list[str] = field(default_factory=list)
 
 
 def measure(subject: Subject, extractor: Extractor, world: World, what: str, *, keep_features: bool) -> Measured:
@@ -69,7 +75,12 @@ def checkpoint_subject(request: SamplingRequest, keep_images: Path | None, world
     generated = sampler_subject(sampler, request, world)
     if keep_images:
         write_samples(sampler, keep_images, world)
-        kept = folder_subject(keep_images, request.num_images, world)
+        kept = folder_subject(keep_images, None, world)
+        if kept.num_images != request.num_images:
+            raise UserError(
+                f"--keep-images {keep_images}: holds {kept.num_images} images and not just the {request.num_images} "
+                "that were generated; remove the others"
+            )
         return replace(kept, data=sampler.config.data, origin={**generated.origin, "kept_images": str(keep_images)})
     return generated
 
@@ -85,25 +96,41 @@ def sampler_subject(sampler: Sampler, request: SamplingRequest, world: World) ->
     )
 
 
-def folder_subject(folder: Path, num_images: int | None, world: World) -> Subject:
-    """The PNGs of a folder, with the pixels that they hold.
+def images_subject(path: Path, num_images: int | None, world: World) -> Subject:
+    """The images of a folder or of an ``.npz``, with the pixels that they hold.
 
     Raises:
-        UserError: see :class:`pmf.evaluation.image_sets.PngFolder`.
+        UserError: see :class:`pmf.evaluation.image_sets.FlatFolder` and :class:`pmf.evaluation.npz_images.NpzImages`.
     """
-    images = PngFolder(folder, num_images)
+    if path.is_dir() or path.suffix.lower() != ".npz":
+        return folder_subject(path, num_images, world)
+    images = NpzImages(path, num_images)
+    if world.is_main:
+        images.verify()
+    return _as_they_are(images, world, {"images": str(path), "array": ARRAY})
+
+
+def folder_subject(folder: Path, num_images: int | None, world: World) -> Subject:
+    """The images that stand directly in a folder, with the pixels that they hold.
+
+    Raises:
+        UserError: see :class:`pmf.evaluation.image_sets.FlatFolder`.
+    """
+    images = FlatFolder(folder, num_images)
     sampling = folder / "sampling.json"
     advice = "remove it if the images are not those of one call of eval.py sample"
+    record = read_object(sampling, advice) if sampling.exists() else None
+    return _as_they_are(images, world, {"images": str(folder), "sampling": record})
+
+
+def _as_they_are(images: FlatFolder | NpzImages, world: World, origin: dict[str, Any]) -> Subject:
     return Subject(
         shape=images.shape,
         num_images=len(images),
         batches=lambda: stream(images, world, READ_BATCH),
         data=DataConfig(image_size=images.shape[1], channels=1 if images.shape[0] == 1 else 3),
-        origin={
-            "images": str(folder),
-            "preparation": "as they are",
-            "sampling": read_object(sampling, advice) if sampling.exists() else None,
-        },
+        origin={**origin, "preparation": "as they are"},
+        warnings=images.warnings,
     )
 
 
@@ -113,18 +140,20 @@ def data_subject(data: DataConfig, world: World) -> Subject:
     Raises:
         UserError: the data set cannot be opened.
     """
-    images = DataImages(create_source(data, seed=0), _shape(data))
+    source = create_source(data, seed=0)
+    images = DataImages(source, _shape(data))
     return Subject(
         shape=images.shape,
         num_images=len(images),
         batches=lambda: stream(images, world, READ_BATCH),
         data=data,
         origin={"images": data.path or data.kind, "split": data.split, "preparation": "ADM centre crop"},
+        warnings=list(source.warnings),
     )
 
 
 def named_subject(name: str, data: DataConfig, world: World) -> Subject:
-    """``digits``, a config's data set, a folder of PNGs, Parquet files, or a folder of class folders.
+    """``digits``, a config's data set, Parquet files, an ``.npz`` of images, or a folder: flat, or of class folders.
 
     Args:
         data: the size and channels that images of a data set are prepared to, and the columns and split of Parquet.
@@ -138,16 +167,29 @@ def named_subject(name: str, data: DataConfig, world: World) -> Subject:
         return data_subject(DIGITS, world)
     if path.suffix in (".yaml", ".yml"):
         return data_subject(load_config(path).data.model_copy(update=size), world)
-    if path.suffix == ".parquet" or any(path.glob("*.parquet")) or any(path.glob("data/*.parquet")):
-        return data_subject(data.model_copy(update={"kind": "parquet", "path": name}), world)
+    parquet = data.model_copy(update={"kind": "parquet", "path": name})
+    if path.suffix == ".parquet" or holds_parquet(name, data.split):
+        return data_subject(parquet, world)
+    if path.suffix.lower() == ".npz" and path.is_file():
+        return images_subject(path, None, world)
     if not path.is_dir():
         raise UserError(f"{name}: is neither digits, a config (.yaml), Parquet files nor a folder of images")
-    root = path / data.split if (path / data.split).is_dir() else path
-    classes = [child for child in root.iterdir() if child.is_dir() and not child.name.startswith(".")]
-    if any(path.glob("*.png")) or not classes:
-        return folder_subject(path, None, world)
-    folders = {"kind": "imagefolder", "path": name, "num_classes": len(classes)}
-    return data_subject(data.model_copy(update=folders), world)
+    flat = list_flat(path, LeftOut())
+    below = _below(path, data, world)
+    if below is None and not flat and holds_parquet(name, None):
+        return data_subject(parquet, world)  # it is another split's, which this says
+    # The fewer images are strays, and counted among what is left out.
+    return folder_subject(path, None, world) if below is None or len(flat) > below.num_images else below
+
+
+def _below(path: Path, data: DataConfig, world: World) -> Subject | None:
+    """The images of class folders in ``path``, or of a split's folder; None where there are none."""
+    root = class_root(path, data.split)
+    _, folders = scan_folder(root, "", LeftOut())
+    if any(list_deep(root, folder, LeftOut()) for folder in folders):
+        found = {"kind": "imagefolder", "path": str(path), "num_classes": len(folders)}
+        return data_subject(data.model_copy(update=found), world)
+    return folder_subject(root, None, world) if root != path and list_flat(root, LeftOut()) else None
 
 
 def _generation_record(sampler: Sampler, request: SamplingRequest) -> dict[str, Any]:

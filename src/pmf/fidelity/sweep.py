@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -77,6 +78,8 @@ def _measure_all(request: SweepRequest, world: World) -> list[Point]:
         if extractor is None or reference is None:
             extractor = open_extractor(request.extractor, request.extractor_weights, subject.shape, world)
             reference = open_reference(request.reference, subject, extractor, world, keep_features=False)
+            for warning in reference.warnings if world.is_main else []:
+                print(f"warning: {warning}", file=sys.stderr)
         measured = measure(subject, extractor, world, f"point {number}", keep_features=False)
         if not world.is_main:
             continue
