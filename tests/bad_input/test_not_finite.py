@@ -28,15 +28,7 @@ from tests.launch import ROOT, TINY
 from tests.launch import run_command as start_command
 
 DIGITS = ROOT / "configs" / "digits.yaml"
-FRAGILE = "tests.bad_input.test_not_finite:Standardised"
-
-
-class Standardised(torch.nn.Module):
-    """Features that exist for no image of one colour: each is divided by its standard deviation."""
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        pixels = images.float().flatten(1)
-        return (pixels / pixels.std(1, keepdim=True))[:, :3]
+FRAGILE = "tests.evaluation.networks:Standardised"
 
 
 @pytest.fixture(autouse=True)

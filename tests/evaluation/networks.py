@@ -50,6 +50,14 @@ class WrongOutput(nn.Module):
         return images.float()
 
 
+class Standardised(nn.Module):
+    """Features that exist for no image of one colour: each is divided by its standard deviation."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        pixels = images.float().flatten(1)
+        return (pixels / pixels.std(1, keepdim=True))[:, :3]
+
+
 def create_other() -> nn.Module:
     """The same network with other weights."""
     network = SmallFeatures()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
 
 from pmf.distributed import ALONE
+from pmf.errors import UserError
 from pmf.evaluation.frechet import Gaussian, frechet_distance
 from pmf.evaluation.moments import FeatureMoments
+from tests.evaluation.covariances import GOOD, NO_COVARIANCES
 
 
 def random_gaussian(seed: int, dimension: int, rank: int, condition: float) -> Gaussian:
@@ -82,3 +86,45 @@ def test_moments_of_batches_are_those_of_the_whole():
 def test_other_dimensions_are_refused():
     with pytest.raises(ValueError, match="3 and 4 dimensions"):
         frechet_distance(random_gaussian(0, 3, 3, 1.0), random_gaussian(0, 4, 4, 1.0))
+
+
+@pytest.mark.parametrize("kind", NO_COVARIANCES)
+def test_what_is_no_covariance_is_refused(kind):
+    covariance, message = NO_COVARIANCES[kind]
+    mean = torch.zeros(20, dtype=torch.float64)
+    good, bad = Gaussian(mean, GOOD), Gaussian(mean, covariance)
+    for one, other, which in ((bad, good, "first"), (good, bad, "second")):
+        with pytest.raises(UserError) as error:
+            frechet_distance(one, other)
+        assert str(error.value).startswith(f"statistics of the {which} set: ")
+        assert message in str(error.value)
+
+
+@pytest.mark.parametrize("rank", [200, 60, 3, 1])
+def test_rounding_is_no_reason_to_refuse(rank):
+    """Statistics in float32, covariances that are symmetric up to rounding, and images that do not differ."""
+    a = random_gaussian(0, 200, rank, 1e3)
+    in_float32 = Gaussian(a.mean.float().double(), a.covariance.float().double())
+    noise = torch.randn(200, 200, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    uneven = Gaussian(a.mean, a.covariance + 2**-24 * noise * a.covariance)
+    for other in (in_float32, uneven):
+        # Of a singular covariance, the root of each eigenvalue that is rounding: 200 of about 2^-24 / sqrt(200) of 1.
+        assert frechet_distance(a, other) < 200 * (2**-24 / 14) ** 0.5 + 1e-5
+    same = FeatureMoments(20, torch.device("cpu"))
+    same.update(torch.full((2000, 20), 123.456))
+    gaussian = same.pooled(ALONE)
+    assert float(gaussian.covariance.abs().max()) > 0  # nothing but rounding
+    assert frechet_distance(gaussian, gaussian) < 1e-6
+
+
+def test_a_distance_is_never_below_zero():
+    distances = []
+    for seed in range(60):
+        a = random_gaussian(seed, 30, 30 if seed % 2 else 12, 1e3)
+        distances.append(frechet_distance(a, a))
+    assert all(math.copysign(1, distance) == 1 for distance in distances)  # not -0.0 either
+    assert max(distances) < 1e-6
+    assert sum(distance == 0 for distance in distances) > 10  # where rounding left less
+    huge = Gaussian(torch.full((3,), 1e200, dtype=torch.float64), torch.eye(3, dtype=torch.float64))
+    with pytest.raises(UserError, match="is not finite: their features are too large for float64"):
+        frechet_distance(huge, Gaussian(-huge.mean, huge.covariance))

@@ -11,6 +11,7 @@ import torch
 from pmf.errors import UserError
 from pmf.evaluation.frechet import Gaussian
 from pmf.evaluation.statistics_file import load_statistics, save_statistics
+from tests.evaluation.covariances import NO_COVARIANCES
 
 MEAN = np.arange(3.0)
 COVARIANCE = np.diag([1.0, 2.0, 3.0])
@@ -42,6 +43,24 @@ def test_published_layouts_are_known_by_their_keys(tmp_path, layout, prefix, dty
     assert saved.gaussian.mean.dtype == saved.gaussian.covariance.dtype == torch.float64
     np.testing.assert_array_equal(saved.gaussian.mean.numpy(), MEAN)
     np.testing.assert_array_equal(saved.gaussian.covariance.numpy(), COVARIANCE)
+
+
+@pytest.mark.parametrize("kind", NO_COVARIANCES)
+def test_what_is_no_covariance_is_refused_in_every_layout(kind, tmp_path):
+    covariance, message = NO_COVARIANCES[kind]
+    path = tmp_path / "statistics.npz"
+    for prefix, ours in (("", {"n": np.int64(50), "protocol": np.str_("{}")}), ("", {}), ("ref_", {})):
+        for dtype in (np.float32, np.float64):
+            np.savez(path, **{f"{prefix}mu": np.zeros(20), f"{prefix}sigma": covariance.numpy().astype(dtype)}, **ours)
+            with pytest.raises(UserError) as error:
+                load_statistics(path)
+            assert str(error.value).startswith(f"{path}: ")
+            assert message in str(error.value)
+            assert "\n" not in str(error.value)
+    # Nor is it written.
+    with pytest.raises(UserError):
+        save_statistics(tmp_path / "ours.npz", Gaussian(torch.zeros(20, dtype=torch.float64), covariance), 50, {})
+    assert not (tmp_path / "ours.npz").exists()
 
 
 def test_what_is_no_statistics_file_is_one_line(tmp_path):
