@@ -97,7 +97,7 @@ class MicroBatch:
             found = torch.autograd.grad(loss * scale, parameters)
             if scale == 1.0 or all(bool(gradient.isfinite().all()) for gradient in found):
                 by_name = {name: gradient.float() / scale for name, gradient in zip(names, found, strict=True)}
-                return Gradients(loss=float(loss), by_name=by_name, scale=scale)
+                return Gradients(loss=float(loss.detach()), by_name=by_name, scale=scale)
             scale /= 2
 
 
