@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import statistics
 import sys
 import time
@@ -22,7 +21,8 @@ import torch
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from benchmarks.environment import environment, synchronize
-from pmf.distributed import ALONE
+from benchmarks.result_file import ResultFile
+from pmf.distributed import ALONE, run_command
 from pmf.evaluation.extractors import Extractor, freeze
 from pmf.evaluation.fidelity import FidelityMeter
 from pmf.evaluation.frechet import Gaussian, frechet_distance
@@ -63,7 +63,7 @@ def seconds_of(function: Callable[[], object], repeats: int, device: str) -> flo
     return statistics.median(times[1:])
 
 
-def feature_rates(batch_size: int, image_size: int, repeats: int, device: str) -> dict[str, float]:
+def feature_rates(batch_size: int, image_size: int, repeats: int, device: str, record: ResultFile) -> dict[str, float]:
     """Images per second of the extractor with sums, and of the sums alone."""
     images = torch.randint(256, (batch_size, 3, image_size, image_size), dtype=torch.uint8, device=device)
     indices = list(range(batch_size))
@@ -77,14 +77,17 @@ def feature_rates(batch_size: int, image_size: int, repeats: int, device: str) -
         moments.update(features)
         score.update(logits, indices)
 
-    seconds = {
-        "inception and sums": seconds_of(lambda: meter.update(ImageBatch(images, indices)), repeats, device),
-        "sums alone": seconds_of(sums, repeats, device),
-    }
-    return {name: batch_size / value for name, value in seconds.items()}
+    rates: dict[str, float] = {}
+    for name, call in {
+        "inception and sums": lambda: meter.update(ImageBatch(images, indices)),
+        "sums alone": sums,
+    }.items():
+        rates[name] = batch_size / seconds_of(call, repeats, device)
+        record.add(images_per_second=rates)
+    return rates
 
 
-def distance_seconds(repeats: int, with_sqrtm: bool) -> dict[str, float]:
+def distance_seconds(repeats: int, with_sqrtm: bool, record: ResultFile) -> dict[str, float]:
     """Seconds of a distance in 2,048 dimensions, on the CPU."""
     generator = torch.Generator().manual_seed(0)
 
@@ -94,17 +97,21 @@ def distance_seconds(repeats: int, with_sqrtm: bool) -> dict[str, float]:
         return Gaussian(features.mean(0), torch.cov(features.T))
 
     full, low = (gaussian(5000), gaussian(5000)), (gaussian(1000), gaussian(1000))
-    seconds = {
-        "Frechet distance": seconds_of(lambda: frechet_distance(*full), repeats, "cpu"),
-        "Frechet distance, both singular": seconds_of(lambda: frechet_distance(*low), repeats, "cpu"),
-    }
+    seconds: dict[str, float] = {}
+
+    def keep(name: str, value: float) -> None:
+        seconds[name] = value
+        record.add(milliseconds={name: 1000 * value for name, value in seconds.items()})
+
+    keep("Frechet distance", seconds_of(lambda: frechet_distance(*full), repeats, "cpu"))
+    keep("Frechet distance, both singular", seconds_of(lambda: frechet_distance(*low), repeats, "cpu"))
     if with_sqrtm:
         import scipy.linalg  # type: ignore[import-untyped]
 
         product = (full[0].covariance @ full[1].covariance).numpy()
         started = time.perf_counter()
         scipy.linalg.sqrtm(product)
-        seconds["scipy sqrtm"] = time.perf_counter() - started
+        keep("scipy sqrtm", time.perf_counter() - started)
     return seconds
 
 
@@ -118,19 +125,15 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    report = environment(device)
-    rates = feature_rates(arguments.batch_size, arguments.image_size, arguments.repeats, device)
-    seconds = distance_seconds(arguments.repeats, arguments.sqrtm)
+    settings = {"batch_size": arguments.batch_size, "image_size": arguments.image_size}
+    record = ResultFile(arguments.json, {**environment(device), **settings})
+    rates = feature_rates(arguments.batch_size, arguments.image_size, arguments.repeats, device, record)
+    seconds = distance_seconds(arguments.repeats, arguments.sqrtm, record)
     for name, rate in rates.items():
         print(f"{name:34s}{rate:10.2f} images/s")
     for name, value in seconds.items():
         print(f"{name:34s}{value:10.2f} s")
-    if arguments.json:
-        settings = {"batch_size": arguments.batch_size, "image_size": arguments.image_size}
-        milliseconds = {name: 1000 * value for name, value in seconds.items()}
-        result = {**report, **settings, "images_per_second": rates, "milliseconds": milliseconds}
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

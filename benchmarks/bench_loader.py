@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -14,8 +13,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, the repos
 
 from benchmarks.environment import environment
 from benchmarks.make_parquet import write_image_set
+from benchmarks.result_file import ResultFile
 from pmf.config import DataConfig
 from pmf.data import create_loader, create_source
+from pmf.distributed import run_command
 
 BATCH = 64
 
@@ -66,7 +67,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    report = environment()
+    record = ResultFile(arguments.json, {**environment(), "image_size": arguments.size})
     with tempfile.TemporaryDirectory() as folder:
         write_image_set(Path(folder), arguments.images)
         megabytes = sum(file.stat().st_size for file in Path(folder).rglob("*.parquet")) / 1e6
@@ -76,17 +77,13 @@ def main() -> None:
         results = []
         for workers in arguments.workers:
             result = measure(config, workers, arguments.images // BATCH)
-            results.append(result)
+            results.append(asdict(result))
+            record.add(results=results)
             print(
                 f"{workers:>8} {result.first_batch_seconds:>14.2f} {result.images_per_second:>10.1f} "
                 f"{result.images_per_second_per_worker:>11.1f}"
             )
-    if arguments.json:
-        rows = [asdict(result) for result in results]
-        arguments.json.write_text(
-            json.dumps({**report, "image_size": arguments.size, "results": rows}, indent=2) + "\n"
-        )
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

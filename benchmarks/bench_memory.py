@@ -8,10 +8,10 @@ pass, and each storage counts once.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, the repository's root is not on the path
 
@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.environment import environment
+from benchmarks.result_file import ResultFile
 from pmf.config import Config
 from pmf.configfile import load_config
-from pmf.distributed import Stream, torch_generator
+from pmf.distributed import Stream, run_command, torch_generator
 from pmf.flow.draws import Draws
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
 from pmf.memory.estimate import MemoryEstimator
@@ -109,8 +110,8 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    report = environment("cpu")
-    rows = []
+    record = ResultFile(arguments.json, environment("cpu"))
+    rows: list[dict[str, Any]] = []
     print(f"{'model':10s}{'images':>7s}{'precision':>10s}{'checkpointed':>13s}{'measured MiB':>13s}{'error':>8s}")
     for name in arguments.cases:
         for precision in PRECISIONS[name]:
@@ -126,16 +127,15 @@ def main() -> None:
                 found = compare(config, CASES[name])
                 row = {"model": config.model.name, "images": CASES[name], "precision": precision}
                 rows.append({**row, "checkpointed": checkpointing == "true", **asdict(found), "error": found.error})
+                worst = max(abs(row["error"]) for row in rows)
+                record.add(largest_error=worst, rows=rows)
                 print(
                     f"{config.model.name:10s}{CASES[name]:7d}{precision:>10s}{checkpointing:>13s}"
                     f"{found.measured / MIB:13.1f}{found.error:8.2%}",
                     flush=True,
                 )
-    worst = max(abs(row["error"]) for row in rows)
     print(f"largest error: {worst:.2%}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps({**report, "largest_error": worst, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

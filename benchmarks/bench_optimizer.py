@@ -7,7 +7,6 @@ limit in pmf/optim/sharding.py; this is where that limit comes from.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -20,6 +19,8 @@ import torch
 from torch import nn
 
 from benchmarks.environment import environment, synchronize
+from benchmarks.result_file import ResultFile
+from pmf.distributed import run_command
 from pmf.optim import sharding
 from pmf.optim.muon import Muon
 
@@ -80,8 +81,10 @@ def create_muon_step(
     return optimizer.step
 
 
-def median_milliseconds(steps: dict[str, Callable[[], object]], repeats: int, device: str) -> dict[str, float]:
-    """Each candidate once to warm up, then ``repeats`` rounds of all of them."""
+def median_milliseconds(
+    steps: dict[str, Callable[[], object]], repeats: int, device: str, record: ResultFile
+) -> dict[str, float]:
+    """Each candidate once to warm up, then ``repeats`` rounds of all of them; recorded after each round."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for round_number in range(repeats + 1):
         for name, step in steps.items():
@@ -91,7 +94,10 @@ def median_milliseconds(steps: dict[str, Callable[[], object]], repeats: int, de
             synchronize(device)
             if round_number:
                 times[name].append(1e3 * (time.perf_counter() - begin))
-    return {name: statistics.median(values) for name, values in times.items()}
+        if round_number:
+            medians = {name: statistics.median(values) for name, values in times.items()}
+            record.add(rounds=round_number, milliseconds=medians)
+    return medians
 
 
 def main() -> None:
@@ -103,7 +109,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     shapes, device = PRESETS[arguments.preset], arguments.device
-    report = environment(device)
+    settings = {"preset": arguments.preset, "device": device, "repeats": arguments.repeats}
+    record = ResultFile(arguments.json, {**environment(device), **settings})
     shipped = sharding.STACK_ELEMENTS[device]
     adamw = torch.optim.AdamW(create_parameters(shapes, device), foreach=True)
     steps: dict[str, Callable[[], object]] = {
@@ -114,15 +121,12 @@ def main() -> None:
     }
     if device == "cuda":
         steps["Muon as shipped, bfloat16 products"] = create_muon_step(shapes, device, shipped, torch.bfloat16)
-    milliseconds = median_milliseconds(steps, arguments.repeats, device)
+    milliseconds = median_milliseconds(steps, arguments.repeats, device, record)
     print(f"{'':>36} {'ms':>10} {'to AdamW':>9} {'to one by one':>14}")
     for name, value in milliseconds.items():
         to_adamw, to_looped = value / milliseconds["torch AdamW"], value / milliseconds["Muon one by one"]
         print(f"{name:>36} {value:>10.2f} {to_adamw:>9.2f} {to_looped:>14.2f}")
-    if arguments.json:
-        settings = {"preset": arguments.preset, "device": device, "repeats": arguments.repeats}
-        arguments.json.write_text(json.dumps({**report, **settings, "milliseconds": milliseconds}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

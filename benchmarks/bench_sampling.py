@@ -7,7 +7,6 @@ CPU), the network as it is and with compiled blocks, and writing PNGs. Weights a
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -21,6 +20,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.environment import environment, synchronize
+from benchmarks.result_file import ResultFile
+from pmf.distributed import run_command
 from pmf.evaluation.generation import image_noise
 from pmf.evaluation.images import save_png, to_uint8
 from pmf.flow.parameterization import ImagePrediction
@@ -30,8 +31,10 @@ from pmf.net.sizes import SIZES, create_network
 NUM_CLASSES = 1000
 
 
-def measure(model: str, image_size: int, batch_size: int, repeats: int, device: str) -> dict[str, list[float]]:
-    """Seconds of each stage for one batch, after one repeat to warm up."""
+def measure(
+    model: str, image_size: int, batch_size: int, repeats: int, device: str, record: ResultFile
+) -> dict[str, float]:
+    """Images per second of each stage for one batch, after one repeat to warm up; recorded after each repeat."""
     networks = {}
     for name in ("network", "network, compiled"):
         networks[name] = create_network(model, image_size=image_size, num_classes=NUM_CLASSES, inference=True)
@@ -59,7 +62,11 @@ def measure(model: str, image_size: int, batch_size: int, repeats: int, device: 
                 ),
             )
         timed("uint8 and PNG", lambda x=images: write_pngs(to_uint8(x)))  # type: ignore[misc]
-    return {stage: values[1:] for stage, values in seconds.items()}
+        if repeat:
+            measured = {stage: values[1:] for stage, values in seconds.items()}
+            rates = {stage: batch_size / statistics.median(values) for stage, values in measured.items()}
+            record.add(seconds=measured, images_per_second=rates)
+    return rates
 
 
 def write_pngs(images: Tensor) -> Tensor:
@@ -80,17 +87,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    report = environment(device)
-    seconds = measure(arguments.model, arguments.image_size, arguments.batch_size, arguments.repeats, device)
-    rates = {stage: arguments.batch_size / statistics.median(values) for stage, values in seconds.items()}
+    settings = {"model": arguments.model, "image_size": arguments.image_size, "batch_size": arguments.batch_size}
+    record = ResultFile(arguments.json, {**environment(device), **settings})
+    rates = measure(arguments.model, arguments.image_size, arguments.batch_size, arguments.repeats, device, record)
     print(f"{'':20s}{'images/s':>10s}")
     for stage, rate in rates.items():
         print(f"{stage:20s}{rate:10.2f}")
-    if arguments.json:
-        settings = {"model": arguments.model, "image_size": arguments.image_size, "batch_size": arguments.batch_size}
-        result = {**report, **settings, "seconds": seconds, "images_per_second": rates}
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -6,6 +6,7 @@ import faulthandler
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 import threading
@@ -45,6 +46,7 @@ def main(
     run: Callable[[Setting, Report], None], setting: Setting, fault: str | None, log: Path, pipe: Connection
 ) -> None:
     """Run a stage; the last message says how it ended, and is missing if the process was ended."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # to dump what a GPU's process has mapped takes minutes
     os.setsid()  # a group of its own, which the processes that it starts are in too
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):

@@ -97,7 +97,7 @@ class MicroBatch:
             found = torch.autograd.grad(loss * scale, parameters)
             if scale == 1.0 or all(bool(gradient.isfinite().all()) for gradient in found):
                 by_name = {name: gradient.float() / scale for name, gradient in zip(names, found, strict=True)}
-                return Gradients(loss=float(loss), by_name=by_name, scale=scale)
+                return Gradients(loss=float(loss.detach()), by_name=by_name, scale=scale)
             scale /= 2
 
 
@@ -138,7 +138,8 @@ def muon_in_bfloat16(setting: Setting, report: Report) -> None:
         report(**{f"{precision}, step": times})
     difference = [a - b for a, b in zip(moved["bfloat16"], moved["float32"], strict=True)]
     report(relative_difference_of_the_step=_norm(difference) / _norm(moved["float32"]))
-    matrices = {tuple(p.shape): p.grad for p in start.parameters() if p.ndim == 2 and p.grad is not None}
+    muon = next(group for group in optimizer.param_groups if group["kind"] == "muon")
+    matrices = {tuple(parameter.shape): parameter.grad for parameter in muon["params"]}
     for shape, gradient in matrices.items():
         values = torch.linalg.svdvals(orthogonalize(gradient, dtype=torch.bfloat16))
         report(**{f"singular values {shape[0]} x {shape[1]}": [float(values.min()), float(values.max())]})
