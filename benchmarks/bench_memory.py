@@ -77,7 +77,7 @@ def first_micro_batch(config: Config, size: int) -> MicroBatch:
     (scalars,) = objective.draw_rows(training.global_batch_size, count, [0], generator)
     images = torch.rand(size, data.channels, data.image_size, data.image_size) * 2 - 1
     labels = torch.randint(data.num_classes, (size,))
-    draws = objective.draw(images, labels, generator, scalars)
+    draws = objective.draw(images, generator, scalars)
     return MicroBatch(network=network, objective=objective, images=images, labels=labels, draws=draws)
 
 

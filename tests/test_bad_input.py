@@ -452,7 +452,7 @@ def test_what_this_machines_gpus_cannot_do(processes, bf16, message, tmp_path, f
     # What torch says of two GPUs, with or without bf16; nothing may touch them before the line is printed.
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: bf16)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
     overrides = [*TINY, f"training.output_dir={tmp_path}/run", "training.mixed_precision=bf16"]
     assert fails(train_command.main, "--config", DIGITS, *overrides) == f"error: {message}\n"

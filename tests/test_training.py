@@ -233,7 +233,7 @@ def test_resuming_refuses_what_it_cannot_continue(tmp_path):
         assert message in str(error.value)
 
 
-def test_user_errors_end_a_command_with_one_line_and_status_2(tmp_path):
+def test_user_errors_end_a_command_with_one_line_and_status_2():
     result = run_command("train.py", "--config", "configs/digits.yaml", "optimizer.lr=fast")
     assert result.returncode == 2
     assert result.stderr == (

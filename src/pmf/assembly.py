@@ -39,11 +39,20 @@ class Assembly:
     flops: StepFlops
 
 
-def assemble(config: Config, accelerator: Any, world: World, *, max_steps: int, say: Callable[[str], None]) -> Assembly:
+def assemble(
+    config: Config,
+    accelerator: Any,
+    world: World,
+    *,
+    micro_batch_size: int,
+    max_steps: int,
+    say: Callable[[str], None],
+) -> Assembly:
     """Build everything on its device; called by all ranks.
 
     Args:
         accelerator: Accelerate's.
+        micro_batch_size: images per forward pass.
         max_steps: of the whole run, for the checkpoints that it will write.
         say: told which perceptual weights are used.
 
@@ -79,7 +88,7 @@ def assemble(config: Config, accelerator: Any, world: World, *, max_steps: int, 
     averages = WeightAverages(network, config.ema, world)
     flops = step_flops(
         network,
-        expected_shares(config.objective, config.perceptual.max_t),
+        expected_shares(config.objective, config.perceptual.max_t, micro_batch_size=micro_batch_size),
         perceptual_flops(perceptual, config.data.channels) if perceptual else 0,
     )
     return Assembly(

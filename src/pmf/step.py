@@ -119,7 +119,7 @@ class OptimizerStep:
         labels = batch.labels.to(self.world.device, non_blocking=True)
         number = self.world.rank * self.accumulation + micro
         generator = torch_generator(Stream.TRAINING_NOISE, self.config.training.seed, batch.step, number)
-        draws = self.objective.draw(images, labels, generator, scalars)
+        draws = self.objective.draw(images, generator, scalars)
         last = micro == self.accumulation - 1
         average_gradients(self.module, now=last)
         with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):

@@ -73,7 +73,14 @@ class Trainer:
 
         learning_rate(config.optimizer, 0, self.max_steps)  # a schedule that does not fit is an error now
 
-        parts = assemble(config, self.accelerator, self.world, max_steps=self.max_steps, say=self.say)
+        parts = assemble(
+            config,
+            self.accelerator,
+            self.world,
+            micro_batch_size=self.micro_batch_size,
+            max_steps=self.max_steps,
+            say=self.say,
+        )
         self.module, self.optimizer, self.objective = parts.module, parts.optimizer, parts.objective
         self.state, self.flops = parts.state, parts.flops
         self.run_folder = RunFolder(Path(training.output_dir).expanduser())

@@ -223,7 +223,7 @@ def test_class_folder_errors(class_folders: Path, tmp_path: Path) -> None:
     assert re.fullmatch(r".*/bee/0\.PNG: this image cannot be decoded: not one of JPEG, .*", str(third))
 
 
-def test_synthetic_images_tell_their_class(tmp_path: Path) -> None:
+def test_synthetic_images_tell_their_class() -> None:
     config = DataConfig(kind="synthetic", image_size=16, num_classes=4, num_images=40)
     source = create_source(config, 7)
     samples = list(source.samples(np.arange(40)))

@@ -30,10 +30,10 @@ __all__ = [
 
 # A new kind of data set is a line here and one in config.DataConfig.kind.
 SOURCES: dict[str, Callable[[DataConfig, int], Source]] = {
-    "parquet": lambda config, seed: ParquetSource(config),
-    "imagefolder": lambda config, seed: ImageFolderSource(config),
+    "parquet": lambda config, _: ParquetSource(config),
+    "imagefolder": lambda config, _: ImageFolderSource(config),
     "synthetic": SyntheticSource,
-    "digits": lambda config, seed: open_digits(config),
+    "digits": lambda config, _: open_digits(config),
 }
 
 

@@ -160,7 +160,7 @@ def worker_context() -> multiprocessing.context.BaseContext:
     return context
 
 
-def _start_worker(worker: int) -> None:
+def _start_worker(_worker: int) -> None:
     # Signals may reach the whole process group; the parent decides what they mean.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
