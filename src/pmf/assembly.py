@@ -11,6 +11,7 @@ from torch import nn
 from pmf.config import Config
 from pmf.distributed import Stream, World, torch_generator
 from pmf.flops import StepFlops, expected_shares, perceptual_flops, step_flops
+from pmf.flow.derivative import require_derivative
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
 from pmf.net.sizes import create_network
 from pmf.optim.ema import WeightAverages
@@ -68,6 +69,7 @@ def assemble(
         channels=config.data.channels,
         generator=torch_generator(Stream.WEIGHTS, training.seed),
     ).to(world.device)
+    require_derivative(network, config.objective, training)
     require_storage(training, checkpoint_bytes(network, config), max_steps)
     if training.activation_checkpointing:
         network.checkpoint_blocks()

@@ -57,7 +57,7 @@ class ObjectiveConfig(Section):
     parameterization: Literal["x", "u", "linear", "edm", "scm"] = "x"
     """What the heads predict: the image (the paper's choice), the velocity, or the image behind a pre-conditioner."""
     derivative: Literal["auto", "jvp", "dual"] = "auto"
-    """How du/dt is taken: torch.func.jvp, tangents carried beside the primal, or the faster one available."""
+    """How du/dt is taken: torch.func.jvp, tangents beside the primal, or auto: dual if the network can, else jvp."""
     data_proportion: Fraction = 0.5
     """Share of each micro-batch trained as plain flow matching (r = t)."""
     r_distribution: Literal["drawn", "zero"] = "drawn"
