@@ -157,7 +157,7 @@ class TrainingConfig(Section):
     max_steps: Positive | None = None
     """Length of the run in optimizer steps. Give this or epochs."""
     epochs: PositiveFloat | None = None
-    """Length of the run in passes over the data. Give this or max_steps."""
+    """Length of the run in passes over the data, those with another batch size included. Give this or max_steps."""
     seed: NonNegative = 42
     """Weights at start, order of samples and every random draw are functions of it."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "bf16"

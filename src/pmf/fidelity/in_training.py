@@ -45,10 +45,9 @@ class TrainingEvaluation:
         subject = self._subject(lambda: iter(()), {})
         self._reference = open_reference(evaluation.reference, subject, self._extractor, world, keep_features=False)
 
-    def is_due(self, step: int) -> bool:
-        """Whether the step has crossed a multiple of ``evaluation.every_images``."""
-        batch, every = self.config.training.global_batch_size, self.config.evaluation.every_images
-        return step > 0 and step * batch // every > (step - 1) * batch // every
+    def is_due(self) -> bool:
+        """Whether the last step has crossed a multiple of ``evaluation.every_images``."""
+        return self._snapshots.state.progress.crossed(self.config.evaluation.every_images)
 
     def output(self, step: int) -> Path:
         """The JSON of a step's evaluation."""
@@ -99,7 +98,7 @@ class TrainingEvaluation:
             warnings=self._reference.warnings + warnings,
             world=self._world,
         )
-        images = step * self.config.training.global_batch_size
+        images = self._snapshots.state.progress.images
         write_record({"step": step, "images_seen": images, **record}, self.output(step))
         found = {"fid": scores.fid}
         if scores.inception_score is not None:
