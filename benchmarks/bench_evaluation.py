@@ -22,7 +22,8 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 
 from benchmarks.environment import environment, synchronize
 from benchmarks.result_file import ResultFile
-from pmf.distributed import ALONE, run_command
+from pmf.commands import run_command
+from pmf.distributed import ALONE
 from pmf.evaluation.extractors import Extractor, freeze
 from pmf.evaluation.fidelity import FidelityMeter
 from pmf.evaluation.frechet import Gaussian, frechet_distance

@@ -14,9 +14,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, the repos
 from benchmarks.environment import environment
 from benchmarks.make_parquet import write_image_set
 from benchmarks.result_file import ResultFile
+from pmf.commands import run_command
 from pmf.config import DataConfig
 from pmf.data import create_loader, create_source
-from pmf.distributed import run_command
 
 BATCH = 64
 

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from benchmarks.environment import environment
 from benchmarks.result_file import ResultFile
+from pmf.commands import run_command
 from pmf.config import Config
 from pmf.configfile import load_config
-from pmf.distributed import Stream, run_command, torch_generator
+from pmf.distributed import Stream, torch_generator
 from pmf.flow.draws import Draws
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
 from pmf.memory.estimate import MemoryEstimator
@@ -78,7 +79,7 @@ def first_micro_batch(config: Config, size: int) -> MicroBatch:
     (scalars,) = objective.draw_rows(training.global_batch_size, count, [0], generator)
     images = torch.rand(size, data.channels, data.image_size, data.image_size) * 2 - 1
     labels = torch.randint(data.num_classes, (size,))
-    draws = objective.draw(images, labels, generator, scalars)
+    draws = objective.draw(images, generator, scalars)
     return MicroBatch(network=network, objective=objective, images=images, labels=labels, draws=draws)
 
 

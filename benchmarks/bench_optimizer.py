@@ -20,7 +20,7 @@ from torch import nn
 
 from benchmarks.environment import environment, synchronize
 from benchmarks.result_file import ResultFile
-from pmf.distributed import run_command
+from pmf.commands import run_command
 from pmf.optim import sharding
 from pmf.optim.muon import Muon
 

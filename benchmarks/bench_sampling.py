@@ -21,7 +21,7 @@ from torch import Tensor
 
 from benchmarks.environment import environment, synchronize
 from benchmarks.result_file import ResultFile
-from pmf.distributed import run_command
+from pmf.commands import run_command
 from pmf.evaluation.generation import image_noise
 from pmf.evaluation.images import save_png, to_uint8
 from pmf.flow.parameterization import ImagePrediction

@@ -15,7 +15,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, the repository's root is not on the path
 
-from pmf.distributed import run_command
+from pmf.commands import run_command
 from pmf.errors import UserError
 
 # Columns of the table of whole steps: heading, and the path of the figure among the results of a stage.

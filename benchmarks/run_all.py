@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.environment import environment
 from benchmarks.result_file import ResultFile, unused_path
-from pmf.distributed import run_command
+from pmf.commands import run_command
 
 HERE = Path(__file__).parent
 CPU_RUNS = {

@@ -57,7 +57,7 @@ def run(folder: Path, *overrides: str) -> dict[str, Tensor]:
     """Gradients that the first optimizer step sees, the norms before clipping, and the state after STEPS steps."""
     trainer = Trainer(tiny_config(folder, *COMMON, *overrides))
     if torch.get_default_dtype() == torch.float64:
-        trainer.module.register_forward_pre_hook(lambda module, inputs: tuple(map(to_double, inputs)))
+        trainer.module.register_forward_pre_hook(lambda _, inputs: tuple(map(to_double, inputs)))
     start_elsewhere(trainer)
     network = trainer.state.network
     found: dict[str, Tensor] = {}

@@ -153,7 +153,7 @@ class Script:
     name: str
     arguments: tuple[str, ...]
 
-    def __call__(self, rank: int) -> None:
+    def __call__(self, _rank: int) -> None:
         sys.argv = [self.name, *self.arguments]
         if self.name.endswith(".py"):
             runpy.run_path(str(ROOT / self.name), run_name="__main__")

@@ -124,7 +124,7 @@ class Writer:
 
     path: Path
 
-    def __call__(self, rank: int) -> None:
+    def __call__(self, _rank: int) -> None:
         print("ready", flush=True)
         while True:
             write_exactly(self.path, "b" * 2_000_000)

@@ -170,13 +170,13 @@ def spoil_metadata(folder: Path, golden: Golden) -> Path:
     return path
 
 
-def write_html(folder: Path, golden: Golden) -> Path:
+def write_html(folder: Path, _golden: Golden) -> Path:
     path = folder / "checkpoint_7"
     path.write_text("<!DOCTYPE html><html>log in</html>")
     return path
 
 
-def save_other_tree(folder: Path, golden: Golden) -> Path:
+def save_other_tree(folder: Path, _golden: Golden) -> Path:
     return Path(checkpoints.save_checkpoint_multiprocess(str(folder), {"weights": np.zeros(3)}, 7))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -15,7 +16,9 @@ from pmf.net.pixel_transformer import PixelTransformer
 from pmf.net.sizes import create_network
 from pmf.perceptual.distances import PerceptualDistances
 from pmf.perceptual.lpips import STAGES
+from pmf.training import Trainer
 from tests.perceptual_weights import random_lpips
+from tests.test_training import tiny_config
 
 
 @pytest.mark.parametrize("data_proportion", [0.25, 0.5])
@@ -45,6 +48,53 @@ def test_expected_shares_are_those_of_the_draws():
     larger = torch.sigmoid(normal).max(0).values
     inside = ((2 * larger - 1).clamp(0, 1) - 1).abs() * (2 * larger).clamp(0, 1)  # t_max in U[.5, 1], t_min in U[0, .5]
     assert shares.guidance == pytest.approx(0.5 + 0.4 + 0.5 * float(inside.mean()), abs=0.01)  # 65,536 rows
+
+
+@pytest.mark.parametrize(
+    ("overrides", "max_t", "batch", "micro"),
+    [
+        ({}, 0.8, 1024, 128),
+        ({"uniform_time_fraction": 0.1, "time_mean": -0.4}, 0.6, 1024, 64),
+        ({"label_drop_rows": "any", "label_drop": 0.3, "guidance_max": 1.0}, 1.0, 512, 512),
+        ({"data_proportion": 0.5}, 0.3, 240, 5),  # two rows of five
+        ({"data_proportion": 0.3, "r_distribution": "zero"}, 0.0, 96, 3),  # none of three
+    ],
+)
+def test_expected_shares_are_those_of_the_steps(overrides, max_t, batch, micro):
+    settings = ObjectiveConfig(**overrides)
+    objective = PixelMeanFlow(settings, num_classes=5, perceptual_max_t=max_t)
+    images, generator = torch.zeros(micro, 1, 1, 1), torch.Generator().manual_seed(1)
+    rows, guidance, tangent, perceptual = 0, 0, 0, 0
+    while rows < 12_000:
+        for scalars in objective.draw_rows(batch, batch // micro, range(batch // micro), generator):
+            draws = objective.draw(images, generator, scalars)
+            rows += micro
+            tangent += micro - draws.num_flow_matching
+            guidance += micro - draws.num_flow_matching + len(draws.unconditional_rows)
+            perceptual += len(draws.perceptual_rows)
+    shares = expected_shares(settings, max_t, micro_batch_size=micro)
+    assert shares.tangent == tangent / rows
+    # Five standard errors of the difference of a share of 12,000 rows (0.0046) and one of 65,536 (0.002).
+    assert shares.guidance == pytest.approx(guidance / rows, abs=0.025)
+    assert shares.perceptual == pytest.approx(perceptual / rows, abs=0.025)
+
+
+@pytest.mark.parametrize("max_t", [0.8, 0.6, 1.0, 0.0])
+def test_the_share_of_perceptual_rows_follows_the_threshold(max_t):
+    # The larger of two logit-normal times lies below it, or the only one of a flow-matching row.
+    below = torch.special.ndtr((torch.tensor(max_t, dtype=torch.float64).logit() - 0.8) / 0.8)
+    expected = float(0.5 * below + 0.5 * below.square())
+    assert expected_shares(ObjectiveConfig(), max_t).perceptual == pytest.approx(
+        expected, abs=0.01
+    )  # 5 standard errors
+
+
+def test_the_trainer_counts_the_rows_of_its_own_micro_batches(tmp_path):
+    small = ("training.global_batch_size=15", "training.micro_batch_size=5", "objective.data_proportion=0.5")
+    trainer = Trainer(tiny_config(tmp_path / "run", *small))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    whole = step_flops(trainer.state.network, RowShares(guidance=0.0, tangent=1.0)).tangent
+    assert trainer.flops.tangent == pytest.approx(0.6 * whole, rel=1e-12)  # two flow-matching rows of five
 
 
 def test_paper_sizes_need_what_the_method_says():

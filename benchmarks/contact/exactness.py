@@ -82,7 +82,7 @@ class MicroBatch:
         generator = torch.Generator().manual_seed(0)
         self.images = (torch.rand(rows, 3, side, side, generator=generator) * 2 - 1).to(setting.device)
         self.labels = torch.randint(NUM_CLASSES, (rows,), generator=generator).to(setting.device)
-        self.draws = self.objective.draw(self.images, self.labels, generator)
+        self.draws = self.objective.draw(self.images, generator)
 
     def gradients(self, precision: Precision) -> Gradients:
         """Taken with the loss scaled, in fp16, by the largest power of two at which all are finite."""

@@ -51,7 +51,7 @@ def waits(call: Callable[[], object]) -> dict[str, int]:
     """
     found: Counter[str] = Counter()
 
-    def note(message: Warning | str, *arguments: object, **options: object) -> None:
+    def note(message: Warning | str, *_: object, **__: object) -> None:
         if SYNCHRONISED in str(message):
             frames = [frame for frame in traceback.extract_stack()[:-1] if frame.filename.startswith(str(ROOT))]
             own = [frame for frame in frames if frame.name != "note" and frame.filename != __file__]

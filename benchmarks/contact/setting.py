@@ -157,7 +157,7 @@ def milliseconds(function: Callable[[], object], device: str, *, repeats: int, c
     return {"device_ms": statistics.median(on_device), "host_ms": statistics.median(on_host)}
 
 
-def describe(setting: Setting, report: Report) -> None:
+def describe(_: Setting, report: Report) -> None:
     """The head of the result file; also shows whether the device can be used at all."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.zeros(1, device=device)

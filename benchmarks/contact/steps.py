@@ -126,7 +126,7 @@ class Run:
         batch = self.batches[0]
         images, labels = to_unit_range(batch.images.to(self.device)), batch.labels.to(self.device)
         generator = torch.Generator().manual_seed(0)
-        draws = self.trainer.objective.draw(images, labels, generator, self.dealt_rows(number)[0])
+        draws = self.trainer.objective.draw(images, generator, self.dealt_rows(number)[0])
 
         def call() -> None:
             self.trainer.module(images, labels, draws).total.backward()

@@ -11,6 +11,7 @@ from torch import nn
 from pmf.config import Config
 from pmf.distributed import Stream, World, torch_generator
 from pmf.flops import StepFlops, expected_shares, perceptual_flops, step_flops
+from pmf.flow.derivative import require_derivative
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
 from pmf.net.sizes import create_network
 from pmf.optim.ema import WeightAverages
@@ -39,11 +40,20 @@ class Assembly:
     flops: StepFlops
 
 
-def assemble(config: Config, accelerator: Any, world: World, *, max_steps: int, say: Callable[[str], None]) -> Assembly:
+def assemble(
+    config: Config,
+    accelerator: Any,
+    world: World,
+    *,
+    micro_batch_size: int,
+    max_steps: int,
+    say: Callable[[str], None],
+) -> Assembly:
     """Build everything on its device; called by all ranks.
 
     Args:
         accelerator: Accelerate's.
+        micro_batch_size: images per forward pass.
         max_steps: of the whole run, for the checkpoints that it will write.
         say: told which perceptual weights are used.
 
@@ -59,6 +69,7 @@ def assemble(config: Config, accelerator: Any, world: World, *, max_steps: int, 
         channels=config.data.channels,
         generator=torch_generator(Stream.WEIGHTS, training.seed),
     ).to(world.device)
+    require_derivative(network, config.objective, training)
     require_storage(training, checkpoint_bytes(network, config), max_steps)
     if training.activation_checkpointing:
         network.checkpoint_blocks()
@@ -79,7 +90,7 @@ def assemble(config: Config, accelerator: Any, world: World, *, max_steps: int, 
     averages = WeightAverages(network, config.ema, world)
     flops = step_flops(
         network,
-        expected_shares(config.objective, config.perceptual.max_t),
+        expected_shares(config.objective, config.perceptual.max_t, micro_batch_size=micro_batch_size),
         perceptual_flops(perceptual, config.data.channels) if perceptual else 0,
     )
     return Assembly(

@@ -66,7 +66,7 @@ class ObjectiveConfig(Section):
     parameterization: Literal["x", "u", "linear", "edm", "scm"] = "x"
     """What the heads predict: the image (the paper's choice), the velocity, or the image behind a pre-conditioner."""
     derivative: Literal["auto", "jvp", "dual"] = "auto"
-    """How du/dt is taken: torch.func.jvp, tangents carried beside the primal, or the faster one available."""
+    """How du/dt is taken: torch.func.jvp, tangents beside the primal, or auto: dual if the network can, else jvp."""
     data_proportion: Fraction = 0.5
     """Share of each micro-batch trained as plain flow matching (r = t)."""
     r_distribution: Literal["drawn", "zero"] = "drawn"
@@ -166,7 +166,7 @@ class TrainingConfig(Section):
     max_steps: Positive | None = None
     """Length of the run in optimizer steps. Give this or epochs."""
     epochs: PositiveFloat | None = None
-    """Length of the run in passes over the data. Give this or max_steps."""
+    """Length of the run in passes over the data, those with another batch size included. Give this or max_steps."""
     seed: NonNegative = 42
     """Weights at start, order of samples and every random draw are functions of it."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "bf16"

@@ -6,6 +6,7 @@ that are skipped, zero padding, and what a fused attention computes again in its
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +26,9 @@ PEAK_FLOPS: dict[str, float] = {
     "A100": 312e12,
     "B200": 2250e12,
 }
+
+NUM_ROWS = 2**16
+"""Rows that shares are counted on; the standard error of a share is 0.002 at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,14 +114,25 @@ def perceptual_flops(distances: PerceptualDistances, channels: int) -> int:
     return counter.get_total_flops() * 3 // 2
 
 
-def expected_shares(settings: ObjectiveConfig, perceptual_max_t: float) -> RowShares:
-    """Average shares under the distributions of the draws, from 65,536 rows."""
-    rows = 2**16
-    scalars = draw_scalars(rows, torch.Generator().manual_seed(0))
+def expected_shares(
+    settings: ObjectiveConfig, perceptual_max_t: float, *, micro_batch_size: int = NUM_ROWS
+) -> RowShares:
+    """Average shares under the distributions of the draws, from about 65,536 rows.
+
+    Args:
+        perceptual_max_t: rows with t below it are under the perceptual losses, if there are any.
+        micro_batch_size: rows of a micro-batch, whose share of flow-matching rows is rounded down to whole rows.
+    """
+    flow_matching = int(micro_batch_size * settings.data_proportion) / micro_batch_size
+    rows = math.ceil(NUM_ROWS / micro_batch_size) * micro_batch_size
     draws = shape_draws(
-        StandardDraws(**vars(scalars), normal_e=torch.zeros(rows, 0, 0, 0), uniform_crop=torch.zeros(rows, 4)),
-        settings,
-        1.0,
+        StandardDraws(
+            **vars(draw_scalars(rows, torch.Generator().manual_seed(0))),
+            normal_e=torch.zeros(rows, 0, 0, 0),
+            uniform_crop=torch.zeros(rows, 4),
+        ),
+        settings.model_copy(update={"data_proportion": flow_matching}),
+        perceptual_max_t,
     )
     tangent = 1 - draws.num_flow_matching / rows
     return RowShares(

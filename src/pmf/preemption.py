@@ -50,7 +50,7 @@ class StopRequest:
         """The flag's value; called by all ranks."""
         return bool(self.flag())
 
-    def _receive(self, number: int, frame: FrameType | None) -> None:
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
         if self._received is not None:
             os._exit(128 + number)
         self._received = number

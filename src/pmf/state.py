@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,12 +25,28 @@ class Progress:
     """How far the run is, and metrics summed since the last log line."""
 
     step: int = 0
+    images: int = 0
+    """Trained on, those of skipped steps included. Counted: the batch size may change from one start to the next."""
+    last_images: int = 0
+    """Of the last step."""
+    place: dict[str, Any] | None = None
+    """In the data, when a checkpoint was made."""
     skipped: int = 0
     skipped_in_a_row: int = 0
     spikes: int = 0
     usual_norm: float = 0.0
     window_steps: int = 0
     window_sums: dict[str, float] = field(default_factory=dict)
+
+    def count_step(self, images: int) -> None:
+        """Count a step over so many images, whatever comes of it."""
+        self.step += 1
+        self.images += images
+        self.last_images = images
+
+    def crossed(self, every: int) -> bool:
+        """Whether the last step has crossed a multiple of so many images."""
+        return self.images // every > (self.images - self.last_images) // every
 
     def add(self, values: dict[str, float]) -> None:
         """Count the metrics of one step."""
@@ -63,7 +80,7 @@ def checkpoint_bytes(network: nn.Module, config: Config) -> int:
 
 @dataclass
 class TrainingState:
-    """All that changes from step to step. Data order and draws are functions of the step and need no state."""
+    """All that changes from step to step. Draws are functions of the step, and need no state."""
 
     network: nn.Module
     optimizer: Muon
@@ -79,9 +96,9 @@ class TrainingState:
             **{f"ema_{name}": self.averages.state(name) for name in self.averages.names},
         }
         state = {
-            "format": 1,
+            "format": 2,
             "step": self.progress.step,
-            "images_seen": self.progress.step * config.training.global_batch_size,
+            "images_seen": self.progress.images,
             "world_size": world_size,
             "progress": asdict(self.progress),
             "scaler": self.scaler.state_dict() if self.scaler is not None else None,
@@ -106,5 +123,14 @@ class TrainingState:
         self.optimizer.load_named_state(self.network, checkpoint.tensors["optimizer"])
         if self.scaler is not None and checkpoint.state["scaler"] is not None:
             self.scaler.load_state_dict(checkpoint.state["scaler"])
-        self.progress = Progress(**checkpoint.state["progress"])
+        self.progress = _progress(checkpoint.state)
         return checkpoint
+
+
+def _progress(state: dict[str, Any]) -> Progress:
+    """From ``state.json``; format 1 had the images as its step times the batch size."""
+    progress = Progress(**state["progress"])
+    if state["format"] == 1 and progress.step:
+        progress.images = state["images_seen"]
+        progress.last_images = progress.images // progress.step
+    return progress

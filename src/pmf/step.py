@@ -88,11 +88,10 @@ class OptimizerStep:
         if finite or self.state.scaler is not None:
             self.optimizer.step()  # a loss scaler that overflowed does no step, but lowers its scale
         self.optimizer.zero_grad()
-        progress.step += 1
+        progress.count_step(training.global_batch_size)
         if finite:
             progress.skipped_in_a_row = 0
-            images_seen = progress.step * training.global_batch_size
-            self.state.averages.update(network, images_seen, training.global_batch_size)
+            self.state.averages.update(network, progress.images, training.global_batch_size)
             corrupt = sum(len(batch.corrupt) for batch in batches) / sum(len(batch.labels) for batch in batches)
             logged = dict(zip(means, values, strict=True))
             progress.add({**logged, "grad_norm": norm_value, "corrupt_fraction": corrupt})
@@ -119,7 +118,7 @@ class OptimizerStep:
         labels = batch.labels.to(self.world.device, non_blocking=True)
         number = self.world.rank * self.accumulation + micro
         generator = torch_generator(Stream.TRAINING_NOISE, self.config.training.seed, batch.step, number)
-        draws = self.objective.draw(images, labels, generator, scalars)
+        draws = self.objective.draw(images, generator, scalars)
         last = micro == self.accumulation - 1
         average_gradients(self.module, now=last)
         with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):

@@ -1,14 +1,14 @@
 """The training loop: Accelerate around a loss module, one optimizer step at a time.
 
-Step k of a run is a function of (config, seed, k): its samples, its draws and its learning rate are recomputed from
-k, so a checkpoint stores nothing about them.
+Step k of a run is a function of (config, seed, k): its draws and its learning rate are recomputed from k. What does not
+follow from k where the batch size has changed on the way is counted: the images trained on, and the place in the data.
 """
 
 from __future__ import annotations
 
-import math
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,10 +21,11 @@ from pmf.checkpoint import save_checkpoint
 from pmf.config import Config
 from pmf.data import create_source
 from pmf.data.loader import create_loader
+from pmf.data.place import Place, resumed_place, steps_in_all
 from pmf.data.sampler import steps_per_epoch
 from pmf.data.source import Source, require_first_images
 from pmf.distributed import World, create_accelerator
-from pmf.errors import CrossFieldError, Preempted, UserError
+from pmf.errors import AgreedError, CrossFieldError, Preempted, UserError
 from pmf.fidelity.in_training import TrainingEvaluation
 from pmf.flops import peak_flops
 from pmf.optim.schedule import learning_rate
@@ -69,16 +70,32 @@ class Trainer:
         self.micro_batch_size = training.global_batch_size // self.world.size // self.accumulation
         self.source = self.world.main_first(self._open_source)  # one process may have to build the data set
         self.steps_per_epoch = steps_per_epoch(len(self.source), training.global_batch_size)
-        self.max_steps = training.max_steps or math.ceil((training.epochs or 0) * self.steps_per_epoch)
-
+        self.max_steps = steps_in_all(training, Place(num_samples=len(self.source)), 0)
         learning_rate(config.optimizer, 0, self.max_steps)  # a schedule that does not fit is an error now
 
-        parts = assemble(config, self.accelerator, self.world, max_steps=self.max_steps, say=self.say)
+        parts = assemble(
+            config,
+            self.accelerator,
+            self.world,
+            micro_batch_size=self.micro_batch_size,
+            max_steps=self.max_steps,
+            say=self.say,
+        )
         self.module, self.optimizer, self.objective = parts.module, parts.optimizer, parts.objective
         self.state, self.flops = parts.state, parts.flops
         self.run_folder = RunFolder(Path(training.output_dir))
         self.stop = StopRequest(self.world)
         self.watchdog = Watchdog(self.world, training.step_timeout)
+        self.snapshots = Snapshots(
+            config=config, state=self.state, world=self.world, run_folder=self.run_folder, say=self.say, stop=self.stop
+        )
+        self._lock_run_folder()
+        self.evaluation = (
+            TrainingEvaluation(config, self.snapshots, self.stop, self.world)
+            if config.evaluation.every_images
+            else None
+        )
+        self._start_or_resume(resume)
         self.train_step = OptimizerStep(
             config=config,
             accelerator=self.accelerator,
@@ -92,16 +109,6 @@ class Trainer:
             accumulation=self.accumulation,
             max_steps=self.max_steps,
         )
-        self.snapshots = Snapshots(
-            config=config, state=self.state, world=self.world, run_folder=self.run_folder, say=self.say, stop=self.stop
-        )
-        self._lock_run_folder()
-        self.evaluation = (
-            TrainingEvaluation(config, self.snapshots, self.stop, self.world)
-            if config.evaluation.every_images
-            else None
-        )
-        self._start_or_resume(resume)
 
     def say(self, message: str) -> None:
         """Print on the main rank, without tearing the progress bar."""
@@ -136,7 +143,7 @@ class Trainer:
             disable=not self.world.is_main,
             mininterval=0.5 if sys.stderr.isatty() else 15,
         ) as bar:
-            if self.evaluation and self.evaluation.is_due(progress.step):  # the last run stopped before or during it
+            if self.evaluation and self.evaluation.is_due():  # the last run stopped before or during it
                 missing = not self.evaluation.output(progress.step).exists()
                 if self.world.gather(missing)[0]:
                     self._evaluate(self.evaluation, log)
@@ -159,7 +166,7 @@ class Trainer:
                     self.save()
                 if stopping:
                     self._leave()
-                if self.evaluation and self.evaluation.is_due(progress.step):
+                if self.evaluation and self.evaluation.is_due():
                     self._evaluate(self.evaluation, log)
                 if training.sample_every and progress.step % training.sample_every == 0:
                     self.snapshots.save_grid(f"step_{progress.step:08d}.png")
@@ -173,7 +180,7 @@ class Trainer:
             self._leave()
         if log and scores:
             self.say(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in scores.items()))
-            log.write({"step": step, "images": step * self.config.training.global_batch_size, **scores})
+            log.write({"step": step, "images": self.state.progress.images, **scores})
         self.world.barrier()  # the main rank compares; the others wait here, where no watchdog counts
 
     def _leave(self) -> NoReturn:
@@ -191,6 +198,7 @@ class Trainer:
             UserError: it cannot be written.
         """
         self.state.progress.window_sums = self._mean_over_ranks(self.state.progress.window_sums)
+        self.state.progress.place = asdict(self._place())
         checkpoint = self.state.to_checkpoint(self.config, self.world.size)
         problem = None
         if self.world.is_main:
@@ -211,9 +219,29 @@ class Trainer:
             rank=self.world.rank,
             world_size=self.world.size,
             start_step=step,
-            num_steps=max(self.max_steps - step, 0),
+            num_steps=self.max_steps - step,
+            place=self._place(),
             warn=tqdm.write,
         )
+
+    def _place(self) -> Place:
+        """In the data, as of the last step."""
+        steps = self.state.progress.step - self._first_step
+        return self._first_place.after(steps, self.config.training.global_batch_size)
+
+    def _find_place(self) -> None:
+        """Where in the data this start begins, and with which step the run ends."""
+        progress, training = self.state.progress, self.config.training
+        self._first_step = progress.step
+        self._first_place = resumed_place(progress.place, progress.step, progress.last_images, len(self.source))
+        self.max_steps = steps_in_all(training, self._first_place, progress.step)
+        if progress.step > self.max_steps:
+            asked = f"max_steps is {training.max_steps}" if training.max_steps else f"epochs is {training.epochs:g}"
+            raise AgreedError(
+                f"training.{asked}, and this run is beyond it, at step {progress.step}; raise it, name an older "
+                "checkpoint with --resume, or choose another training.output_dir"
+            )
+        learning_rate(self.config.optimizer, 0, self.max_steps)  # a schedule that does not fit is an error now
 
     def _open_source(self) -> Source:
         source = create_source(self.config.data, self.config.training.seed)
@@ -224,13 +252,13 @@ class Trainer:
 
     def _window_metrics(self, images_per_second: float) -> dict[str, float]:
         """Means over the steps since the last line and over ranks; called by all ranks."""
-        progress, batch_size = self.state.progress, self.config.training.global_batch_size
+        progress = self.state.progress
         sums = self._mean_over_ranks(progress.window_sums)
         steps = max(progress.window_steps, 1)
         metrics = {
             "step": progress.step,
-            "images": progress.step * batch_size,
-            "epoch": progress.step / self.steps_per_epoch,
+            "images": progress.images,
+            "epoch": self._place().passes(self.config.training.global_batch_size),
             **{name: value / steps for name, value in sums.items()},
             "lr": self.optimizer.param_groups[0]["lr"],
             "skipped": progress.skipped,
@@ -264,13 +292,19 @@ class Trainer:
     def _start_or_resume(self, resume: str) -> None:
         training = self.config.training
         path = self.world.ask_main(lambda: self.run_folder.resume_point(resume, self.say))
+        saved = None
         if path is not None:
             saved = self.world.together(lambda: self.state.restore(path))
-            self.say(f"resuming from {path} (step {self.state.progress.step} of {self.max_steps})")
+        self._find_place()
+        step = self.state.progress.step
+        if saved is not None:
+            self.say(f"resuming from {path} (step {step} of {self.max_steps})")
             for line in self.run_folder.changes(saved, self.config):
                 self.say(f"changed since that checkpoint: {line}")
+            if step == self.max_steps:
+                self.say("this run is finished; to train on, raise training.max_steps or training.epochs")
         if self.world.is_main:
-            self.run_folder.set_aside_after(self.state.progress.step, self.say)
+            self.run_folder.set_aside_after(step, self.say)
             self.run_folder.open(self.config, device=str(self.world.device), world_size=self.world.size)
             if self.run_folder.clear_preempted():
                 self.say("this run had been asked to stop, and goes on")

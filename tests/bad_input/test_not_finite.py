@@ -15,9 +15,9 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 
 from pmf.checkpoint import save_weights
+from pmf.commands import run_command
 from pmf.configfile import load_config
 from pmf.convert.pytorch_file import write_pytorch
-from pmf.distributed import run_command
 from pmf.errors import NotFiniteError, UserError
 from pmf.evaluation.frechet import Gaussian
 from pmf.evaluation.statistics_file import save_statistics

@@ -155,7 +155,7 @@ def test_an_image_that_cannot_be_decoded_is_named(class_folders: Path) -> None:
     assert re.fullmatch(r".*/bee/0\.PNG: this image cannot be decoded: not one of JPEG, .*", str(third))
 
 
-def test_synthetic_images_tell_their_class(tmp_path: Path) -> None:
+def test_synthetic_images_tell_their_class() -> None:
     config = DataConfig(kind="synthetic", image_size=16, num_classes=4, num_images=40)
     source = create_source(config, 7)
     samples = list(source.samples(np.arange(40)))

@@ -23,7 +23,7 @@ NETWORK = "tests.evaluation.networks:create"
 class Registered(torch_fidelity.FeatureExtractorBase):
     """The small network as torch-fidelity wants it."""
 
-    def __init__(self, name, features_list, **kwargs):
+    def __init__(self, name, features_list, **_):
         super().__init__(name, features_list)
         self.network = SmallFeatures()
 

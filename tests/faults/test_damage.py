@@ -78,11 +78,11 @@ def test_every_bit_of_a_manifest(whole, tmp_path):
         changed = bytearray(content)
         changed[place] ^= 4
         manifest.write_bytes(changed)
-        if find_resumable(run, lambda warning: None) == newest:
+        if find_resumable(run, lambda _: None) == newest:
             missed.append(bytes(content[place : place + 1]))
     assert set(missed) <= {b"\n", b" "}  # white space between the values may change into other white space
     manifest.write_bytes(content)
-    assert find_resumable(run, lambda warning: None) == newest
+    assert find_resumable(run, lambda _: None) == newest
 
 
 def test_a_run_goes_on_from_the_checkpoint_before_the_damaged_one(whole, tmp_path):

@@ -57,7 +57,7 @@ def test_a_loader_worker_that_dies_or_stops_ends_the_run(number, whole, tmp_path
     assert trace(run) == trace(whole(1))
 
 
-def steps_in_time_and_one_that_is_not(rank: int) -> None:
+def steps_in_time_and_one_that_is_not(_rank: int) -> None:
     watchdog = Watchdog(ALONE, 1)
     for step in (1, 2, 3):
         with watchdog.watch(step):

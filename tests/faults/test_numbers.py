@@ -10,7 +10,7 @@ from tests.faults.processes import EVERY_FOUR, finish, samples_of, started, trac
 from tests.runs import metrics_of, tensors_of
 
 
-def test_a_step_that_one_rank_spoils_changes_nothing_on_any(whole, tmp_path):
+def test_a_step_that_one_rank_spoils_changes_nothing_on_any(tmp_path):
     """Of six steps the sixth is skipped: weights, moments and averages are those of five, whichever rank spoils it."""
     five = tmp_path / "five"
     finish(five, "training.max_steps=5", ranks=2)

@@ -71,7 +71,7 @@ class StandIns:
         self.factors = {name: official[f"{name}_lambda"] for name in ("lpips", "convnext") if official[name]}
         self.weights = golden.image("aux/W") if official["convnext"] else torch.zeros(())
 
-    def __call__(self, prediction: Tensor, image: Tensor, uniform_crop: Tensor) -> dict[str, Tensor]:
+    def __call__(self, prediction: Tensor, image: Tensor, _uniform_crop: Tensor) -> dict[str, Tensor]:
         difference = prediction - image
         distances = {}
         if "lpips" in self.factors:

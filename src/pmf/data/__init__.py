@@ -26,19 +26,19 @@ __all__ = [
 ]
 
 
-def _parquet(config: DataConfig, seed: int) -> Source:
+def _parquet(config: DataConfig, _: int) -> Source:
     from pmf.data.parquet import ParquetSource  # only here: it brings pyarrow
 
     return ParquetSource(config)
 
 
-def _imagefolder(config: DataConfig, seed: int) -> Source:
+def _imagefolder(config: DataConfig, _: int) -> Source:
     from pmf.data.imagefolder import ImageFolderSource
 
     return ImageFolderSource(config)
 
 
-def _digits(config: DataConfig, seed: int) -> Source:
+def _digits(config: DataConfig, _: int) -> Source:
     from pmf.data.digits import open_digits
 
     return open_digits(config)

@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from pmf.config import DataConfig
+from pmf.data.place import Place
 from pmf.data.sampler import epoch_batches, epoch_flips, steps_per_epoch
 from pmf.data.source import CorruptImage, Sample, Source, find_replacement
 from pmf.errors import UserError
@@ -93,12 +94,14 @@ def create_loader(
     world_size: int,
     start_step: int,
     num_steps: int,
+    place: Place | None = None,
     warn: Callable[[str], None] = print,
 ) -> Loader:
     """Steps ``start_step`` ... ``start_step + num_steps - 1`` of a run, as rank ``rank`` sees them.
 
     Rank r owns positions [r B / world, (r + 1) B / world) of every global batch of B images and gets them in
-    micro-batches, in order. Resuming needs no state but the step.
+    micro-batches, in order. Resuming needs no state but the step, and the place in the data if batches were of other
+    sizes before.
 
     Args:
         source: the data set.
@@ -110,6 +113,7 @@ def create_loader(
         world_size: number of processes.
         start_step: first optimizer step, counted from the start of the run.
         num_steps: number of optimizer steps.
+        place: in the data before the first of them; None: all steps before had this batch size.
         warn: is told about each image that is corrupt and replaced.
 
     Raises:
@@ -127,6 +131,7 @@ def create_loader(
         first_position=rank * accumulation * micro_batch_size,
         start_step=start_step,
         num_steps=num_steps,
+        place=place or Place(num_samples=len(source)).after(start_step, global_batch_size),
         steps_per_epoch=steps_per_epoch(len(source), global_batch_size),
     )
     workers = config.num_workers
@@ -160,7 +165,7 @@ def worker_context() -> multiprocessing.context.BaseContext:
     return context
 
 
-def _start_worker(worker: int) -> None:
+def _start_worker(_worker: int) -> None:
     # Signals may reach the whole process group; the parent decides what they mean.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
@@ -185,6 +190,7 @@ class _Schedule:
     first_position: int
     start_step: int
     num_steps: int
+    place: Place
     steps_per_epoch: int
 
 
@@ -195,7 +201,7 @@ class _MicroBatch:
     step: int
     epoch: int
     row: int
-    """Number of the global batch in its epoch."""
+    """Number of the global batch in its epoch, of those that were left when the run began."""
     begin: int
     """First position in the global batch."""
 
@@ -223,14 +229,21 @@ class _MicroBatches(IterableDataset[Batch | UserError]):
     def _place(self, number: int) -> _MicroBatch:
         schedule = self.schedule
         steps, part = divmod(number, schedule.accumulation)
-        step = schedule.start_step + steps
-        epoch, row = divmod(step, schedule.steps_per_epoch)
-        return _MicroBatch(step, epoch, row, schedule.first_position + part * schedule.micro_batch_size)
+        epoch, row = schedule.place.epoch, steps
+        beyond = steps - schedule.place.left(schedule.global_batch_size)
+        if beyond >= 0:
+            epochs, row = divmod(beyond, schedule.steps_per_epoch)
+            epoch += 1 + epochs
+        begin = schedule.first_position + part * schedule.micro_batch_size
+        return _MicroBatch(schedule.start_step + steps, epoch, row, begin)
 
     def _epoch(self, epoch: int, places: list[_MicroBatch]) -> Iterator[Batch]:
         schedule, size = self.schedule, self.schedule.micro_batch_size
         num_samples = len(self.source)
-        batches = epoch_batches(num_samples, schedule.global_batch_size, schedule.seed, epoch, self.source.block_starts)
+        taken = schedule.place.taken if epoch == schedule.place.epoch else ()
+        batches = epoch_batches(
+            num_samples, schedule.global_batch_size, schedule.seed, epoch, self.source.block_starts, taken
+        )
         indices = np.stack([batches[place.row, place.begin : place.begin + size] for place in places])
         del batches
         flips = epoch_flips(num_samples, schedule.seed, epoch) if self.horizontal_flip else None

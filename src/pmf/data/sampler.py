@@ -1,5 +1,8 @@
 """The order of images: a pure function of data set, seed, epoch and global batch size, and of nothing else.
 
+A run whose batch size changes on the way goes on where it is in its epoch (:mod:`pmf.data.place`), with the images that
+the epoch has not had yet, each of them once.
+
 Where single reads are cheap, an epoch is a plain permutation. A row of a Parquet file costs a whole row group (about
 100 images, 11 MB in ImageNet), so there the order is random in two stages: row groups are permuted, and rows are
 shuffled within pools of ``POOL_BLOCKS`` consecutive row groups. The resulting sequence is cut into
@@ -39,9 +42,14 @@ def steps_per_epoch(num_samples: int, global_batch_size: int) -> int:
 
 
 def epoch_batches(
-    num_samples: int, global_batch_size: int, seed: int, epoch: int, block_starts: np.ndarray | None = None
+    num_samples: int,
+    global_batch_size: int,
+    seed: int,
+    epoch: int,
+    block_starts: np.ndarray | None = None,
+    taken: tuple[tuple[int, int], ...] = (),
 ) -> np.ndarray:
-    """All batches of an epoch.
+    """All batches of an epoch, or those that are left.
 
     Args:
         num_samples: images in the data set.
@@ -49,30 +57,40 @@ def epoch_batches(
         seed: of the run.
         epoch: 0, 1, ...
         block_starts: first index of each block that is read as a whole, int64 (blocks,), ascending from 0.
+        taken: what the epoch has had already; see :class:`pmf.data.place.Place`.
 
     Returns:
-        int64 (steps_per_epoch, global_batch_size): distinct indices in [0, num_samples).
+        int64 (steps, global_batch_size): distinct indices in [0, num_samples), and none of those taken.
 
     Raises:
         UserError: for a data set smaller than one batch.
     """
-    steps = steps_per_epoch(num_samples, global_batch_size)
+    steps_per_epoch(num_samples, global_batch_size)
     generator = numpy_generator(Stream.ORDER, seed, epoch)
     if block_starts is None or num_samples < PLAIN_BELOW:
-        order = generator.permutation(num_samples)
-        return order[: steps * global_batch_size].reshape(steps, global_batch_size)
-    sequence = _pooled_sequence(num_samples, block_starts, generator)
-    lanes = math.gcd(global_batch_size, MAX_LANES)
-    per_lane = global_batch_size // lanes
-    # steps * per_lane <= num_samples / lanes, so no lane runs into the next.
-    lane_starts = np.arange(lanes) * num_samples // lanes
-    positions = lane_starts[:, None] + np.arange(steps * per_lane)
-    return sequence[positions.reshape(lanes, steps, per_lane).swapaxes(0, 1).reshape(steps, global_batch_size)]
+        sequence, max_lanes = generator.permutation(num_samples), 1
+    else:
+        sequence, max_lanes = _pooled_sequence(num_samples, block_starts, generator), MAX_LANES
+    # The batches of the last size are those of an epoch that has gone on with it.
+    going_on = bool(taken) and taken[-1][0] == global_batch_size
+    for size, batches in taken[:-1] if going_on else taken:
+        sequence = np.delete(sequence, _positions(len(sequence), size, max_lanes)[:batches].reshape(-1))
+    return sequence[_positions(len(sequence), global_batch_size, max_lanes)[taken[-1][1] if going_on else 0 :]]
 
 
 def epoch_flips(num_samples: int, seed: int, epoch: int) -> np.ndarray:
     """Which images are mirrored in an epoch: bool (num_samples,), by index, each with probability one half."""
     return numpy_generator(Stream.FLIP, seed, epoch).integers(0, 2, num_samples, np.uint8).astype(bool)
+
+
+def _positions(length: int, global_batch_size: int, max_lanes: int) -> np.ndarray:
+    """Which places of a sequence each batch takes: int64 (batches, global_batch_size)."""
+    batches, lanes = length // global_batch_size, math.gcd(global_batch_size, max_lanes)
+    per_lane = global_batch_size // lanes
+    # batches * per_lane <= length / lanes, so no lane runs into the next.
+    lane_starts = np.arange(lanes) * length // lanes
+    positions = lane_starts[:, None] + np.arange(batches * per_lane)
+    return positions.reshape(lanes, batches, per_lane).swapaxes(0, 1).reshape(batches, global_batch_size)
 
 
 def _pooled_sequence(num_samples: int, block_starts: np.ndarray, generator: np.random.Generator) -> np.ndarray:

@@ -42,5 +42,5 @@ def _inception(weights: Path | None, world: World) -> Extractor:
 
 EXTRACTORS: dict[str, Callable[[Path | None, World], Extractor]] = {
     "inception": _inception,
-    "digits": lambda weights, world: fit_digit_features(world.device),
+    "digits": lambda _, world: fit_digit_features(world.device),
 }

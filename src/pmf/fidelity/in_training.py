@@ -50,10 +50,9 @@ class TrainingEvaluation:
             for warning in self._reference.warnings:
                 tqdm.write(f"warning: evaluation.reference: {warning}")
 
-    def is_due(self, step: int) -> bool:
-        """Whether the step has crossed a multiple of ``evaluation.every_images``."""
-        batch, every = self.config.training.global_batch_size, self.config.evaluation.every_images
-        return step > 0 and step * batch // every > (step - 1) * batch // every
+    def is_due(self) -> bool:
+        """Whether the last step has crossed a multiple of ``evaluation.every_images``."""
+        return self._snapshots.state.progress.crossed(self.config.evaluation.every_images)
 
     def output(self, step: int) -> Path:
         """The JSON of a step's evaluation."""
@@ -113,7 +112,7 @@ class TrainingEvaluation:
             warnings=self._reference.warnings + warnings,
             world=self._world,
         )
-        images = step * self.config.training.global_batch_size
+        images = self._snapshots.state.progress.images
         write_record({"step": step, "images_seen": images, **record}, self.output(step))
         found = {"fid": scores.fid}
         if scores.inception_score is not None:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
-from pmf.flow.network import Network, head
+from pmf.config import ObjectiveConfig, TrainingConfig
+from pmf.errors import UserError
+from pmf.flow.network import Network, TangentNetwork, head
 from pmf.flow.parameterization import Parameterization
 
 # torch's own, when it loads its forward-mode rules; nothing a user could do about it.
@@ -53,9 +55,6 @@ class Velocities:
     du_dt: Tensor
 
 
-Derivative = Callable[[Network, Parameterization, FlowPoint, Tensor], Velocities]
-
-
 def jvp_derivative(network: Network, parameterization: Parameterization, point: FlowPoint, v_c: Tensor) -> Velocities:
     """By ``torch.func.jvp`` of the u head, in a pass of its own: works with any network.
 
@@ -77,7 +76,9 @@ def jvp_derivative(network: Network, parameterization: Parameterization, point: 
     return Velocities(u=u, v=v, du_dt=du_dt)
 
 
-def dual_derivative(network: Network, parameterization: Parameterization, point: FlowPoint, v_c: Tensor) -> Velocities:
+def dual_derivative(
+    network: TangentNetwork, parameterization: Parameterization, point: FlowPoint, v_c: Tensor
+) -> Velocities:
     """By the network's own tangents, carried beside the training pass (pmf/net/dual.py): the fast form.
 
     Args:
@@ -96,11 +97,45 @@ def dual_derivative(network: Network, parameterization: Parameterization, point:
     )
 
 
-DERIVATIVES: dict[str, Derivative] = {"auto": dual_derivative, "jvp": jvp_derivative, "dual": dual_derivative}
+def auto_derivative(network: Network, parameterization: Parameterization, point: FlowPoint, v_c: Tensor) -> Velocities:
+    """By the network's own tangents if it carries them, otherwise by :func:`jvp_derivative`."""
+    if carries_tangents(network):
+        return dual_derivative(network, parameterization, point, v_c)
+    return jvp_derivative(network, parameterization, point, v_c)
+
+
+DERIVATIVES: dict[str, Callable[..., Velocities]] = {
+    "auto": auto_derivative,
+    "jvp": jvp_derivative,
+    "dual": dual_derivative,
+}
+
+
+def carries_tangents(network: Network) -> TypeGuard[TangentNetwork]:
+    """What a network says of itself."""
+    return getattr(network, "carries_tangents", False)
+
+
+def require_derivative(network: Network, settings: ObjectiveConfig, training: TrainingConfig) -> None:
+    """The derivative asked for is one that the network has, and that goes with how it is trained.
+
+    Raises:
+        UserError: it carries no tangents, and they are asked for or jvp cannot take their place.
+    """
+    if carries_tangents(network) or settings.derivative == "jvp":  # what goes with jvp, the config has checked
+        return
+    name = type(network).__name__
+    if settings.derivative == "dual":
+        raise UserError(f"objective.derivative is dual, but {name} carries no tangents; use jvp or auto")
+    needs = f"objective.derivative is auto, which is jvp for {name}, as it carries no tangents"
+    if training.compile:
+        raise UserError(f"{needs}; jvp cannot pass compiled blocks: set training.compile to false")
+    if training.parallel != "ddp":
+        raise UserError(f"{needs}; jvp needs training.parallel: ddp, which is {training.parallel}")
 
 
 def _directional(function: Callable[..., Tensor], primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]) -> Tensor:
-    return torch.func.jvp(function, primals, tangents)[1]
+    return torch.func.jvp(function, primals, tangents)[1].detach()  # what is no module may have weights with a graph
 
 
 def _without_graph(network: Network) -> Callable[..., Any]:

@@ -12,11 +12,38 @@ class Outputs(Protocol):
 
     u: Tensor | None
     v: Tensor | None
-    u_tangent: Tensor | None
 
 
 class Network(Protocol):
-    """``z_tangent`` is optional equipment; see ``objective.derivative`` in the config."""
+    """Images and conditions to what the heads say."""
+
+    def __call__(
+        self,
+        z: Tensor,
+        h: Tensor,
+        omega: Tensor,
+        t_min: Tensor,
+        t_max: Tensor,
+        labels: Tensor,
+        heads: Literal["u", "v", "uv"] = "uv",
+    ) -> Outputs:
+        """See ``PixelTransformer.forward``."""
+
+
+class TangentOutputs(Outputs, Protocol):
+    """With the derivative of u's last rows, if it was asked for."""
+
+    u_tangent: Tensor | None
+
+
+class TangentNetwork(Network, Protocol):
+    """Optional equipment: a network that carries tangents through its pass, and says so.
+
+    Attributes:
+        carries_tangents: True; other networks need not have it.
+    """
+
+    carries_tangents: bool
 
     def __call__(
         self,
@@ -28,7 +55,7 @@ class Network(Protocol):
         labels: Tensor,
         heads: Literal["u", "v", "uv"] = "uv",
         z_tangent: Tensor | None = None,
-    ) -> Outputs:
+    ) -> TangentOutputs:
         """See ``PixelTransformer.forward``."""
 
 

@@ -23,30 +23,30 @@ SIGMA_DATA = 0.5
 
 
 class Parameterization(Protocol):
-    """Maps between a head's output and a velocity; all images (B, C, H, W), t (B,)."""
+    """Maps between a head's output and a velocity; all images (B, C, H, W), t (B,), given by position."""
 
-    def to_velocity(self, output: Tensor, z: Tensor, t: Tensor) -> Tensor:
+    def to_velocity(self, output: Tensor, z: Tensor, t: Tensor, /) -> Tensor:
         """The velocity that ``output`` stands for."""
 
-    def to_image(self, output: Tensor, z: Tensor, t: Tensor) -> Tensor:
+    def to_image(self, output: Tensor, z: Tensor, t: Tensor, /) -> Tensor:
         """The image that ``output`` stands for."""
 
-    def true_velocity(self, x: Tensor, e: Tensor, z: Tensor, t: Tensor) -> Tensor:
+    def true_velocity(self, x: Tensor, e: Tensor, z: Tensor, t: Tensor, /) -> Tensor:
         """The velocity of the true image, through the same map as the network's output."""
 
 
 class ImagePrediction:
     """The head predicts the image (pMF equation 9): velocity = (z - output) / max(t, 0.05)."""
 
-    def to_velocity(self, output: Tensor, z: Tensor, t: Tensor) -> Tensor:
+    def to_velocity(self, output: Tensor, z: Tensor, t: Tensor, /) -> Tensor:
         """See :class:`Parameterization`."""
         return _image_to_velocity(self.to_image(output, z, t), z, t)
 
-    def to_image(self, output: Tensor, z: Tensor, t: Tensor) -> Tensor:
+    def to_image(self, output: Tensor, _z: Tensor, _t: Tensor, /) -> Tensor:
         """See :class:`Parameterization`."""
         return output
 
-    def true_velocity(self, x: Tensor, e: Tensor, z: Tensor, t: Tensor) -> Tensor:
+    def true_velocity(self, x: Tensor, _e: Tensor, z: Tensor, t: Tensor, /) -> Tensor:
         """See :class:`Parameterization`. Below t = 0.05 this is not e - x."""
         return _image_to_velocity(x, z, t)
 
@@ -54,15 +54,15 @@ class ImagePrediction:
 class VelocityPrediction:
     """The head predicts the velocity itself (MeanFlow, iMF, and the u-prediction row of pMF's ablation)."""
 
-    def to_velocity(self, output: Tensor, z: Tensor, t: Tensor) -> Tensor:
+    def to_velocity(self, output: Tensor, _z: Tensor, _t: Tensor, /) -> Tensor:
         """See :class:`Parameterization`."""
         return output
 
-    def to_image(self, output: Tensor, z: Tensor, t: Tensor) -> Tensor:
+    def to_image(self, output: Tensor, z: Tensor, t: Tensor, /) -> Tensor:
         """See :class:`Parameterization`."""
         return z - per_image(t) * output
 
-    def true_velocity(self, x: Tensor, e: Tensor, z: Tensor, t: Tensor) -> Tensor:
+    def true_velocity(self, x: Tensor, e: Tensor, _z: Tensor, _t: Tensor, /) -> Tensor:
         """See :class:`Parameterization`."""
         return e - x
 
@@ -85,7 +85,7 @@ class PreconditionedPrediction(ImagePrediction):
 
     coefficients: Callable[[Tensor], Coefficients]
 
-    def to_image(self, output: Tensor, z: Tensor, t: Tensor) -> Tensor:
+    def to_image(self, output: Tensor, z: Tensor, t: Tensor, /) -> Tensor:
         """See :class:`Parameterization`."""
         coefficients = self.coefficients(t)
         return per_image(coefficients.skip) * z + per_image(coefficients.out) * output
@@ -120,11 +120,11 @@ def scm_coefficients(t: Tensor) -> Coefficients:
 
 # By the standard deviation of the run's noise.
 PARAMETERIZATIONS: dict[str, Callable[[float], Parameterization]] = {
-    "x": lambda noise_scale: ImagePrediction(),
-    "u": lambda noise_scale: VelocityPrediction(),
-    "linear": lambda noise_scale: PreconditionedPrediction(linear_coefficients),
+    "x": lambda _: ImagePrediction(),
+    "u": lambda _: VelocityPrediction(),
+    "linear": lambda _: PreconditionedPrediction(linear_coefficients),
     "edm": lambda noise_scale: PreconditionedPrediction(lambda t: edm_coefficients(t, noise_scale)),
-    "scm": lambda noise_scale: PreconditionedPrediction(scm_coefficients),
+    "scm": lambda _: PreconditionedPrediction(scm_coefficients),
 }
 
 

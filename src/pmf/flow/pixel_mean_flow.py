@@ -98,14 +98,11 @@ class PixelMeanFlow:
         self.parameterization = create_parameterization(settings)
         self.derivative = DERIVATIVES[settings.derivative]
 
-    def draw(
-        self, images: Tensor, labels: Tensor, generator: torch.Generator, scalars: StandardScalars | None = None
-    ) -> Draws:
+    def draw(self, images: Tensor, generator: torch.Generator, scalars: StandardScalars | None = None) -> Draws:
         """Draw every random number of one micro-batch.
 
         Args:
             images: (B, C, H, W) in [-1, 1].
-            labels: (B,) int64.
             generator: on the CPU; a function of (seed, step, micro-batch).
             scalars: the micro-batch's part of :meth:`draw_rows`; only the noise is drawn then.
         """

@@ -43,6 +43,9 @@ class HeadOutputs:
 class PixelTransformer(nn.Module):
     """Images and conditions to images; knows nothing of losses, guidance or time sampling."""
 
+    carries_tangents = True
+    """What ``objective.derivative: auto`` asks for; see ``z_tangent`` of :meth:`forward`."""
+
     def __init__(
         self,
         *,

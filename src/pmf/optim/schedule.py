@@ -27,12 +27,12 @@ def learning_rate(config: OptimizerConfig, updates_made: int, total_steps: int) 
     return SCHEDULES[config.schedule](config, updates_made, total_steps)
 
 
-def constant(config: OptimizerConfig, updates_made: int, total_steps: int) -> float:
+def constant(config: OptimizerConfig, _updates_made: int, _total_steps: int) -> float:
     """The peak rate, always."""
     return config.lr
 
 
-def warmup_constant(config: OptimizerConfig, updates_made: int, total_steps: int) -> float:
+def warmup_constant(config: OptimizerConfig, updates_made: int, _total_steps: int) -> float:
     """Linear from 0 to the peak over ``warmup_steps``, then the peak."""
     if updates_made < config.warmup_steps:
         return config.lr * updates_made / config.warmup_steps

@@ -1,0 +1,94 @@
+"""How far a run is in its data, and how far it has to go. Batches may have been of several sizes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pmf.config import TrainingConfig
+from pmf.data.sampler import steps_per_epoch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Between two steps of a run.
+
+    Attributes:
+        num_samples: images in the data set.
+        epoch: number of the epoch that the last step belongs to.
+        taken: (batch size, batches) that this epoch has had, in order; neighbours differ in size.
+    """
+
+    num_samples: int
+    epoch: int = 0
+    taken: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def seen(self) -> int:
+        """Images that this epoch has had."""
+        return sum(size * batches for size, batches in self.taken)
+
+    def left(self, global_batch_size: int) -> int:
+        """Full batches that are left in this epoch."""
+        return (self.num_samples - self.seen) // global_batch_size
+
+    def after(self, batches: int, global_batch_size: int) -> Place:
+        """The place that many steps further, all of one batch size."""
+        if not batches:
+            return self
+        beyond = batches - self.left(global_batch_size)
+        if beyond > 0:
+            epochs, last = divmod(beyond - 1, steps_per_epoch(self.num_samples, global_batch_size))
+            return replace(self, epoch=self.epoch + 1 + epochs, taken=((global_batch_size, last + 1),))
+        taken = self.taken
+        if taken and taken[-1][0] == global_batch_size:
+            *before, (_, had) = taken
+            return replace(self, taken=(*before, (global_batch_size, had + batches)))
+        return replace(self, taken=(*taken, (global_batch_size, batches)))
+
+    def passes(self, global_batch_size: int) -> float:
+        """Passes so far: those that are over, and the part that this one is through if it goes on with this batch."""
+        return self.epoch + self.seen / (self.seen + self.left(global_batch_size) * global_batch_size)
+
+    def steps_until(self, passes: float, global_batch_size: int) -> int:
+        """Steps from here until there have been so many passes; negative if there have been more already."""
+        left = self.left(global_batch_size)
+        ahead = passes - self.epoch
+        if ahead > 1:
+            return left + math.ceil((ahead - 1) * steps_per_epoch(self.num_samples, global_batch_size))
+        return math.ceil((ahead * (self.seen + left * global_batch_size) - self.seen) / global_batch_size)
+
+
+def resumed_place(saved: Mapping[str, Any] | None, step: int, batch_size: int, num_samples: int) -> Place:
+    """Where a run goes on.
+
+    Args:
+        saved: what ``dataclasses.asdict`` made of its place, by way of JSON; None where it was not yet saved: all steps
+            had one batch size then.
+        step: of the checkpoint; 0 for a run that begins.
+        batch_size: of its last step.
+        num_samples: images in the data set. Where it has another number than before, a new epoch begins.
+    """
+    start = Place(num_samples=num_samples)
+    if saved is None:
+        return start.after(step, batch_size)
+    if saved["num_samples"] != num_samples:
+        return replace(start, epoch=saved["epoch"] + 1)
+    return replace(start, epoch=saved["epoch"], taken=tuple((size, batches) for size, batches in saved["taken"]))
+
+
+def steps_in_all(training: TrainingConfig, place: Place, step: int) -> int:
+    """Length of a run, in steps: ``training.max_steps``, or what makes ``training.epochs`` passes over the data.
+
+    Args:
+        place: after ``step`` steps of the run.
+    """
+    if training.max_steps is not None:
+        return training.max_steps
+    assert training.epochs is not None, "checked by the config"
+    batch_size, start = training.global_batch_size, Place(num_samples=place.num_samples)
+    if place == start.after(step, batch_size):  # all steps had this batch size
+        return math.ceil(training.epochs * steps_per_epoch(place.num_samples, batch_size))
+    return step + place.steps_until(training.epochs, batch_size)
