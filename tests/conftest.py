@@ -1,17 +1,21 @@
-"""One thread per process: the tests' tensors are small, and threads of two processes on two cores block each other."""
+"""One thread per process, no network, one server of processes, and nothing of accelerate's from test to test.
 
+The tests' tensors are small, and threads of two processes on two cores block each other.
+"""
+
+import fcntl
 import os
 import sys
+from collections.abc import Callable
 from multiprocessing import forkserver
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
-import torch
 
+import tests.offline  # noqa: F401  (from here on)
 from tests.launch import PRELOADED
-
-torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -19,6 +23,10 @@ def _server_of_processes():
     """Started before the library starts one for its loaders, which would not have done the imports: there is one."""
     forkserver.set_forkserver_preload(PRELOADED)
     forkserver.ensure_running()
+
+    import torch  # while the server imports it too; what only divides the tests over processes needs neither
+
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
@@ -30,3 +38,25 @@ def _fresh_accelerator():
 
         AcceleratorState._reset_state(reset_partial_state=True)
         assert not PartialState._shared_state
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """A path of that name, made by the first of all the tests that ask for it and changed by none.
+
+    The processes that pytest-xdist divides the tests over share it; ``make`` gets the path, which is not there yet.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def get(name: str, make: Callable[[Path], object]) -> Path:
+        path = shared / "once" / name
+        path.parent.mkdir(exist_ok=True)
+        with path.with_name(f"{name}.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if lock.tell() == 0:
+                make(path)
+                lock.write("made")
+        return path
+
+    return get

@@ -41,6 +41,7 @@ LIMIT = 300
 
 CONTEXT = multiprocessing.get_context("forkserver")
 PRELOADED = [
+    "tests.offline",
     "tests.launch",
     "tests.faults.rank",
     "pmf.training",

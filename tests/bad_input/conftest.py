@@ -20,12 +20,14 @@ from tests.launch import TINY
 
 
 @pytest.fixture(scope="session")
-def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder with one checkpoint, which no test changes."""
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    Trainer(load_config(DIGITS, [*TINY, "training.max_steps=1", f"training.output_dir={folder}"])).train()
-    AcceleratorState._reset_state(reset_partial_state=True)
-    return folder
+def finished_run(once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    """A run folder with one checkpoint."""
+
+    def train(folder: Path) -> None:
+        Trainer(load_config(DIGITS, [*TINY, "training.max_steps=1", f"training.output_dir={folder}"])).train()
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+    return once("finished run", train)
 
 
 @pytest.fixture
