@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "pmf"
 
 # Each room may import the rooms listed for it, and itself.
-FLOOR = {"errors", "config", "distributed", "strict", "files", "storage", "safetensors_file", "parallel"}
+FLOOR = {"errors", "config", "distributed", "strict", "files", "storage", "safetensors_file", "places", "parallel"}
 MAY_IMPORT = {
     "errors": set(),
     "batching": {"errors", "config"},  # config as a type only
@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "strict": {"errors"},
     "files": {"errors", "storage"},
     "storage": {"errors"},
+    "places": {"errors"},
     "safetensors_file": {"errors", "files"},
     "parallel": {"errors", "config", "batching", "distributed"},
     "net": FLOOR,

@@ -25,8 +25,9 @@ from pmf.configfile import config_from_plain
 from pmf.errors import UserError
 from pmf.files import complete_or_absent, file_format, file_sha256, flush
 from pmf.parallel import placed_like
+from pmf.places import run_or_checkpoint
 from pmf.safetensors_file import read_safetensors, save_safetensors
-from pmf.storage import printable, storage_advice, storage_reason
+from pmf.storage import RIGHTS, printable, storage_advice, storage_reason
 from pmf.strict import require_same_tensors
 
 MANIFEST = "manifest.json"
@@ -87,10 +88,10 @@ def save_checkpoint(run_folder: Path, checkpoint: Checkpoint, *, keep: int) -> P
         _point_latest_at(run_folder, final)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)  # its space may be all that there was
-        advice = storage_advice(error, "see that the folder can be written")
+        advice = storage_advice(error, RIGHTS)
         raise UserError(
-            f"{final}: this checkpoint cannot be written ({storage_reason(error)}); those before it are intact: {advice} "
-            "and start the same command again"
+            f"{final}: this checkpoint cannot be written ({storage_reason(error)}); those before it are intact: "
+            f"{advice} and start the same command again"
         ) from None
     for old in list_checkpoints(run_folder)[:-keep]:
         with contextlib.suppress(OSError):
@@ -166,27 +167,6 @@ def find_resumable(run_folder: Path, warn: Any) -> Path | None:
             "start again in another training.output_dir, or repair one and name it with --resume PATH"
         )
     return None
-
-
-def run_or_checkpoint(path: Path) -> Path:
-    """The run or checkpoint folder that a path into a run folder stands for; other paths as they are.
-
-    ``RUN/latest`` is the checkpoint that it names, ``RUN/checkpoints`` the run, and a file that describes a checkpoint
-    that checkpoint.
-
-    Raises:
-        UserError: ``latest`` names no checkpoint that is there.
-    """
-    if path.name == "latest" and path.is_file():
-        named = path.parent / path.read_text(errors="replace").strip()
-        if named not in list_checkpoints(path.parent):
-            raise UserError(f"{path}: names no checkpoint that is there; give the run folder {path.parent}")
-        return named
-    if path.name in (MANIFEST, STATE) and path.is_file():
-        return path.parent
-    if list_checkpoints(path.absolute().parent) and path.absolute() == path.absolute().parent / "checkpoints":
-        return path.absolute().parent
-    return path
 
 
 def load_weights(path: Path, which: str | None) -> SavedWeights:

@@ -15,7 +15,7 @@ from typing import Any
 
 from pmf.config import Config, as_plain
 from pmf.files import complete_or_absent
-from pmf.storage import printable, storage_reason, writing
+from pmf.storage import RIGHTS, printable, storage_reason, writing
 
 TIMEOUT = 30.0
 """Seconds to wait for Weights & Biases when a run begins, and again when it ends."""
@@ -36,7 +36,7 @@ class MetricsLog:
         """
         self.path = run_folder / "metrics.jsonl"
         self._warn = warn
-        with writing(str(self.path), again=True):
+        with writing(str(self.path), RIGHTS, again=True):
             self._keep_until(resumed_step)
         self._tracker = None
         if config.tracking.wandb and (run := _start_wandb(run_folder, config, warn)) is not None:
@@ -48,7 +48,7 @@ class MetricsLog:
         Raises:
             UserError: the disk is full or fails.
         """
-        with writing(str(self.path), again=True), self.path.open("a") as file:
+        with writing(str(self.path), RIGHTS, again=True), self.path.open("a") as file:
             file.write(json.dumps(metrics) + "\n")
         if self._tracker is not None:
             self._tracker.log(dict(metrics))

@@ -16,7 +16,6 @@ from pmf.checkpoint import (
     SavedWeights,
     list_checkpoints,
     recorded_config,
-    run_or_checkpoint,
     tensors_sha256,
 )
 from pmf.config import Config
@@ -27,6 +26,7 @@ from pmf.errors import UserError
 from pmf.files import file_format, file_sha256
 from pmf.net.layers import Rotation
 from pmf.net.sizes import SIZES, create_network
+from pmf.places import run_or_checkpoint
 from pmf.safetensors_file import read_safetensors
 from pmf.storage import printable
 from pmf.strict import require_same_tensors

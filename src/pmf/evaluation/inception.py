@@ -15,6 +15,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, Featu
 from pmf.distributed import World
 from pmf.errors import UserError
 from pmf.evaluation.extractors import Extractor, freeze
+from pmf.storage import storage_advice, storage_reason
 
 NAME = "inception-v3-compat"
 """torch-fidelity's own name for it."""
@@ -58,7 +59,8 @@ def load_inception(weights: Path | None, world: World) -> Extractor:
         tensors = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         module = InceptionFeatures(tensors)
     except OSError as error:
-        raise UserError(f"{path}: the Inception weights cannot be read ({error.strerror}); correct the path") from None
+        advice = storage_advice(error, "correct the path")
+        raise UserError(f"{path}: the Inception weights cannot be read ({storage_reason(error)}); {advice}") from None
     except (RuntimeError, pickle.UnpicklingError, EOFError, TypeError, AttributeError, KeyError):
         raise UserError(
             f"{path}: does not hold torch-fidelity's InceptionV3 weights as plain tensors; get {URL_INCEPTION_V3}"

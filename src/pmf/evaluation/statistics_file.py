@@ -15,6 +15,8 @@ import torch
 
 from pmf.errors import UserError
 from pmf.evaluation.frechet import Gaussian
+from pmf.files import complete_or_absent
+from pmf.storage import writing
 
 # Layout to its keys for mean and covariance. Ours has the keys of the first and, besides, "n" and "protocol".
 LAYOUTS = {"adm": ("mu", "sigma"), "pmf-jax": ("ref_mu", "ref_sigma")}
@@ -45,10 +47,9 @@ def save_statistics(path: Path, gaussian: Gaussian, num_images: int, protocol: d
     Raises:
         UserError: where it cannot be written.
     """
-    temporary = path.with_name(f".incomplete_{path.name}")
-    try:
+    with writing(str(path), "choose another --output"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with complete_or_absent(path) as temporary, temporary.open("wb") as file:
             np.savez(
                 file,
                 n=np.int64(num_images),
@@ -56,9 +57,6 @@ def save_statistics(path: Path, gaussian: Gaussian, num_images: int, protocol: d
                 sigma=gaussian.covariance.numpy(),
                 protocol=np.str_(json.dumps(protocol)),
             )
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another --output") from None
 
 
 def load_statistics(path: Path) -> SavedStatistics:
