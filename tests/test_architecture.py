@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "pmf"
 
 # Each room may import the rooms listed for it, and itself.
-FLOOR = {"errors", "config", "distributed", "strict", "files", "storage", "safetensors_file", "parallel"}
+FLOOR = {"errors", "config", "distributed", "strict", "files", "storage", "safetensors_file", "places", "parallel"}
 MAY_IMPORT = {
     "errors": set(),
     "batching": {"errors", "config"},  # config as a type only
@@ -19,9 +19,10 @@ MAY_IMPORT = {
     "configfile": {"errors", "config", "files", "overrides"},
     "distributed": {"errors", "config"},
     "strict": {"errors"},
-    "integrity": {"errors", "strict", "files"},
+    "integrity": {"errors", "strict", "files", "places"},
     "files": {"errors", "storage"},
     "storage": {"errors"},
+    "places": {"errors"},
     "safetensors_file": {"errors", "files"},
     "launcher": {"errors"},
     "commands": {"errors", "files", "launcher", "overrides", "storage", "distributed"},

@@ -26,7 +26,7 @@ from pmf.files import complete_or_absent, file_sha256, flush
 from pmf.integrity import MANIFEST, STATE, WeightsFile, find_damage, find_weights, list_checkpoints, require_intact
 from pmf.parallel import placed_like
 from pmf.safetensors_file import read_safetensors, save_safetensors
-from pmf.storage import printable, storage_advice, storage_reason
+from pmf.storage import RIGHTS, printable, storage_advice, storage_reason
 from pmf.strict import read_object, require_finite, require_same_tensors
 
 
@@ -91,10 +91,10 @@ def save_checkpoint(run_folder: Path, checkpoint: Checkpoint, *, keep: int) -> P
         _point_latest_at(run_folder, final)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)  # its space may be all that there was
-        advice = storage_advice(error, "see that the folder can be written")
+        advice = storage_advice(error, RIGHTS)
         raise UserError(
-            f"{final}: this checkpoint cannot be written ({storage_reason(error)}); those before it are intact: {advice} "
-            "and start the same command again"
+            f"{final}: this checkpoint cannot be written ({storage_reason(error)}); those before it are intact: "
+            f"{advice} and start the same command again"
         ) from None
     for old in list_checkpoints(run_folder)[:-keep]:
         with contextlib.suppress(OSError):
@@ -141,7 +141,7 @@ def load_weights(path: Path, which: str | None, world: World = ALONE) -> SavedWe
     Called by all processes; the main one finds and checks the file.
 
     Args:
-        path: also what :func:`pmf.integrity.run_or_checkpoint` understands.
+        path: also what :func:`pmf.places.run_or_checkpoint` understands.
         which: ``online`` or the name of an average; None is what the run's config samples with. A single file is
             what it is.
 

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from pmf.errors import UserError
 from pmf.files import file_format, file_sha256
+from pmf.places import run_or_checkpoint
 from pmf.strict import read_object
 
 MANIFEST = "manifest.json"
@@ -65,27 +66,6 @@ def list_checkpoints(run_folder: Path) -> list[Path]:
     return sorted(path for path in folders if re.fullmatch(r"step_\d{8,}", path.name))
 
 
-def run_or_checkpoint(path: Path) -> Path:
-    """The run or checkpoint folder that a path into a run folder stands for; other paths as they are.
-
-    ``RUN/latest`` is the checkpoint that it names, ``RUN/checkpoints`` the run, and a file that describes a checkpoint
-    that checkpoint.
-
-    Raises:
-        UserError: ``latest`` names no checkpoint that is there.
-    """
-    if path.name == "latest" and path.is_file():
-        named = path.parent / path.read_text(errors="replace").strip()
-        if named not in list_checkpoints(path.parent):
-            raise UserError(f"{path}: names no checkpoint that is there; give the run folder {path.parent}")
-        return named
-    if path.name in (MANIFEST, STATE) and path.is_file():
-        return path.parent
-    if list_checkpoints(path.absolute().parent) and path.absolute() == path.absolute().parent / "checkpoints":
-        return path.absolute().parent
-    return path
-
-
 def find_resumable(run_folder: Path, warn: Callable[[str], None]) -> Path | None:
     """The newest undamaged checkpoint; ``warn`` is told about each damaged one that is passed over.
 
@@ -105,7 +85,7 @@ def find_weights(path: Path, wanted: Sequence[str | None]) -> list[WeightsFile]:
     all.
 
     Args:
-        path: a run folder, a checkpoint folder or one safetensors file; also what :func:`run_or_checkpoint`
+        path: a run folder, a checkpoint folder or one safetensors file; also what :func:`pmf.places.run_or_checkpoint`
             understands.
         wanted: of each, ``online`` or the name of an average, or None for what the run's config samples with.
 

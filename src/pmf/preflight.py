@@ -13,6 +13,7 @@ import torch
 from pmf.config import TrainingConfig
 from pmf.errors import UserError
 from pmf.integrity import list_checkpoints
+from pmf.storage import require_reachable
 
 
 def require_device(training: TrainingConfig) -> None:
@@ -86,10 +87,17 @@ def require_storage(training: TrainingConfig, checkpoint_bytes: int, max_steps: 
     """
     run_folder = Path(training.output_dir).absolute()
     place = run_folder
-    while not os.path.exists(place):  # False, and no error, where this user may not look
+    require_reachable(place, f"training.output_dir {training.output_dir}")
+    while not os.path.lexists(place):  # False, and no error, where this user may not look
         place = place.parent
+    if not os.path.exists(place):
+        raise UserError(
+            f"training.output_dir {training.output_dir}: {place} is a link to nothing; remove it or choose another"
+        )
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        problem = "may not be written to" if place.is_dir() else "is a file"
+        read_only = place.is_dir() and os.statvfs(place).f_flag & os.ST_RDONLY
+        problem = "is on a read-only file system" if read_only else "may not be written to"
+        problem = problem if place.is_dir() else "is a file"
         raise UserError(f"training.output_dir {training.output_dir}: {place} {problem}; choose another")
     # A checkpoint is complete before an old one goes.
     written_in_all = math.ceil(max_steps / training.checkpoint_every)

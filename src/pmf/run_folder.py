@@ -22,7 +22,8 @@ from pmf.config import Config, as_plain
 from pmf.configfile import save_config
 from pmf.errors import UserError
 from pmf.files import complete_or_absent, flush, write_json
-from pmf.integrity import find_resumable, list_checkpoints, require_intact, run_or_checkpoint
+from pmf.integrity import find_resumable, list_checkpoints, require_intact
+from pmf.places import run_or_checkpoint
 from pmf.storage import NO_LOCKS, require_reachable, storage_reason, writing
 
 PREEMPTED = "preempted"
@@ -104,8 +105,8 @@ class RunFolder:
             if problem == IN_USE:
                 os.close(descriptor)
                 raise UserError(
-                    f"training.output_dir {self.path}: in use by {holder or 'another process'}; stop that run or choose "
-                    "another folder"
+                    f"training.output_dir {self.path}: in use by {holder or 'another process'}; stop that run or "
+                    "choose another folder"
                 )
             os.truncate(descriptor, 0)
             os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
@@ -113,8 +114,8 @@ class RunFolder:
         if problem:
             last = f" (the last was {holder})" if holder else ""
             say(
-                f"warning: training.output_dir {self.path}: this file system has no locks ({problem}), so nothing keeps "
-                f"a second run out of the folder: see that no other works in it{last}"
+                f"warning: training.output_dir {self.path}: this file system has no locks ({problem}), so nothing "
+                f"keeps a second run out of the folder: see that no other works in it{last}"
             )
         if without_flush:
             say(

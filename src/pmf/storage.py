@@ -24,6 +24,8 @@ _ADVICE = {
     errno.EMFILE: "raise the number of files that may be open (ulimit -n)",
     errno.ENFILE: "close other programs: this machine has too many files open",
 }
+RIGHTS = "see that the folder can be written"
+"""Advice where the place has been written to before."""
 _RIGHTS = (errno.EACCES, errno.EPERM, errno.EROFS)
 # What file systems answer that cannot do what they are asked for, rather than that it failed.
 NO_FLUSH = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)

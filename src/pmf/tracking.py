@@ -15,7 +15,7 @@ from typing import Any
 
 from pmf.config import Config, as_plain
 from pmf.files import complete_or_absent
-from pmf.storage import printable, storage_reason, writing
+from pmf.storage import RIGHTS, printable, storage_reason, writing
 
 TIMEOUT = 30.0
 """Seconds to wait for Weights & Biases when a run begins, and again when it ends."""
@@ -36,7 +36,7 @@ class MetricsLog:
         """
         self.path = run_folder / "metrics.jsonl"
         self._warn = warn
-        with writing(str(self.path), again=True):
+        with writing(str(self.path), RIGHTS, again=True):
             self._keep_until(resumed_step)
         self._tracker = None
         if config.tracking.wandb and (run := _start_wandb(run_folder, config, warn)) is not None:
@@ -48,7 +48,7 @@ class MetricsLog:
         Raises:
             UserError: the disk is full or fails.
         """
-        with writing(str(self.path), again=True), self.path.open("a") as file:
+        with writing(str(self.path), RIGHTS, again=True), self.path.open("a") as file:
             file.write(json.dumps(metrics) + "\n")
         if self._tracker is not None:
             self._tracker.log(dict(metrics))
@@ -64,7 +64,7 @@ class MetricsLog:
         if self._tracker is not None and self._tracker.problem:
             self._warn(f"warning: tracking.wandb: stopped ({self._tracker.problem}); metrics are in {self.path}")
             self._tracker = None
-            _let_go_of_wandb()
+            _let_go_of_wandb(1)
 
     def _keep_until(self, step: int) -> None:
         if not self.path.exists():
@@ -138,6 +138,7 @@ def _start_wandb(run_folder: Path, config: Config, warn: Callable[[str], None]) 
             return _open_run(run_folder, config, run_id)
         except FAILURES as error:
             problem = _first_line(error)
+            _let_go_of_wandb(TIMEOUT)  # its service still holds the id that is asked for next
     key = os.environ.pop("WANDB_API_KEY", None)  # nobody asks for it offline, but a malformed one would be refused
     try:
         run = _open_run(run_folder, config, run_id, mode="offline")
@@ -212,8 +213,11 @@ def _is_copy(file: Path, original: Path) -> bool:
     return _kept_id(file)[0] == _kept_id(original)[0] and not original.samefile(file)
 
 
-def _let_go_of_wandb() -> None:
-    """Take back its hook at exit, which would wait for its service for ever, or print a traceback."""
+def _let_go_of_wandb(seconds: float) -> None:
+    """End its service, and take back its hook at exit, which could wait for the service for ever.
+
+    The hook goes at once; the service may take any time, and gets so many seconds.
+    """
 
     def let_go() -> None:
         import wandb
@@ -223,7 +227,7 @@ def _let_go_of_wandb() -> None:
 
     thread = threading.Thread(target=let_go, daemon=True)
     thread.start()
-    thread.join(1)  # the hook goes first; the rest may never come
+    thread.join(seconds)
 
 
 def _first_line(error: BaseException) -> str:

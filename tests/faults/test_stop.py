@@ -19,12 +19,8 @@ TERM = (signal.SIGTERM,)
     ("rank", "target", "number", "saved"),
     [
         (1, "pmf.step.OptimizerStep._backward", 6, 6),  # in the sixth step, to one rank of two
-        (
-            0,
-            "pmf.safetensors_file.save_file",
-            2,
-            9,
-        ),  # in the save of step 8: that one is finished, and the step after it
+        # In the save of step 8: that one is finished, and the step after it.
+        (0, "pmf.safetensors_file.save_file", 2, 9),
     ],
     ids=["mid-step", "mid-save"],
 )

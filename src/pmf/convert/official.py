@@ -19,9 +19,10 @@ from pmf.convert.pytorch_file import read_pytorch, write_pytorch
 from pmf.distributed import ALONE, World
 from pmf.errors import UserError
 from pmf.files import file_format, file_sha256
-from pmf.integrity import MANIFEST, list_checkpoints, run_or_checkpoint
+from pmf.integrity import MANIFEST, list_checkpoints
 from pmf.net.layers import Rotation
 from pmf.net.sizes import SIZES, create_network
+from pmf.places import run_or_checkpoint
 from pmf.safetensors_file import read_safetensors
 from pmf.storage import printable
 from pmf.strict import require_finite, require_same_tensors

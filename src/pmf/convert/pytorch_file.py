@@ -61,8 +61,10 @@ def write_pytorch(path: Path, tensors: Mapping[str, Tensor]) -> None:
     with complete_or_absent(path) as temporary, temporary.open("wb") as file:
         try:
             torch.save(content, file)
-        except RuntimeError as error:  # torch complains of the count of bytes
-            raise error.__context__ if isinstance(error.__context__, OSError) else error
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # torch complains of the count of bytes, and hides why
+                raise error.__context__ from None
+            raise
 
 
 def _require_intact(path: Path) -> None:

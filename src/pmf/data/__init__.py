@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from pmf.config import DataConfig
 from pmf.data.loader import Batch, Loader, create_loader
@@ -10,6 +11,7 @@ from pmf.data.sampler import steps_per_epoch
 from pmf.data.source import Sample, Source
 from pmf.data.synthetic import SyntheticSource
 from pmf.data.transforms import center_crop, decode, to_unit_range
+from pmf.storage import require_reachable
 
 __all__ = [
     "SOURCES",
@@ -59,4 +61,6 @@ def create_source(config: DataConfig, seed: int) -> Source:
     Raises:
         UserError: one line, for anything missing or unsuitable; see the source's own file.
     """
+    if config.path:
+        require_reachable(Path(config.path).expanduser(), f"{config.path}: data.path")
     return SOURCES[config.kind](config, seed)

@@ -14,6 +14,7 @@ from pmf.config import DataConfig
 from pmf.cross_checks import digits_problems
 from pmf.data.parquet import ParquetSource
 from pmf.errors import UserError
+from pmf.storage import storage_advice, storage_reason
 
 FILE = "data/train-00000-of-00001.parquet"
 
@@ -31,7 +32,8 @@ def open_digits(config: DataConfig) -> ParquetSource:
         try:
             write_digits(file)
         except OSError as error:
-            raise UserError(f"{file}: cannot write the digits here ({error.strerror}); set data.path") from None
+            advice = storage_advice(error, "set data.path")
+            raise UserError(f"{file}: cannot write the digits here ({storage_reason(error)}); {advice}") from None
     return ParquetSource(
         config.model_copy(update={"path": str(file), "image_column": "image", "label_column": "label"})
     )

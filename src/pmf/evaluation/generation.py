@@ -22,6 +22,7 @@ from pmf.evaluation.images import contact_sheet, save_png, to_uint8
 from pmf.flow.network import Network
 from pmf.flow.parameterization import create_parameterization
 from pmf.flow.sampler import generate
+from pmf.storage import RIGHTS, writing
 from pmf.strict import read_object
 
 NUM_ENCODERS = 4
@@ -206,17 +207,16 @@ def _claim_folder(folder: Path, plan: SamplingPlan) -> None:
             )
     elif folder.is_dir() and not all(is_hidden(path.name) for path in folder.iterdir()):
         raise UserError(f"{folder}: is not empty and holds no sampling.json; choose another folder")
-    try:
+    with writing(str(folder), "choose another folder"):
         folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / ".sampling.json"
         temporary.write_text(json.dumps(wanted, indent=1))
         temporary.replace(record)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from None
 
 
 def _write_labels(folder: Path, plan: SamplingPlan) -> None:
-    with (folder / "labels.csv").open("w", newline="") as file:
+    path = folder / "labels.csv"
+    with writing(str(path), RIGHTS, again=True), path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["file", "label"])
         writer.writerows([_file_name(index), plan.label(index)] for index in range(plan.num_images))

@@ -10,6 +10,8 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
+from pmf.storage import RIGHTS, writing
+
 
 def to_uint8(images: Tensor) -> Tensor:
     """[-1, 1] to 0 ... 255: round half to even of (x + 1) / 2 * 255, clipped (official PyTorch evaluation).
@@ -26,11 +28,16 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def save_png(image: Tensor, path: Path) -> None:
-    """Write one image, (C, H, W) uint8 with C 1 or 3; whoever sees the name sees the whole file."""
+    """Write one image, (C, H, W) uint8 with C 1 or 3; whoever sees the name sees the whole file.
+
+    Raises:
+        UserError: storage fails.
+    """
     array = rearrange(image.cpu(), "c h w -> h w c").numpy()
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array).save(temporary, format="png")
-    temporary.replace(path)
+    with writing(str(path), RIGHTS, again=True):
+        Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array).save(temporary, format="png")
+        temporary.replace(path)
 
 
 def contact_sheet(images: Tensor, columns: int, min_side: int = 32) -> Tensor:

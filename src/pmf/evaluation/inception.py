@@ -14,6 +14,7 @@ from pmf.distributed import World
 from pmf.errors import UserError
 from pmf.evaluation.extractors import Extractor, freeze
 from pmf.files import file_sha256
+from pmf.storage import storage_advice, storage_reason
 
 NAME = "inception-v3-compat"
 """torch-fidelity's own name for it."""
@@ -56,7 +57,8 @@ def load_inception(weights: Path | None, world: World) -> Extractor:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
         module = InceptionFeatures(tensors)
     except OSError as error:
-        raise UserError(f"{path}: the Inception weights cannot be read ({error.strerror}); correct the path") from None
+        advice = storage_advice(error, "correct the path")
+        raise UserError(f"{path}: the Inception weights cannot be read ({storage_reason(error)}); {advice}") from None
     except Exception:  # what a damaged or foreign pickle asks for may fail in any way
         raise UserError(
             f"{path}: does not hold torch-fidelity's InceptionV3 weights as plain tensors; get {URL_INCEPTION_V3}"

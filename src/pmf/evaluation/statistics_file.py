@@ -15,7 +15,8 @@ import torch
 
 from pmf.errors import UserError
 from pmf.evaluation.frechet import Gaussian, require_gaussian
-from pmf.files import file_sha256
+from pmf.files import complete_or_absent, file_sha256
+from pmf.storage import writing
 from pmf.strict import parse_object
 
 # Layout to its keys for mean and covariance. Ours has the keys of the first and, besides, "n" and "protocol".
@@ -48,10 +49,9 @@ def save_statistics(path: Path, gaussian: Gaussian, num_images: int, protocol: d
         UserError: where it cannot be written, or for what :func:`load_statistics` would not read.
     """
     require_gaussian(gaussian, str(path))
-    temporary = path.with_name(f".incomplete_{path.name}")
-    try:
+    with writing(str(path), "choose another --output"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with complete_or_absent(path) as temporary, temporary.open("wb") as file:
             np.savez(
                 file,
                 n=np.int64(num_images),
@@ -59,9 +59,6 @@ def save_statistics(path: Path, gaussian: Gaussian, num_images: int, protocol: d
                 sigma=gaussian.covariance.numpy(),
                 protocol=np.str_(json.dumps(protocol)),
             )
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another --output") from None
 
 
 def holds_statistics(names: Set[str]) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import platform
 import sys
 from dataclasses import asdict
@@ -12,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from pmf.distributed import World
-from pmf.errors import UserError
 from pmf.evaluation.extractors import Extractor
 from pmf.evaluation.fidelity import Scores
 from pmf.evaluation.inception_score import SHUFFLE_SEED, SPLITS
 from pmf.fidelity.subjects import Subject
-from pmf.files import complete_or_absent
+from pmf.files import write_json
+from pmf.storage import writing
 
 PACKAGES = ("pmf", "torch", "torch-fidelity", "numpy", "pillow")
 PROTOCOL = {
@@ -72,12 +71,9 @@ def write_record(record: dict[str, Any], path: Path) -> None:
     Raises:
         UserError: where it cannot be written.
     """
-    try:
+    with writing(f"--output {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with complete_or_absent(path) as temporary:
-            temporary.write_text(json.dumps(record, indent=1) + "\n")
-    except OSError as error:
-        raise UserError(f"--output {path}: cannot be written ({error.strerror}); choose another") from None
+        write_json(path, record)
 
 
 def print_table(record: dict[str, Any], path: Path) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pmf.config import PerceptualConfig
 from pmf.errors import UserError
+from pmf.files import file_format
 
 FILE_ENDINGS = (".safetensors", ".pth", ".pt", ".bin")
 HELP = "docs/perceptual.md says which files there are"
@@ -116,7 +117,7 @@ def read_weights(path: Path, key: str) -> dict[str, Tensor]:
         if file.read(512).lstrip().startswith(b"<"):
             raise UserError(f"{key}: {path}: is a web page, not weights; download the file that the page links to")
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix == ".safetensors" or file_format(path) == "safetensors":
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
