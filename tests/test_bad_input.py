@@ -171,10 +171,6 @@ TRAIN = {
         message="command line: sampling.interval=[0.7, 0.1]: sampling.interval is [0.7, 0.1]; it must be [t_min, "
         "t_max] with t_min < t_max",
     ),
-    "precision of another device": Case(
-        overrides=("training.mixed_precision=fp16",),
-        message="training.mixed_precision is fp16, which needs a CUDA GPU; choose bf16 or no",
-    ),
     "other number of classes": Case(
         overrides=("data.num_classes=11",),
         message="data.num_classes is 11; data.kind digits needs data.num_classes: 10",
