@@ -174,6 +174,9 @@ def create_accelerator(training: TrainingConfig) -> Accelerator:
     autocast = AutocastKwargs(cache_enabled=training.parallel == "ddp")
     handlers = [ddp, group, autocast]
     accelerator = Accelerator(mixed_precision=training.mixed_precision, cpu=not on_gpu, kwargs_handlers=handlers)
+    if training.mixed_precision == "fp16" and not on_gpu:
+        # On a CPU Accelerate would train in float32 without a word, though autocast and scaler work there.
+        accelerator.native_amp, accelerator.scaler = True, torch.amp.GradScaler("cpu")
     threads = training.num_threads or torch.get_num_threads()
     if not on_gpu:  # processes whose threads wait for each other's cores are ten times slower
         threads = max(1, min(threads, (os.cpu_count() or 1) // accelerator.num_processes))

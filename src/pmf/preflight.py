@@ -22,10 +22,7 @@ def require_device(training: TrainingConfig) -> None:
     Raises:
         UserError: too many processes, or another precision is needed.
     """
-    precision = training.mixed_precision
     if not torch.cuda.is_available():
-        if precision == "fp16":
-            raise UserError("training.mixed_precision is fp16, which needs a CUDA GPU; choose bf16 or no")
         return
     processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
     if processes > gpus:
@@ -33,7 +30,7 @@ def require_device(training: TrainingConfig) -> None:
             f"{processes} processes were started on this machine, which has {gpus} GPU(s); start one per GPU: "
             f"torchrun --nproc_per_node {gpus} or accelerate launch --num_processes {gpus}"
         )
-    if precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+    if training.mixed_precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UserError("training.mixed_precision is bf16, which this GPU does not support; choose fp16 or no")
 
 

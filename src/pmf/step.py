@@ -24,6 +24,7 @@ from pmf.preemption import StopRequest
 from pmf.state import TrainingState
 
 MAX_SKIPPED_IN_A_ROW = 20
+MIN_LOSS_SCALE = 1.0
 
 
 class LossModule(nn.Module):
@@ -85,8 +86,9 @@ class OptimizerStep:
         finite = math.isfinite(norm_value)  # gradients are averaged over ranks, so all ranks agree
         if finite and training.gradient_clip is not None:
             torch.nn.utils.clip_grads_with_norm_(network.parameters(), training.gradient_clip, norm)
-        if finite or self.state.scaler is not None:
-            self.optimizer.step()  # a loss scaler that overflowed does no step, but lowers its scale
+        if finite:
+            self.state.optimizer.step()  # itself: Accelerate's wrapper would ask the device again what is known here
+        scale_was_too_large = self._update_loss_scale(finite)
         self.optimizer.zero_grad()
         progress.count_step(training.global_batch_size)
         if finite:
@@ -99,8 +101,26 @@ class OptimizerStep:
             if progress.is_spike(norm_value):
                 self.say(f"step {progress.step}: the gradient's norm is {norm_value:.4g}, usual is {usual:.4g}")
         else:
-            self._count_skipped(batches, logs)
+            self._count_skipped(batches, logs, expected=scale_was_too_large)
         return bool(stopping)
+
+    def _update_loss_scale(self, finite: bool) -> bool:
+        """Let the loss scaler, if there is one, learn from this step's gradients; all ranks have the same.
+
+        Returns:
+            Whether it has lowered its scale, so that the next step may well succeed.
+        """
+        scaler = self.state.scaler
+        if scaler is None:
+            return False
+        if finite:
+            scaler.update()
+            return False
+        before = scaler.get_scale()
+        scaler.update()
+        if scaler.get_scale() < MIN_LOSS_SCALE:
+            scaler.update(MIN_LOSS_SCALE)
+        return scaler.get_scale() < before
 
     def _draw_rows(self, step: int) -> list[StandardScalars]:
         """The scalar draws of this rank's micro-batches, out of those of the global batch."""
@@ -126,9 +146,12 @@ class OptimizerStep:
             self.accelerator.backward(terms.total / self.accumulation)
         return terms.logs
 
-    def _count_skipped(self, batches: list[Batch], logs: list[dict[str, Tensor]]) -> None:
+    def _count_skipped(self, batches: list[Batch], logs: list[dict[str, Tensor]], *, expected: bool) -> None:
+        """Count a step without effect; too many that the loss scale does not explain end the run."""
         progress = self.state.progress
         progress.skipped += 1
+        if expected:
+            return
         progress.skipped_in_a_row += 1
         if progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             bad = [batch for batch, log in zip(batches, logs) if not torch.isfinite(log["loss"])]
@@ -138,5 +161,6 @@ class OptimizerStep:
             raise AgreedError(
                 f"step {progress.step}: the gradient was not finite {progress.skipped_in_a_row} times in a row "
                 f"(samples whose loss is not finite: {samples or 'none'}); lower optimizer.lr, set "
-                "training.gradient_clip, or look at these samples"
+                f"training.gradient_clip, {'try mixed_precision: bf16, ' if self.state.scaler else ''}or look at these "
+                "samples"
             )

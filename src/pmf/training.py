@@ -265,6 +265,8 @@ class Trainer:
             "spikes": progress.spikes,
             "images_per_second": images_per_second,
         }
+        if self.state.scaler is not None:
+            metrics["loss_scale"] = self.state.scaler.get_scale()
         if self.world.device.type == "cuda":
             metrics["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         peak = peak_flops(self.world.device)

@@ -10,10 +10,6 @@ from tests.bad_input.cases import DIGITS, Case, each, write_file
 from tests.launch import ROOT, TINY, run_command
 
 CASES = {
-    "precision of another device": Case(
-        arguments=("training.mixed_precision=fp16",),
-        message="training.mixed_precision is fp16, which needs a CUDA GPU; choose bf16 or no",
-    ),
     "disk too small": Case(
         arguments=("training.keep_checkpoints=1000000000", "training.max_steps=2000000000"),
         message="training.output_dir {tmp}/run: the disk is too small: 333333334 checkpoint(s) of SIZE to come, "

@@ -7,6 +7,7 @@ taken without a graph and only for the rows after the flow-matching ones. This i
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -72,7 +73,8 @@ def jvp_derivative(network: Network, parameterization: Parameterization, point: 
         return parameterization.to_velocity(output, z, t)
 
     one = torch.ones_like(part.t)  # r stays, so dh = dt
-    du_dt = _directional(average_velocity, (part.z, part.t, part.h), (v_c, one, one))
+    with _wide_range(point.z.device.type):
+        du_dt = _directional(average_velocity, (part.z, part.t, part.h), (v_c, one, one))
     return Velocities(u=u, v=v, du_dt=du_dt)
 
 
@@ -136,6 +138,13 @@ def require_derivative(network: Network, settings: ObjectiveConfig, training: Tr
 
 def _directional(function: Callable[..., Tensor], primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]) -> Tensor:
     return torch.func.jvp(function, primals, tangents)[1].detach()  # what is no module may have weights with a graph
+
+
+def _wide_range(device: str) -> contextlib.AbstractContextManager[object]:
+    """Float32 where autocast would take float16, whose range tangents leave and nothing in torch.func would rescale."""
+    if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16:
+        return torch.autocast(device, enabled=False)
+    return contextlib.nullcontext()
 
 
 def _without_graph(network: Network) -> Callable[..., Any]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from pmf.net.attention import attention
-from pmf.net.dual import Conv2d, Dual, Linear, Operand, add, map_linear, multiply, silu, sinusoids, value_of
+from pmf.net.dual import Conv2d, Dual, Linear, Operand, add, map_linear, multiply, scaled, silu, sinusoids, value_of
 from pmf.net.recompute import recomputed
 
 
@@ -148,8 +148,9 @@ class Block(nn.Module):
 
     def residuals(self, x: Operand, rotation: Rotation) -> Operand:
         """The block itself, and the unit of compilation: (B, T, width) -> the same shape."""
-        x = add(x, multiply(self.attention(self.norm1(x), rotation), self.attention_gate))
-        return add(x, multiply(self.mlp(self.norm2(x)), self.mlp_gate))
+        attended = scaled(lambda normed: self.attention(normed, rotation), self.norm1(x))
+        x = add(x, multiply(attended, self.attention_gate))
+        return add(x, multiply(scaled(self.mlp, self.norm2(x)), self.mlp_gate))
 
 
 class ScalarEmbedding(nn.Module):
@@ -180,7 +181,7 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, images: Operand) -> Operand:
         """(B, C, H, W) -> (B, patches, width)."""
-        features = self.expansion(self.bottleneck(images))  # (B, width, H / p, W / p)
+        features = scaled(lambda x: self.expansion(self.bottleneck(x)), images)  # (B, width, H / p, W / p)
         return map_linear(lambda x: rearrange(x, "b d h w -> b (h w) d"), features)
 
 
@@ -196,7 +197,7 @@ class PatchOutput(nn.Module):
 
     def forward(self, tokens: Operand) -> Operand:
         """(B, patches, width) -> (B, C, H, W)."""
-        return map_linear(self._unpatchify, self.linear(self.norm(tokens)))
+        return map_linear(self._unpatchify, scaled(self.linear, self.norm(tokens)))
 
     def _unpatchify(self, x: Tensor) -> Tensor:
         side = math.isqrt(x.shape[1])
