@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "files": {"errors"},
     "launcher": {"errors"},
     "commands": {"errors", "files", "launcher", "overrides", "distributed"},
-    "inputs": {"errors", "config", "configfile", "net"},  # the table of sizes, which needs no torch
+    "inputs": {"errors", "config", "configfile", "batching", "net", "optim"},  # sizes and schedules: without torch
     "parallel": {"errors", "config", "batching", "distributed"},
     "net": FLOOR,
     "optim": FLOOR,

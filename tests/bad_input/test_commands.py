@@ -32,6 +32,16 @@ MEMORY = ("-m", "pmf.memory", DIGITS)
 COMMANDS = (TRAIN, TUNE, DOCTOR, SAMPLE, FID, SWEEP, (*REFERENCE, "--config", DIGITS), IMPORT, EXPORT, MEMORY)
 
 
+COMPLETE = {
+    "RANK": "0",
+    "LOCAL_RANK": "0",
+    "WORLD_SIZE": "4",
+    "LOCAL_WORLD_SIZE": "2",
+    "MASTER_ADDR": "host",
+    "MASTER_PORT": "29500",
+}
+
+
 @dataclass(frozen=True)
 class Case:
     """A command line, and a part of the one line that it must print."""
@@ -79,6 +89,8 @@ CASES = [
     Case((*TRAIN, "data.kind=parquet", "data.path=nosuch"), "nosuch: data.path does not exist"),
     Case((*TRAIN, "data.kind=imagefolder", "data.path=nosuch"), "nosuch: data.path does not exist"),
     Case((*TRAIN, "evaluation.reference=nosuch"), "nosuch: is neither digits"),
+    Case((*TRAIN, "optimizer.schedule=warmup_cosine", "optimizer.warmup_steps=800"), "optimizer.warmup_steps"),
+    Case((*TRAIN, "training.global_batch_size=50"), "not a multiple of the 4 processes", COMPLETE),
     Case((*TRAIN, "--resume", "nosuch"), "--resume nosuch: there is no such folder"),
     # Arguments that are missing, unknown, or have values that cannot be.
     *(Case(command[:2] if command[0] != "-m" else command[:3], "required") for command in (SAMPLE, FID, IMPORT)),
@@ -181,14 +193,6 @@ def test_training_imports_what_a_run_needs_and_no_more():
 
 # ----------------------------------------------------------------------------------------------- launchers' variables
 
-COMPLETE = {
-    "RANK": "3",
-    "LOCAL_RANK": "1",
-    "WORLD_SIZE": "4",
-    "LOCAL_WORLD_SIZE": "2",
-    "MASTER_ADDR": "host",
-    "MASTER_PORT": "29500",
-}
 NUMBERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 
 
