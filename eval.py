@@ -159,10 +159,10 @@ def class_list(text: str) -> str:
 
 
 def require_files(arguments: argparse.Namespace) -> None:
-    """What the arguments name is there, as far as names tell.
+    """What the arguments name is there, as far as names tell, and configs are valid.
 
     Raises:
-        UserError: it is not.
+        UserError: it is not, or one is not.
     """
     for option in ("checkpoint", "images", "data", "extractor_weights"):
         if (path := vars(arguments).get(option)) != "digits":
@@ -170,16 +170,16 @@ def require_files(arguments: argparse.Namespace) -> None:
     if vars(arguments).get("reference"):
         require_reference(arguments.reference)
     require_extractor("--extractor", vars(arguments).get("extractor"))
+    if arguments.config and arguments.verb != "reference":
+        require_model(load_config(arguments.config))
 
 
-def check_sampling(arguments: argparse.Namespace, **values: Any) -> None:
-    """The recipe, and values of its sampling section each for itself.
+def check_sampling(**values: Any) -> None:
+    """Values of the config's sampling section; None keeps the config's.
 
     Raises:
         UserError: one cannot be.
     """
-    if arguments.config:
-        require_model(load_config(arguments.config))
     given = {key: value for key, value in values.items() if value is not None}
     # A whole config, because that is what is checked; its other values do not matter.
     config_from_plain({"data": {"kind": "synthetic"}, "training": {"max_steps": 1}, "sampling": given}, "command line")
@@ -211,7 +211,7 @@ def sampling_overrides(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def sample(arguments: argparse.Namespace) -> None:
     """Write PNGs."""
-    check_sampling(arguments, **sampling_overrides(arguments))
+    check_sampling(**sampling_overrides(arguments))
 
     from pmf.sampling import sample_folder
 
@@ -222,7 +222,7 @@ def fid(arguments: argparse.Namespace) -> None:
     """Measure images against a reference."""
     if arguments.images and arguments.keep_images:
         raise UserError("--keep-images keeps generated images; it goes with --checkpoint, not with --images")
-    check_sampling(arguments, **sampling_overrides(arguments))
+    check_sampling(**sampling_overrides(arguments))
 
     from pmf.fidelity.command import FidelityRequest, report_fidelity
 
@@ -245,7 +245,7 @@ def sweep(arguments: argparse.Namespace) -> None:
     """Measure a grid."""
     intervals, num_steps = arguments.interval or [None], arguments.num_steps or [None]
     for omega, interval, steps in itertools.product(arguments.omega, intervals, num_steps):
-        check_sampling(arguments, omega=omega, interval=interval, num_steps=steps, batch_size=arguments.batch_size)
+        check_sampling(omega=omega, interval=interval, num_steps=steps, batch_size=arguments.batch_size)
 
     from pmf.fidelity.sweep import SweepRequest, run_sweep
     from pmf.sampling import SamplingRequest

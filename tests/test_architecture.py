@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "safetensors_file": {"errors", "files"},
     "launcher": {"errors"},
     "commands": {"errors", "files", "launcher", "overrides", "storage", "distributed"},
-    "inputs": {"errors", "config", "configfile", "net"},  # the table of sizes, which needs no torch
+    "inputs": {"errors", "config", "configfile", "batching", "net", "optim"},  # sizes and schedules: without torch
     "parallel": {"errors", "config", "batching", "distributed"},
     "net": FLOOR,
     "optim": FLOOR,

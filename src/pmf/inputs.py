@@ -6,19 +6,29 @@ import glob
 import os
 from pathlib import Path
 
+from pmf.batching import accumulation_steps
 from pmf.config import Config
 from pmf.configfile import load_config
 from pmf.errors import CrossFieldError, UserError
 from pmf.net.sizes import find_size
+from pmf.optim.schedule import learning_rate
 
 
 def require_inputs(config: Config, resume: str) -> None:
     """The model, data set, reference and checkpoint that a training run names are there, as far as names tell.
 
+    So are batch and schedule checked, as far as the number of processes and the length of the run are known.
+
     Raises:
         UserError: one is not.
     """
     require_model(config)
+    try:
+        accumulation_steps(config.training, int(os.environ.get("WORLD_SIZE", "1")))
+    except CrossFieldError as error:
+        raise UserError(str(error)) from None
+    if config.training.max_steps is not None:
+        learning_rate(config.optimizer, 0, config.training.max_steps)
     data, evaluation = config.data, config.evaluation
     read_from = data.path if data.kind in ("parquet", "imagefolder") else None
     if read_from and not os.path.exists(read_from) and not glob.has_magic(read_from):

@@ -93,7 +93,7 @@ def test_every_option_takes_its_default_as_it_would_be_written(key):
         assert read_value(option, key, "null") is None
 
 
-# Each of them lost something, became a number or nothing, or was refused, when overrides were read as YAML.
+# Read as YAML, most of them would lose something, become something else, or be refused.
 AS_THEY_STAND = [
     "/tmp/my data #2",
     "a: b",
