@@ -155,6 +155,14 @@ def test_the_limit_holds_where_pillows_own_is_lifted(monkeypatch: pytest.MonkeyP
         decode(png_header_only(14_000, 14_000), 3, 16)
 
 
+def test_the_limit_holds_for_a_tile_that_is_larger_than_its_image() -> None:
+    tags = {256: 10, 257: 10, 258: 8, 259: 8, 262: 1, 277: 1, 322: 16_000, 323: 16_000, 324: 8, 325: 8}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    data = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+    with pytest.raises(ImageError, match="16000 x 16000 pixels are more than the 89,478,485 that are unpacked"):
+        decode(data, 1, 8)
+
+
 def test_a_file_larger_than_any_image_is_not_read(tmp_path: Path, peak) -> None:
     (tmp_path / "a").mkdir()
     with (tmp_path / "a" / "0.png").open("wb") as file:

@@ -10,6 +10,7 @@ from typing import BinaryIO, cast
 import numpy as np
 import torch
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 # Pillow's decoders of these are in this process and read pixels only; that of EPS, for one, would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
@@ -18,6 +19,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_PIXELS = 89_478_485
 # 16 bits in each of four channels, not compressed.
 MAX_FILE_BYTES = 8 * MAX_PIXELS
+# Tags of a TIFF.
+TILEWIDTH, TILELENGTH = 322, 323
 SIXTEEN_TO_EIGHT_BITS = [(value + 128) // 257 for value in range(2**16)]
 
 
@@ -65,8 +68,9 @@ def open_image(file: BinaryIO | Path) -> Image.Image:
             # Pillow only warns up to twice its limit, also where a frame turns out larger than the header said.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(file, formats=FORMATS)
-            if image.width * image.height > MAX_PIXELS:  # Pillow's own limit can be moved
-                raise ImageError(_too_large(image.size))
+            for width, height in _unpacked_sizes(image):  # Pillow's own limit can be moved, and knows nothing of tiles
+                if width * height > MAX_PIXELS:
+                    raise ImageError(_too_large((width, height)))
             image.load()
     except (MemoryError, ImageError):
         raise
@@ -80,6 +84,12 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
         return f"not one of {', '.join(FORMATS)}"
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def _unpacked_sizes(image: Image.Image) -> list[tuple[int, int]]:
+    """Width and height of the image, and of a TIFF's tile, which is unpacked whole and may be larger than the image."""
+    tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
+    return [image.size, (tags.get(TILEWIDTH, 0), tags.get(TILELENGTH, 0))]
 
 
 def _too_large(size: tuple[int, int]) -> str:
