@@ -196,7 +196,7 @@ class TrainingConfig(Section):
     keep_checkpoints: Positive = 3
     """Newest checkpoints kept."""
     num_threads: Positive | None = None
-    """CPU threads of torch per process; null is torch's own choice. On CPU, processes share the cores."""
+    """CPU threads of torch per process; null on a CPU leaves one core to other programs. Processes share the cores."""
     step_timeout: PositiveFloat = 900
     """Seconds; a step that takes longer (compilation is in the first) ends the run, naming who hangs and where."""
     group_timeout: PositiveFloat = 1800

@@ -157,7 +157,10 @@ def join_world(*, on_host: bool = False) -> World:
     Args:
         on_host: meet on the CPU also where there are GPUs, and leave their memory alone.
     """
-    state: Any = PartialState(cpu=on_host or not torch.cuda.is_available())
+    on_gpu = torch.cuda.is_available()
+    state: Any = PartialState(cpu=on_host or not on_gpu)
+    if not on_gpu:
+        share_cores(None, state.num_processes)
     return World(
         rank=state.process_index, size=state.num_processes, device=state.device, barrier=state.wait_for_everyone
     )
@@ -177,11 +180,28 @@ def create_accelerator(training: TrainingConfig) -> Accelerator:
     if training.mixed_precision == "fp16" and not on_gpu:
         # On a CPU Accelerate would train in float32 without a word, though autocast and scaler work there.
         accelerator.native_amp, accelerator.scaler = True, torch.amp.GradScaler("cpu")
-    threads = training.num_threads or torch.get_num_threads()
-    if not on_gpu:  # processes whose threads wait for each other's cores are ten times slower
-        threads = max(1, min(threads, (os.cpu_count() or 1) // accelerator.num_processes))
-    torch.set_num_threads(threads)
+    if not on_gpu:
+        share_cores(training.num_threads, accelerator.num_processes)
+    elif training.num_threads:
+        torch.set_num_threads(training.num_threads)
     return accelerator
+
+
+def share_cores(num_threads: int | None, world_size: int) -> None:
+    """Set the threads with which torch computes on the CPU, where all processes compute there.
+
+    Threads meet after every operation, so one whose core is busy with something else holds up all: more threads than
+    free cores are several times slower than one. Hence processes never have more threads than cores together, and by
+    default they leave a core to whatever else runs.
+
+    Args:
+        num_threads: those asked for; None takes OMP_NUM_THREADS, or all cores but one.
+    """
+    cores, processes = len(os.sched_getaffinity(0)), int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    if num_threads is None and "OMP_NUM_THREADS" in os.environ:
+        num_threads = torch.get_num_threads()
+    most = (cores - 1 if num_threads is None else cores) // processes
+    torch.set_num_threads(max(1, min(num_threads or most, most)))
 
 
 def set_float32_precision(*, tf32: bool) -> None:
