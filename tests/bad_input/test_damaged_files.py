@@ -121,7 +121,10 @@ def test_statistics_are_read_as_they_were_written_or_refused(layout, save, tmp_p
         ("n", np.int64(-4), "its n is no number of images"),
         ("mu", np.array(["a"] * 12), "mu is of <U1, not of numbers"),
         ("sigma", COVARIANCE.astype(complex), "sigma is of complex128, not of numbers"),
-        *(("protocol", np.str_(text.decode("latin-1")), "its protocol: ") for text in NO_OBJECTS.values()),
+        *(
+            pytest.param("protocol", np.str_(text.decode("latin-1")), "its protocol: ", id=f"protocol is {kind}")
+            for kind, text in NO_OBJECTS.items()
+        ),
         ("protocol", np.str_('{"extractor": "inception"}'), "its protocol names no extractor or shape"),
         ("protocol", np.str_('{"image_shape": 3}'), "its protocol names no extractor or shape"),
     ],

@@ -190,3 +190,29 @@ class SignalWorkers:
             return wrapped
 
         wrap(STEP, wrapper)
+
+
+@dataclass(frozen=True)
+class InfiniteAverage:
+    """What this rank owns of an average is infinite after every odd step, and whole again before the next."""
+
+    name: str
+
+    def __call__(self) -> None:
+        whole: list[Any] = []
+
+        def wrapper(original: Callable[..., Any]) -> Callable[..., Any]:
+            def wrapped(averages: Any, network: Any, images_seen: int, images_per_step: int) -> None:
+                own = list(averages._tensors[self.name].values())
+                for tensor, before in zip(own, whole):
+                    tensor.copy_(before)
+                whole.clear()
+                original(averages, network, images_seen, images_per_step)
+                if images_seen // images_per_step % 2:
+                    whole.extend(tensor.clone() for tensor in own)
+                    for tensor in own:
+                        tensor.fill_(float("inf"))
+
+            return wrapped
+
+        wrap("pmf.optim.ema.WeightAverages.update", wrapper)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from pmf.step import MAX_SKIPPED_IN_A_ROW
-from tests.faults.faults import NaNImages
+from tests.faults.faults import InfiniteAverage, NaNImages
 from tests.faults.processes import EVERY_FOUR, finish, samples_of, started, trace
 from tests.runs import metrics_of, tensors_of
 
@@ -41,6 +41,24 @@ def test_too_many_in_a_row_end_the_run_naming_the_samples(tmp_path):
     _, _, named = line.partition("whose loss is not finite: ")
     assert sorted(map(int, named.partition(")")[0].split(", "))) == lines[-1]
     assert "Traceback" not in printed
+
+
+def test_snapshots_that_one_rank_spoils_are_left_out_on_both(tmp_path):
+    """Its part of the average is infinite after odd steps: no FID and no grid then, and the same training."""
+    evaluation = ("evaluation.every_images=16", "evaluation.num_images=20", "evaluation.reference=digits")
+    given = ("training.max_steps=4", "training.sample_every=1", "sampling.ema=10", *evaluation)
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    finish(whole, *given, ranks=2)
+    with started(run, *given, ranks=2, faults={1: InfiniteAverage("10")}) as spoiled:
+        assert spoiled.wait() == [0, 0], spoiled.printed()
+        printed = spoiled.printed()
+    assert "Traceback" not in printed
+    for step in (1, 3):
+        assert printed.count(f"warning: step {step} is not evaluated: step {step}, 10: ") == 1
+        assert printed.count(f"warning: samples/step_{step:08d}.png is left out: step {step}, 10: ") == 1
+    assert metrics_of(run) == [line for line in metrics_of(whole) if "fid" not in line or line["step"] % 2 == 0]
+    before, after = (tensors_of(folder / "checkpoints" / "step_00000004") for folder in (whole, run))
+    assert [name for name in before if not before[name].equal(after[name])] == []
 
 
 def test_other_numbers_of_processes_go_on_with_the_same_samples(whole, tmp_path):
