@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 CHECKPOINT = "run folder, checkpoint folder or .safetensors; with --config also an official .pt or JAX checkpoint"
 REFERENCE = (
-    "statistics (.npz: ours, ADM's, JiT's or pMF's), digits, a config (.yaml) for its data, or a folder of PNGs, of "
-    "Parquet files or of class folders"
+    "statistics (.npz: ours, ADM's, JiT's or pMF's), digits, a config (.yaml) for its data, or images: a folder "
+    "of them, of Parquet files or of class folders, or an .npz (arr_0)"
 )
 NUM_IMAGES = "50000 (2000 against the digits)"
 
@@ -35,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(dest="verb", required=True)
     add_sample(verbs.add_parser("sample", help="write a folder of PNGs"))
-    add_fid(verbs.add_parser("fid", help="FID and Inception score of a checkpoint or of a folder of PNGs"))
+    add_fid(verbs.add_parser("fid", help="FID and Inception score of a checkpoint or of a folder of images"))
     add_sweep(verbs.add_parser("sweep", help="FID over a grid of guidance scales, intervals, averages and steps"))
     add_reference(verbs.add_parser("reference", help="write the statistics of a data set, for fid --reference"))
     arguments = parser.parse_args()
@@ -55,7 +55,9 @@ def add_fid(parser: argparse.ArgumentParser) -> None:
     """The verb ``fid``."""
     subject = parser.add_mutually_exclusive_group(required=True)
     subject.add_argument("--checkpoint", type=Path, help=CHECKPOINT)
-    subject.add_argument("--images", type=Path, metavar="DIR", help="folder of PNGs, used as they are")
+    subject.add_argument(
+        "--images", type=Path, metavar="DIR", help="folder of images, or .npz (arr_0), used as they are"
+    )
     parser.add_argument("--reference", required=True, help=REFERENCE)
     parser.add_argument("--num-images", type=int, help="default: of a folder all, of a checkpoint " + NUM_IMAGES)
     parser.add_argument("--keep-images", type=Path, metavar="DIR", help="keep the generated images as PNGs")
@@ -96,7 +98,9 @@ def add_reference(parser: argparse.ArgumentParser) -> None:
     """The verb ``reference``."""
     data = parser.add_mutually_exclusive_group(required=True)
     data.add_argument("--config", type=Path, help="measure this config's data set")
-    data.add_argument("--data", help="or digits, a folder of Parquet files, of class folders or of PNGs")
+    data.add_argument(
+        "--data", help="or digits, a folder of Parquet files, of class folders or of images, an .npz (arr_0)"
+    )
     parser.add_argument("--image-size", type=int, default=256, help="side that images of --data are cropped to")
     parser.add_argument("--output", type=Path, required=True, metavar="STATS.npz")
     add_extractor(parser)

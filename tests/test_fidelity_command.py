@@ -173,6 +173,33 @@ def test_what_does_not_fit_is_one_line(folder, weights, call, tmp_path, capsys):
     assert f"warning: {warning}" in capsys.readouterr().err
 
 
+def test_hidden_names_and_folders_are_no_samples(weights, call, tmp_path):
+    output = tmp_path / "samples"
+    output.mkdir()
+    (output / ".DS_Store").touch()  # a folder that was looked at is still empty
+    sample = ("sample", "--checkpoint", weights, "--num-images", "12", "--num-steps", "1", "--output", output)
+    call(*sample)
+    assert len(list(output.glob("*.png"))) == 12
+    whole = (output / "000003.png").read_bytes()
+    (output / "000003.png").unlink()
+    (output / "000003.png").symlink_to("/nonexistent")
+    (output / "000004.png").rename(output / "._000004.png")
+    call(*sample)
+    assert (output / "000003.png").read_bytes() == whole
+    assert (output / "000004.png").is_file()
+    (output / "000003.png").unlink()
+    (output / "000003.png").mkdir()
+    with pytest.raises(
+        UserError, match=r"000003\.png: this image cannot be written \(Is a directory\); choose another folder"
+    ):
+        call(*sample)
+    (output / "000003.png").rmdir()
+    save_png(torch.zeros(1, 8, 8, dtype=torch.uint8), output / "0.png")  # sorted before the samples
+    keep = ("--checkpoint", weights, "--num-images", "12", "--num-steps", "1", "--keep-images", output)
+    with pytest.raises(UserError, match="holds 13 images and not just the 12 that were generated; remove the others"):
+        call("fid", *keep, "--reference", "digits")
+
+
 def test_the_command_exits_with_status_2_and_no_traceback(tmp_path):
     result = run_command("eval.py", "fid", "--images", str(tmp_path), "--reference", "digits")
     assert result.returncode == 2
