@@ -55,9 +55,7 @@ def add_fid(parser: argparse.ArgumentParser) -> None:
     """The verb ``fid``."""
     subject = parser.add_mutually_exclusive_group(required=True)
     subject.add_argument("--checkpoint", type=Path, help=CHECKPOINT)
-    subject.add_argument(
-        "--images", type=Path, metavar="DIR", help="folder of images, or .npz (arr_0), used as they are"
-    )
+    subject.add_argument("--images", type=Path, metavar="DIR", help="folder of images, or .npz (arr_0), as they are")
     parser.add_argument("--reference", required=True, help=REFERENCE)
     parser.add_argument("--num-images", type=int, help="default: of a folder all, of a checkpoint " + NUM_IMAGES)
     parser.add_argument("--keep-images", type=Path, metavar="DIR", help="keep the generated images as PNGs")
@@ -98,9 +96,7 @@ def add_reference(parser: argparse.ArgumentParser) -> None:
     """The verb ``reference``."""
     data = parser.add_mutually_exclusive_group(required=True)
     data.add_argument("--config", type=Path, help="measure this config's data set")
-    data.add_argument(
-        "--data", help="or digits, a folder of Parquet files, of class folders or of images, an .npz (arr_0)"
-    )
+    data.add_argument("--data", help="or digits, a folder of Parquet files, of class folders or of images, an .npz")
     parser.add_argument("--image-size", type=int, default=256, help="side that images of --data are cropped to")
     parser.add_argument("--output", type=Path, required=True, metavar="STATS.npz")
     add_extractor(parser)

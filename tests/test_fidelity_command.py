@@ -189,9 +189,7 @@ def test_hidden_names_and_folders_are_no_samples(weights, call, tmp_path):
     assert (output / "000004.png").is_file()
     (output / "000003.png").unlink()
     (output / "000003.png").mkdir()
-    with pytest.raises(
-        UserError, match=r"000003\.png: this image cannot be written \(Is a directory\); choose another folder"
-    ):
+    with pytest.raises(UserError, match=r"000003\.png: this image cannot be written \(Is a directory\); "):
         call(*sample)
     (output / "000003.png").rmdir()
     save_png(torch.zeros(1, 8, 8, dtype=torch.uint8), output / "0.png")  # sorted before the samples
