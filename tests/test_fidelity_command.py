@@ -187,11 +187,6 @@ def test_hidden_names_and_folders_are_no_samples(weights, call, tmp_path):
     call(*sample)
     assert (output / "000003.png").read_bytes() == whole
     assert (output / "000004.png").is_file()
-    (output / "000003.png").unlink()
-    (output / "000003.png").mkdir()
-    with pytest.raises(UserError, match=r"000003\.png: this image cannot be written \(Is a directory\); "):
-        call(*sample)
-    (output / "000003.png").rmdir()
     save_png(torch.zeros(1, 8, 8, dtype=torch.uint8), output / "0.png")  # sorted before the samples
     keep = ("--checkpoint", weights, "--num-images", "12", "--num-steps", "1", "--keep-images", output)
     with pytest.raises(UserError, match="holds 13 images and not just the 12 that were generated; remove the others"):
