@@ -29,8 +29,8 @@ CHECKPOINT = (
 )
 KEY = "which set of weights of a PyTorch file that holds several, e.g. ema or state.model"
 REFERENCE = (
-    "statistics (.npz: ours, ADM's, JiT's or pMF's), digits, a config (.yaml) for its data, or a folder of PNGs, of "
-    "Parquet files or of class folders"
+    "statistics (.npz: ours, ADM's, JiT's or pMF's), digits, a config (.yaml) for its data, or images: a folder "
+    "of them, of Parquet files or of class folders, or an .npz (arr_0)"
 )
 NUM_IMAGES = "50000 (2000 against the digits)"
 
@@ -40,7 +40,7 @@ def main() -> None:
     parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(dest="verb", required=True)
     add_sample(verbs.add_parser("sample", help="write a folder of PNGs"))
-    add_fid(verbs.add_parser("fid", help="FID and Inception score of a checkpoint or of a folder of PNGs"))
+    add_fid(verbs.add_parser("fid", help="FID and Inception score of a checkpoint or of a folder of images"))
     add_sweep(verbs.add_parser("sweep", help="FID over a grid of guidance scales, intervals, averages and steps"))
     add_reference(verbs.add_parser("reference", help="write the statistics of a data set, for fid --reference"))
     arguments = parser.parse_args()
@@ -61,7 +61,7 @@ def add_fid(parser: argparse.ArgumentParser) -> None:
     """The verb ``fid``."""
     subject = parser.add_mutually_exclusive_group(required=True)
     subject.add_argument("--checkpoint", type=to_path, help=CHECKPOINT)
-    subject.add_argument("--images", type=to_path, metavar="DIR", help="folder of PNGs, used as they are")
+    subject.add_argument("--images", type=to_path, metavar="DIR", help="folder of images, or .npz (arr_0), as they are")
     parser.add_argument("--reference", type=path_text, required=True, help=REFERENCE)
     parser.add_argument(
         "--num-images", type=whole_from(1), help="default: of a folder all, of a checkpoint " + NUM_IMAGES
@@ -108,7 +108,9 @@ def add_reference(parser: argparse.ArgumentParser) -> None:
     data = parser.add_mutually_exclusive_group(required=True)
     data.add_argument("--config", type=to_path, help="measure this config's data set")
     data.add_argument(
-        "--data", type=path_text, help="or digits, a folder of Parquet files, of class folders or of PNGs"
+        "--data",
+        type=path_text,
+        help="or digits, a folder of Parquet files, of class folders or of images, an .npz",
     )
     parser.add_argument(
         "--image-size", type=whole_from(1), default=256, help="side that images of --data are cropped to"

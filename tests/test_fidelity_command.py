@@ -143,3 +143,23 @@ def test_fewer_images_than_dimensions_are_warned_of(folder, call, capsys):
     (warning,) = [line for line in record["warnings"] if line.startswith("the measured set")]
     assert warning.startswith("the measured set has 12 images and the features 16 dimensions")
     assert f"warning: {warning}" in capsys.readouterr().err
+
+
+def test_hidden_names_and_folders_are_no_samples(weights, call, tmp_path):
+    output = tmp_path / "samples"
+    output.mkdir()
+    (output / ".DS_Store").touch()  # a folder that was looked at is still empty
+    sample = ("sample", "--checkpoint", weights, "--num-images", "12", "--num-steps", "1", "--output", output)
+    call(*sample)
+    assert len(list(output.glob("*.png"))) == 12
+    whole = (output / "000003.png").read_bytes()
+    (output / "000003.png").unlink()
+    (output / "000003.png").symlink_to("/nonexistent")
+    (output / "000004.png").rename(output / "._000004.png")
+    call(*sample)
+    assert (output / "000003.png").read_bytes() == whole
+    assert (output / "000004.png").is_file()
+    save_png(torch.zeros(1, 8, 8, dtype=torch.uint8), output / "0.png")  # sorted before the samples
+    keep = ("--checkpoint", weights, "--num-images", "12", "--num-steps", "1", "--keep-images", output)
+    with pytest.raises(UserError, match="holds 13 images and not just the 12 that were generated; remove the others"):
+        call("fid", *keep, "--reference", "digits")

@@ -160,13 +160,7 @@ def own_batches(num_images: int, batch_size: int, world: World) -> Iterator[rang
 
 def _wait(futures: list[Future[None]]) -> None:
     for future in futures:
-        try:
-            future.result()
-        except OSError as error:
-            place = error.filename2 or error.filename
-            raise UserError(
-                f"{place}: this image cannot be written ({error.strerror}); choose another folder"
-            ) from None
+        future.result()
 
 
 def generate_batches(network: Network, config: Config, plan: SamplingPlan, world: World) -> Iterator[ImageBatch]:
