@@ -12,6 +12,7 @@ import torch
 
 from pmf.checkpoint import save_weights
 from pmf.configfile import load_config
+from pmf.errors import UserError
 from pmf.evaluation.images import save_png
 from pmf.net.sizes import create_network
 from tests.launch import ROOT, run_command

@@ -25,7 +25,7 @@ from pmf.data.place import Place, resumed_place, steps_in_all
 from pmf.data.sampler import steps_per_epoch
 from pmf.data.source import Source, require_first_images
 from pmf.distributed import World, create_accelerator
-from pmf.errors import AgreedError, CrossFieldError, Preempted, UserError
+from pmf.errors import CrossFieldError, Preempted, UserError
 from pmf.fidelity.in_training import TrainingEvaluation
 from pmf.flops import peak_flops
 from pmf.optim.schedule import learning_rate
@@ -231,16 +231,10 @@ class Trainer:
 
     def _find_place(self) -> None:
         """Where in the data this start begins, and with which step the run ends."""
-        progress, training = self.state.progress, self.config.training
+        progress = self.state.progress
         self._first_step = progress.step
         self._first_place = resumed_place(progress.place, progress.step, progress.last_images, len(self.source))
-        self.max_steps = steps_in_all(training, self._first_place, progress.step)
-        if progress.step > self.max_steps:
-            asked = f"max_steps is {training.max_steps}" if training.max_steps else f"epochs is {training.epochs:g}"
-            raise AgreedError(
-                f"training.{asked}, and this run is beyond it, at step {progress.step}; raise it, name an older "
-                "checkpoint with --resume, or choose another training.output_dir"
-            )
+        self.max_steps = steps_in_all(self.config.training, self._first_place, progress.step)
         learning_rate(self.config.optimizer, 0, self.max_steps)  # a schedule that does not fit is an error now
 
     def _open_source(self) -> Source:

@@ -9,6 +9,7 @@ from typing import Any
 
 from pmf.config import TrainingConfig
 from pmf.data.sampler import steps_per_epoch
+from pmf.errors import AgreedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +85,20 @@ def steps_in_all(training: TrainingConfig, place: Place, step: int) -> int:
 
     Args:
         place: after ``step`` steps of the run.
+
+    Raises:
+        AgreedError: the run has gone further already.
     """
+    size, passes = training.global_batch_size, training.epochs or 0.0
     if training.max_steps is not None:
-        return training.max_steps
-    assert training.epochs is not None, "checked by the config"
-    batch_size, start = training.global_batch_size, Place(num_samples=place.num_samples)
-    if place == start.after(step, batch_size):  # all steps had this batch size
-        return math.ceil(training.epochs * steps_per_epoch(place.num_samples, batch_size))
-    return step + place.steps_until(training.epochs, batch_size)
+        asked, last = f"max_steps is {training.max_steps}", training.max_steps
+    elif place == Place(num_samples=place.num_samples).after(step, size):  # all steps had this batch size
+        asked, last = f"epochs is {passes:g}", math.ceil(passes * steps_per_epoch(place.num_samples, size))
+    else:
+        asked, last = f"epochs is {passes:g}", step + place.steps_until(passes, size)
+    if step > last:
+        raise AgreedError(
+            f"training.{asked}, and this run is beyond that, at step {step}; raise it, name an older checkpoint with "
+            "--resume, or choose another training.output_dir"
+        )
+    return last
