@@ -69,7 +69,6 @@ def copy_of_digits(folder: Path) -> Path:
     return Path(shutil.copy(ROOT / "configs" / "digits.yaml", folder / "copy.yaml"))
 
 
-@pytest.mark.slow
 def test_a_dry_run_estimates_for_a_device_that_is_not_here(tmp_path):
     path = copy_of_digits(tmp_path)
     before = path.read_bytes()
@@ -136,7 +135,6 @@ def test_one_starved_rank_of_two_decides_for_both(tmp_path):
     assert rows[1]["fits"]
 
 
-@pytest.mark.slow
 def test_advice_where_not_even_one_image_fits(tmp_path):
     path = copy_of_digits(tmp_path)
     result = run_command(

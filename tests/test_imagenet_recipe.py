@@ -21,7 +21,6 @@ def imagenet(tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
 def test_the_b_16_recipe_trains_on_mixed_jpegs_with_workers(imagenet, tmp_path):
     run = tmp_path / "run"
     result = run_command(

@@ -18,8 +18,9 @@ from tests.launch import ROOT, TINY, launch, torchrun
 SMALLER = ("training.global_batch_size=4", "training.micro_batch_size=2")
 
 
-def test_a_save_killed_before_each_kind_of_write(whole, tmp_path):
-    """The first and the last mkdir, file, flush, rename, pointer and pruned file: one run, killed at every start."""
+@pytest.mark.parametrize("chosen", ["first and last of each kind", pytest.param("all", marks=pytest.mark.slow)])
+def test_a_save_killed_before_its_writes(chosen, whole, tmp_path):
+    """Each mkdir, file, flush, rename, pointer and pruned file: one run, killed at every start."""
     overrides = ("training.max_steps=20", "training.checkpoint_every=1", "training.keep_checkpoints=1")
     original, record = whole(1, "training.max_steps=20"), tmp_path / "points"
     recorded = cut_back(original, tmp_path / "recorded", 4)
@@ -33,7 +34,8 @@ def test_a_save_killed_before_each_kind_of_write(whole, tmp_path):
     last = {name: point for point, name in enumerate(points, start=1)}
     first = {name: points.index(name) + 1 for name in points}
     killed, newest = cut_back(original, tmp_path / "killed", 4), 4
-    for point in sorted({*first.values(), *last.values()}):
+    everything = range(1, len(points) + 1)
+    for point in everything if chosen == "all" else sorted({*first.values(), *last.values()}):
         name = points[point - 1]
         with started(killed, *overrides, faults={0: KillInSave(point=point)}) as run:
             assert run.wait() == [-signal.SIGKILL], f"{point} {name}: {run.printed()}"

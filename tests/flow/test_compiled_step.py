@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import shutil
 
 import pytest
@@ -24,7 +25,6 @@ from tests.flow.small_step import (
 )
 
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on CPU needs a C++ compiler (g++)"),
     pytest.mark.filterwarnings("ignore"),  # inductor's own
 ]
@@ -37,12 +37,24 @@ def _working_attention():
         yield
 
 
-@pytest.mark.parametrize("kind", ["any number of rows", "static shapes, padded and checkpointed"])
-def test_compiled_gradients_equal_the_literal_ones_and_recompilations_are_bounded(kind):
+STATIC = "static shapes, padded and checkpointed"
+
+
+# "aot_eager" traces, differentiates and counts graphs as the default does, and spares the machine code.
+@pytest.mark.parametrize(
+    ("kind", "backend"),
+    [
+        (STATIC, "aot_eager"),
+        pytest.param(STATIC, "inductor", marks=pytest.mark.slow),
+        pytest.param("any number of rows", "inductor", marks=pytest.mark.slow),
+    ],
+)
+def test_compiled_gradients_equal_the_literal_ones_and_recompilations_are_bounded(kind, backend, monkeypatch):
     torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
     images, labels, standard = inputs()
     settings = ObjectiveConfig(derivative="dual")
-    static_shapes = kind.startswith("static")
+    static_shapes = kind == STATIC
     objective = PixelMeanFlow(settings, num_classes=CLASSES, static_shapes=static_shapes)
     compiled, plain = (small_network(mlp_width=61 if static_shapes else None) for _ in range(2))
     compiled.compile_blocks(static_shapes=static_shapes)
