@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pmf.config import Config, as_plain
@@ -115,7 +114,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     problem = find_damage(folder)
     if problem:
         raise UserError(f"{folder}: {problem}; use an older checkpoint (--resume PATH)")
-    tensors = {path.stem: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
+    tensors = {path.stem: read_safetensors(path)[0] for path in sorted(folder.glob("*.safetensors"))}
     return Checkpoint(tensors=tensors, state=json.loads((folder / STATE).read_text()))
 
 
