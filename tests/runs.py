@@ -13,6 +13,7 @@ from torch import Tensor
 from pmf.checkpoint import list_checkpoints
 from pmf.config import Config
 from pmf.configfile import load_config
+from pmf.training import Trainer
 from tests.launch import ROOT, TINY
 
 TIMES = {"images_per_second"}
@@ -48,3 +49,9 @@ def cut_back_to(run: Path, copy: Path, step: int) -> None:
         if int(checkpoint.name.removeprefix("step_")) > step:
             shutil.rmtree(checkpoint)
     (copy / "latest").write_text(f"checkpoints/step_{step:08d}\n")
+
+
+def poison(trainer: Trainer) -> None:
+    """Make every loss NaN from now on."""
+    original = trainer.objective._adaptive
+    trainer.objective._adaptive = lambda loss: original(loss) * float("nan")

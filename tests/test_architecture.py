@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "files": {"errors", "storage"},
     "storage": {"errors"},
     "places": {"errors"},
-    "safetensors_file": {"errors", "files"},
+    "safetensors_file": {"errors", "files", "storage"},
     "launcher": {"errors"},
     "commands": {"errors", "files", "launcher", "overrides", "storage", "distributed"},
     "inputs": {"errors", "config", "configfile", "batching", "net", "optim"},  # sizes and schedules: without torch

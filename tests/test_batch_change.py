@@ -12,7 +12,7 @@ from pmf.checkpoint import list_checkpoints
 from pmf.files import file_sha256
 from pmf.optim.ema import WeightAverages
 from pmf.training import Trainer
-from tests.test_training import assert_same_run, cut_back_to, metrics_of, tiny_config
+from tests.runs import assert_same_run, cut_back_to, metrics_of, tiny_config
 
 IMAGES = 50
 STRETCHES = ((16, 4), (10, 7), (24, 9))

@@ -18,7 +18,7 @@ from pmf.perceptual.distances import PerceptualDistances
 from pmf.perceptual.lpips import STAGES
 from pmf.training import Trainer
 from tests.perceptual_weights import random_lpips
-from tests.test_training import tiny_config
+from tests.runs import tiny_config
 
 
 @pytest.mark.parametrize("data_proportion", [0.25, 0.5])

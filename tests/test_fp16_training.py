@@ -16,8 +16,7 @@ from pmf.training import Trainer
 from tests.faults.faults import NaNImages
 from tests.faults.processes import finish, started
 from tests.launch import train_tiny
-from tests.test_training import (
-    _fresh_accelerator,  # noqa: F401
+from tests.runs import (
     assert_same_run,
     cut_back_to,
     metrics_of,

@@ -14,7 +14,7 @@ from pmf.errors import UserError
 from pmf.step import MAX_SKIPPED_IN_A_ROW
 from pmf.training import Trainer
 from tests.launch import run_command, train_tiny
-from tests.runs import assert_same_run, cut_back_to, metrics_of, tensors_of, tiny_config
+from tests.runs import assert_same_run, cut_back_to, metrics_of, poison, tensors_of, tiny_config
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(tmp_path):
@@ -72,12 +72,6 @@ def test_samples_follow_the_seed_and_step_and_not_the_loader(tmp_path):
     AcceleratorState._reset_state(reset_partial_state=True)
     Trainer(tiny_config(tmp_path / "b", "data.num_workers=2", "data.prefetch_factor=1")).train()
     assert_same_run(tmp_path / "a", tmp_path / "b", 12)
-
-
-def poison(trainer: Trainer) -> None:
-    """Make every loss NaN from now on."""
-    original = trainer.objective._adaptive
-    trainer.objective._adaptive = lambda loss: original(loss) * float("nan")
 
 
 def test_a_non_finite_gradient_changes_nothing_and_is_counted(tmp_path):

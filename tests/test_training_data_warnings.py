@@ -6,20 +6,12 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pytest
-from accelerate.state import AcceleratorState
 from PIL import Image
 
 from pmf.configfile import load_config
 from pmf.doctor import Report, examine
 from pmf.training import Trainer
 from tests.launch import ROOT, TINY
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerator():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def write_images(folder: Path, count: int, ending: str) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from pmf.errors import UserError
 from pmf.files import foreign_content
+from pmf.storage import printable
 
 
 def read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -23,13 +26,26 @@ def read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         UserError: it is damaged, or something else.
     """
     try:
-        with safe_open(file, "pt") as opened:
-            metadata = opened.metadata() or {}
-        weights = load_file(file)
+        with _in_utf8(file) as path:
+            with safe_open(path, "pt") as opened:
+                metadata = opened.metadata() or {}
+            weights = load_file(path)
     except SafetensorError as error:
         problem = foreign_content(file) or f"cannot be read as safetensors ({error})"
         raise UserError(f"{file}: {problem}") from None
     return weights, metadata
+
+
+@contextmanager
+def _in_utf8(file: Path) -> Iterator[Path]:
+    """A path of the file that the library can open for reading: it knows none that are not UTF-8."""
+    if printable(str(file.absolute())) == str(file.absolute()):
+        yield file
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder) / "tensors"
+        link.symlink_to(file.absolute())
+        yield link
 
 
 def save_safetensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from PIL import Image
 
 from pmf.checkpoint import save_weights
@@ -29,13 +28,6 @@ from tests.launch import run_command as start_command
 
 DIGITS = ROOT / "configs" / "digits.yaml"
 FRAGILE = "tests.evaluation.networks:Standardised"
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerator():
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture

@@ -11,16 +11,10 @@ from accelerate.state import AcceleratorState
 from pmf.errors import UserError
 from pmf.training import Trainer
 from tests.launch import ROOT, TINY, run_command
-from tests.test_training import metrics_of, tensors_of, tiny_config
+from tests.runs import metrics_of, tensors_of, tiny_config
 
 DIGITS = str(ROOT / "configs" / "digits.yaml")
 SHORT = ("data.kind=synthetic", "data.num_images=48", "training.max_steps=null")
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerator():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")

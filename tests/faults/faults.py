@@ -12,8 +12,10 @@ import os
 import pkgutil
 import resource
 import signal
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -216,3 +218,46 @@ class InfiniteAverage:
             return wrapped
 
         wrap("pmf.optim.ema.WeightAverages.update", wrapper)
+
+
+@dataclass(frozen=True)
+class NoLocks:
+    """The file system answers every request for a lock with this error."""
+
+    number: int
+
+    def __call__(self) -> None:
+        wrap("fcntl.lockf", lambda original: partial(_refuse, self.number))
+
+
+@dataclass(frozen=True)
+class NoFolderFlush:
+    """The file system answers every flush of a folder with this error."""
+
+    number: int
+
+    def __call__(self) -> None:
+        def wrapper(original: Callable[..., Any]) -> Callable[..., Any]:
+            def wrapped(descriptor: int) -> None:
+                if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+                    _refuse(self.number)
+                original(descriptor)
+
+            return wrapped
+
+        wrap("os.fsync", wrapper)
+
+
+@dataclass(frozen=True)
+class All:
+    """Several faults at once."""
+
+    faults: tuple[Callable[[], None], ...]
+
+    def __call__(self) -> None:
+        for fault in self.faults:
+            fault()
+
+
+def _refuse(number: int, *args: Any) -> None:
+    raise OSError(number, os.strerror(number))

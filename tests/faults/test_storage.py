@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import stat
 
 from pmf.checkpoint import list_checkpoints
-from tests.faults.faults import FullDisk, NoRights, Umask
+from tests.faults.faults import All, FullDisk, NoFolderFlush, NoLocks, NoRights, Umask
 from tests.faults.processes import EVERY_FOUR, cut_back, finish, started, trace
 
 
-def test_a_disk_that_is_full_for_rank_0_ends_the_run_in_one_line(whole, tmp_path):
+def test_files_that_may_not_grow_for_rank_0_end_the_run_in_one_line(whole, tmp_path):
     run = cut_back(whole(2), tmp_path / "run", 4)
     # The weights are 1.6 MB; metrics, logs and samples stay far below the limit.
     with started(run, EVERY_FOUR, ranks=2, faults={0: FullDisk(500_000)}) as full:
@@ -19,11 +20,30 @@ def test_a_disk_that_is_full_for_rank_0_ends_the_run_in_one_line(whole, tmp_path
         printed = full.printed()
     (line,) = [line for line in printed.splitlines() if "error" in line]
     assert line.startswith(f"error: {run}/checkpoints/step_00000008: this checkpoint cannot be written (")
-    assert line.endswith("those before it are intact: make room and start the same command again")
+    assert line.endswith(
+        "those before it are intact: raise the limit on the size of files (ulimit -f) and start the same command again"
+    )
     assert "Traceback" not in printed
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_00000004"]
     finish(run, EVERY_FOUR, ranks=2)
     assert trace(run) == trace(whole(2))
+
+
+def test_a_file_system_without_locks_and_flushes_of_folders_is_told_and_used(whole, tmp_path):
+    run = cut_back(whole(1), tmp_path / "run", 4)
+    (run / ".lock").write_text("process 7 on another\n")
+    poor = All((NoLocks(errno.ENOLCK), NoFolderFlush(errno.EINVAL)))
+    with started(run, EVERY_FOUR, faults={0: poor}) as resumed:
+        assert resumed.wait() == [0], resumed.printed()
+        printed = resumed.printed()
+    assert trace(run) == trace(whole(1))
+    place = f"warning: training.output_dir {run}: this file system"
+    assert [line for line in printed.splitlines() if line.startswith(place)] == [
+        f"{place} has no locks (No locks available), so nothing keeps a second run out of the folder: see that no "
+        "other works in it (the last was process 7 on another)",
+        f"{place} cannot flush a folder (Invalid argument): after a crash of the machine or its storage, not of the "
+        "run, the newest checkpoint may be missing",
+    ]
 
 
 def test_a_read_only_folder_is_one_line(tmp_path):

@@ -20,7 +20,7 @@ from pmf.flow.pixel_mean_flow import PixelMeanFlow
 from pmf.net.pixel_transformer import PixelTransformer
 from pmf.training import Trainer
 from tests.flow.test_exact_step import CLASSES, EXACT, gradients, inputs, small_network, worst_relative_error
-from tests.test_training import tensors_of, tiny_config
+from tests.runs import tensors_of, tiny_config
 
 
 @dataclass

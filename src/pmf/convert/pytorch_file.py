@@ -35,7 +35,8 @@ def read_pytorch(path: Path, *, key: str | None = None, allow_pickle: bool) -> d
     try:
         # A pickle from before torch 1.6 cannot be asked what it names; the loader refuses at the first.
         foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipped and not allow_pickle else []
-        loaded = None if foreign else torch.load(path, map_location="cpu", weights_only=not allow_pickle)
+        with path.open("rb") as file:  # of a path, torch would ask the ending
+            loaded = None if foreign else torch.load(file, map_location="cpu", weights_only=not allow_pickle)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({storage_reason(error)})") from None
     except Exception as error:  # what a pickle asks for may fail in any way
