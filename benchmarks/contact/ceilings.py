@@ -10,11 +10,12 @@ from contextlib import AbstractContextManager
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import SDPBackend
 
 from benchmarks.contact.setting import Measurements, Report, Setting, milliseconds
 from benchmarks.environment import synchronize
 from benchmarks.result_file import one_line
+from benchmarks.step_variants import only_attention
 from pmf.net.layers import Block
 from pmf.net.pixel_transformer import NUM_CONDITION_TOKENS
 from pmf.net.sizes import SIZES, create_network
@@ -110,7 +111,7 @@ def attention_costs(setting: Setting, backend: SDPBackend | None) -> Measurement
 
 def with_backend(backend: SDPBackend | None) -> AbstractContextManager[object]:
     """Only this backend; None leaves the choice to torch."""
-    return contextlib.nullcontext() if backend is None else sdpa_kernel(backend)
+    return contextlib.nullcontext() if backend is None else only_attention(backend)
 
 
 def attention_calls(setting: Setting, batch: int) -> tuple[Callable[[], Tensor], Callable[[], object]]:

@@ -83,7 +83,7 @@ def kernels(setting: Setting, report: Report) -> None:
 def profiled(call: Callable[[], object], device: str) -> Measurements:
     """Launches and milliseconds in all, share by kind, and the kernels that take longest."""
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device == "cuda")
-    with profile(activities=activities) as profiler:
+    with profile(activities=activities, acc_events=True) as profiler:  # without it torch warns of more cycles
         call()
         synchronize(device)
     rows = list(device_rows(profiler.key_averages(), device))

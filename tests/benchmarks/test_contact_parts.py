@@ -12,7 +12,7 @@ import torch
 from torch.autograd import DeviceType
 
 from benchmarks.contact import inspection
-from benchmarks.contact.ceilings import product_shapes
+from benchmarks.contact.ceilings import BACKENDS, product_shapes, with_backend
 from benchmarks.contact.exactness import Gradients, MicroBatch, Precision, relative_errors
 from benchmarks.contact.setting import Setting, milliseconds
 from benchmarks.contact.steps import NO_PERCEPTUAL, Run, random_perceptual, run_config
@@ -31,6 +31,18 @@ def test_a_timer_calls_as_often_as_it_says_and_warms_up():
     found = milliseconds(lambda: calls.append(1), "cpu", repeats=3, calls=5)
     assert len(calls) == (3 + 1) * 5
     assert found["device_ms"] == found["host_ms"] > 0
+
+
+def test_a_chosen_attention_is_not_taken_from_what_was_compiled_with_another():
+    """Torch's cache of compiled graphs does not know the backends, so it is off; afterwards all is as it was."""
+    flags = (torch.backends.cuda.flash_sdp_enabled, torch.backends.cuda.math_sdp_enabled)
+    with with_backend(BACKENDS["flash"]):
+        assert [flag() for flag in flags] == [True, False]
+        assert not torch._functorch.config.enable_autograd_cache
+    assert [flag() for flag in flags] == [True, True]
+    assert torch._functorch.config.enable_autograd_cache
+    with with_backend(BACKENDS["default"]):
+        assert torch._functorch.config.enable_autograd_cache
 
 
 def test_products_are_those_of_the_model():

@@ -42,7 +42,7 @@ def contact(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> i
 
 
 def result_of(folder: Path) -> dict:
-    (file,) = folder.glob("*.json")
+    (file,) = folder.glob("[!.]*.json")
     return json.loads(file.read_text())
 
 
@@ -108,7 +108,7 @@ def test_a_killed_command_leaves_all_that_was_measured_and_no_process(tmp_path):
     arguments = ("--out", str(tmp_path), "--only", "float64_gradients", "muon_bf16", "--fault=muon_bf16=hang")
 
     def is_hanging() -> bool:
-        files = list(tmp_path.glob("*.json"))
+        files = list(tmp_path.glob("[!.]*.json"))
         return (
             bool(files)
             and "running" in json.loads(files[0].read_text()).get("stages", {}).get("muon_bf16", {}).values()
@@ -188,7 +188,7 @@ def test_no_stage_starts_without_the_time_that_it_needs(tmp_path):
 def test_results_of_an_earlier_call_stay(tmp_path, monkeypatch):
     for _ in range(2):
         assert contact(monkeypatch, tmp_path, "--only", "synchronisations") == 0
-    assert len(list(tmp_path.glob("*.json"))) == 2
+    assert len(list(tmp_path.glob("[!.]*.json"))) == 2
 
 
 @pytest.mark.slow

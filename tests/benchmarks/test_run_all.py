@@ -44,7 +44,7 @@ def test_what_fails_or_lacks_a_package_is_recorded_and_the_next_one_runs(runs, c
     with pytest.raises(SystemExit) as end:
         run_all.main()
     assert end.value.code == 1
-    (file,) = runs.glob("*.json")
+    (file,) = runs.glob("[!.]*.json")
     benchmarks = json.loads(file.read_text())["benchmarks"]
     assert {name: found["status"] for name, found in benchmarks.items()} == {
         "fails": "failed",
@@ -68,7 +68,7 @@ def test_a_second_call_on_the_same_day_overwrites_nothing(runs, monkeypatch):
     for _ in range(2):
         with pytest.raises(SystemExit):
             run_all.main()
-    assert len(list(runs.glob("*.json"))) == 2
+    assert len(list(runs.glob("[!.]*.json"))) == 2
 
 
 def interrupted_at_the_second(result: object) -> Callable[..., object]:
