@@ -23,7 +23,7 @@ RECORDS = ("labels.csv", "sampling.json")
 
 
 class LeftOut:
-    """What stands in a folder and is not used: counted by reason, with the first name of each."""
+    """What stands in a folder and is not used: counted by reason, with the first name of each in order of names."""
 
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}
@@ -33,7 +33,7 @@ class LeftOut:
         """``reason`` says what the names are, in plural words."""
         for name in names:
             self._counts[reason] = self._counts.get(reason, 0) + 1
-            self._examples.setdefault(reason, name)
+            self._examples[reason] = min(name, self._examples.get(reason, name))
 
     def __str__(self) -> str:
         told = [f"{reason}: {count} (first {self._examples[reason]})" for reason, count in sorted(self._counts.items())]
