@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState
@@ -23,14 +24,16 @@ def call(monkeypatch, *arguments: object) -> None:
     eval_command.main()
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+@pytest.fixture(scope="session")
+def runs(once):
     """Twelve steps of sixteen images, with evaluation at steps 6 and 12 and without."""
-    folder = tmp_path_factory.mktemp("runs")
-    for name, overrides in (("plain", ()), ("evaluated", EVALUATION)):
-        Trainer(tiny_config(folder / name, *overrides)).train()
-        AcceleratorState._reset_state(reset_partial_state=True)
-    return folder
+
+    def train(folder: Path) -> None:
+        for name, overrides in (("plain", ()), ("evaluated", EVALUATION)):
+            Trainer(tiny_config(folder / name, *overrides)).train()
+            AcceleratorState._reset_state(reset_partial_state=True)
+
+    return once("evaluated runs", train)
 
 
 def test_the_training_is_the_same_bit_for_bit(runs):

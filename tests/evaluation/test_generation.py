@@ -18,11 +18,9 @@ from pmf.evaluation.images import contact_sheet, save_png, to_uint8
 from tests.launch import run_command, train_tiny
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "digits"
-    train_tiny(folder)
-    return folder
+@pytest.fixture(scope="session")
+def run(once):
+    return once("digits run", train_tiny)
 
 
 def sample(run, output, *arguments, ranks=1):
