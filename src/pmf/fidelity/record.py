@@ -16,6 +16,7 @@ from pmf.evaluation.fidelity import Scores
 from pmf.evaluation.inception_score import SHUFFLE_SEED, SPLITS
 from pmf.fidelity.subjects import Subject
 from pmf.files import write_json
+from pmf.places import run_or_checkpoint
 from pmf.storage import writing
 
 PACKAGES = ("pmf", "torch", "torch-fidelity", "numpy", "pillow")
@@ -60,6 +61,7 @@ def fidelity_record(
 
 def default_output(checkpoint: Path | None) -> Path:
     """A new file in the run folder's ``evaluation``; for anything but a run folder, in the current folder."""
+    checkpoint = run_or_checkpoint(checkpoint) if checkpoint is not None else None
     is_run = checkpoint is not None and (checkpoint / "checkpoints").is_dir()
     folder = checkpoint / "evaluation" if checkpoint is not None and is_run else Path()
     return folder / f"fid_{_now():%Y%m%d_%H%M%S}.json"
