@@ -8,12 +8,13 @@ import socket
 from pathlib import Path
 
 import pytest
-import wandb
 
 import pmf.tracking
 from pmf.configfile import load_config
 from pmf.tracking import MetricsLog
 from tests.launch import ROOT
+
+wandb = pytest.importorskip("wandb", reason="needs wandb")
 
 
 @pytest.fixture

@@ -130,7 +130,10 @@ def test_the_jvp_is_taken_in_float32():
 
 def block_and_tangent() -> tuple[Block, Rotation, Tensor, Tensor]:
     torch.manual_seed(3)
-    block, rotation = Block(width=24, num_heads=2, mlp_width=64), Rotation(head_width=12, grid=3, num_condition_tokens=1)
+    block, rotation = (
+        Block(width=24, num_heads=2, mlp_width=64),
+        Rotation(head_width=12, grid=3, num_condition_tokens=1),
+    )
     with torch.no_grad():
         block.attention_gate.normal_()
         block.mlp_gate.normal_()
