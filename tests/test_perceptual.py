@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 
-import lpips
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -137,6 +136,7 @@ def test_the_gradient_is_finite_where_all_features_are_zero():
     features = torch.zeros(1, 4, 2, 2)
     features[:, :, 0, 0] = torch.tensor([1.0, 2.0, 3.0, 4.0])
     gradients = []
+    lpips = pytest.importorskip("lpips", reason="needs the lpips package")
     for function in (our_lpips.unit_vectors, lpips.normalize_tensor):
         argument = features.clone().requires_grad_()
         gradients.append(torch.autograd.grad(function(argument)[:, 0].sum(), argument)[0])
@@ -193,6 +193,7 @@ def photograph() -> Tensor:
 @real_weights
 @pytest.mark.filterwarnings("ignore:The parameter 'pretrained' is deprecated", "ignore:Arguments other than a weight")
 def test_real_lpips_equals_the_package_on_the_same_trunk(real_lpips):
+    lpips = pytest.importorskip("lpips", reason="needs the lpips package")
     theirs = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)  # with the heads that the package carries
     for name, parameter in theirs.net.named_parameters():
         parameter.copy_(real_lpips.features.get_parameter(name.partition(".")[2]))

@@ -14,13 +14,14 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import wandb
-from wandb.proto import wandb_internal_pb2
 
 import pmf.tracking
 from pmf.configfile import load_config
 from pmf.tracking import RUN_ID, MetricsLog, wandb_problem
 from tests.launch import ROOT, launch
+
+wandb = pytest.importorskip("wandb", reason="needs wandb")
+wandb_internal_pb2 = pytest.importorskip("wandb.proto.wandb_internal_pb2", reason="needs wandb")
 
 
 @pytest.fixture

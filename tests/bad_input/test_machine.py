@@ -55,7 +55,8 @@ def test_what_this_machines_gpus_cannot_do(processes, bf16, message, tmp_path, f
     of_torchrun = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "RANK": "0", "LOCAL_RANK": "0"}
     for name, value in {**of_torchrun, "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}.items():
         monkeypatch.setenv(name, value)
-    overrides = [*TINY, f"training.output_dir={tmp_path}/run", "training.mixed_precision=bf16"]
+    batch = "training.global_batch_size=48"  # which both numbers of processes divide
+    overrides = [*TINY, batch, f"training.output_dir={tmp_path}/run", "training.mixed_precision=bf16"]
     assert fails(train_command.main, "--config", DIGITS, *overrides) == f"error: {message}\n"
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
+pytest.importorskip("torch_fidelity", reason="needs torch-fidelity")
+
 import torch_fidelity
 from torch_fidelity.metric_isc import isc_features_to_metric
 

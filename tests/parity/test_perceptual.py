@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import lpips
 import pytest
 import torch
 from safetensors.torch import save_file
 from timm.layers.grn import GlobalResponseNorm
 from timm.models.convnext import ConvNeXt
-from torch import Tensor
+from torch import Tensor, nn
 
 from pmf.perceptual import convnext
 from pmf.perceptual import lpips as our_lpips
@@ -98,9 +97,10 @@ def random_pair(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return images[0].to(dtype), images[1].to(dtype)
 
 
-def random_lpips_package(seed: int) -> lpips.LPIPS:
+def random_lpips_package(seed: int) -> nn.Module:
     """The lpips package with its published heads on a random trunk whose activations keep their size."""
     torch.manual_seed(seed)
+    lpips = pytest.importorskip("lpips", reason="needs the lpips package")
     theirs = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
     with torch.no_grad():
         for name, parameter in theirs.net.named_parameters():

@@ -1,0 +1,156 @@
+"""A GPU that computes nothing, for machines that have none: its tensors have shape, dtype and device and no contents.
+
+Tensors of the CPU stay real. What would make a host wait for a device, or mix the two, is an error here. Torch's engine
+asks the driver for streams before a backward pass, so :func:`propagate` walks the same graph in its place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+CPU = torch.device("cpu")
+PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "convolution"}
+
+
+class MixedDevicesError(Exception):
+    """An operation reads from both devices, or copies from the GPU to the host."""
+
+
+@dataclass
+class Trace:
+    """What happened on the GPU.
+
+    Attributes:
+        products: name and dtype of every matrix product and convolution.
+        waits: how often the host asked for the values of a tensor, by ``tolist``.
+    """
+
+    products: set[tuple[str, torch.dtype]] = field(default_factory=set)
+    waits: int = 0
+
+
+class _Devices(TorchDispatchMode):
+    """Sends each operation to the real CPU or to the fake GPU (to the ``FakeTensorMode`` around this)."""
+
+    def __init__(self, trace: Trace) -> None:
+        super().__init__()
+        self._trace = trace
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        on_gpu = any(isinstance(tensor, FakeTensor) for tensor in tensors)
+        target = kwargs.get("device")
+        if not on_gpu and (target is None or torch.device(target).type != "cuda"):
+            with unset_fake_temporarily():
+                return func(*args, **kwargs)
+        name = func.overloadpacket.__name__
+        if on_gpu:
+            self._check(name, tensors, target)
+        if name in PRODUCTS:
+            self._trace.products.add((name, tensors[-1].dtype))
+        if kwargs.get("generator") is not None:
+            kwargs["generator"] = None  # of the CPU; there is no other
+        if name == "_amp_update_scale_":  # torch cannot do this one without contents
+            return args[0]
+        return func(*args, **kwargs)
+
+    @staticmethod
+    def _check(name: str, tensors: list[Tensor], target: Any) -> None:
+        if target is not None and torch.device(target).type == "cpu":
+            raise MixedDevicesError(f"{name} copies from the GPU to the host")
+        real = [tensor for tensor in tensors if not isinstance(tensor, FakeTensor) and tensor.ndim]
+        if real and not (name == "copy_" and isinstance(tensors[0], FakeTensor)):
+            raise MixedDevicesError(
+                f"{name} of tensors on the GPU and a tensor of shape {tuple(real[0].shape)} on the CPU"
+            )
+
+
+def propagate(output: Tensor, gradient: Tensor) -> dict[Tensor, Tensor]:
+    """Gradients by leaf, through the nodes that autograd recorded; each is called once, after all that feed it."""
+    root = output.grad_fn
+    waiting: dict[Any, int] = {root: 0}
+    stack = [root]
+    while stack:
+        for node, _ in stack.pop().next_functions:
+            if node is not None and node not in waiting:
+                waiting[node] = 0
+                stack.append(node)
+            if node is not None:
+                waiting[node] += 1
+    arrived: dict[Any, list[Tensor | None]] = {node: [None] * len(node._input_metadata) for node in waiting}
+    leaves: dict[Tensor, Tensor] = {}
+    arrived[root][output.output_nr] = gradient
+    ready = [root]
+    while ready:
+        node = ready.pop()
+        incoming = arrived.pop(node)
+        if hasattr(node, "variable"):
+            if incoming[0] is not None:
+                leaves[node.variable] = incoming[0]
+            continue
+        targets = [edge for edge in node.next_functions if edge[0] is not None]
+        for (target, slot), part in zip(targets, _call(node, incoming), strict=True):
+            if part is not None:
+                like = target._input_metadata[slot]  # as the engine: of the forward value's shape and dtype
+                part = part.sum_to_size(like.shape).to(like.dtype)
+                before = arrived[target][slot]
+                arrived[target][slot] = part if before is None else before + part
+            waiting[target] -= 1
+            if not waiting[target]:
+                ready.append(target)
+    return leaves
+
+
+def _call(node: Any, incoming: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """What a node sends to each of its inputs that need a gradient."""
+    if all(part is None for part in incoming):
+        return [None for target, _ in node.next_functions if target is not None]
+    if hasattr(node, "needs_input_grad"):  # a Function in Python; it answers for every argument
+        return [part for part, needed in zip(node.apply(*incoming), node.needs_input_grad, strict=True) if needed]
+    outgoing = node(*incoming)
+    outgoing = outgoing if isinstance(outgoing, tuple) else (outgoing,)
+    return [part for part, (target, _) in zip(outgoing, node.next_functions) if target is not None]
+
+
+@torch.no_grad()
+def backward(output: Tensor) -> None:
+    """In place of ``Tensor.backward``."""
+    for leaf, gradient in propagate(output, torch.ones_like(output)).items():
+        leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
+
+
+@torch.no_grad()
+def grad(output: Tensor, inputs: Sequence[Tensor], gradient: Tensor) -> tuple[Tensor, ...]:
+    """In place of ``torch.autograd.grad``, for leaves."""
+    leaves = propagate(output, gradient)
+    return tuple(leaves[tensor] for tensor in inputs)
+
+
+@contextlib.contextmanager
+def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Trace]:
+    """Within, device ``cuda`` exists; ``tolist`` of its tensors gives ones and is counted."""
+    trace, generator = Trace(), torch.Generator
+
+    def wait(tensor: Tensor) -> Any:
+        trace.waits += 1
+        return torch.ones(tensor.shape).tolist()
+
+    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    monkeypatch.setattr(torch, "Generator", lambda device=CPU: generator())
+    monkeypatch.setattr(FakeTensor, "tolist", wait)
+    monkeypatch.setattr(Tensor, "backward", backward)
+    monkeypatch.setattr(torch.autograd, "grad", grad)
+    with FakeTensorMode(allow_non_fake_inputs=True), _Devices(trace):
+        yield trace

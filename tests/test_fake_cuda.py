@@ -1,0 +1,245 @@
+"""The whole step on CUDA tensors without contents: mistakes of device and of autocast's dtypes show without a GPU."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensor
+
+from pmf.assembly import Assembly, assemble
+from pmf.config import ObjectiveConfig
+from pmf.configfile import load_config
+from pmf.data.loader import Batch
+from pmf.distributed import World
+from pmf.flow.draws import shape_draws
+from pmf.flow.pixel_mean_flow import PixelMeanFlow
+from pmf.memory.step import AUTOCAST
+from pmf.perceptual.distances import PerceptualDistances
+from pmf.preemption import StopRequest
+from pmf.step import OptimizerStep
+from tests.fake_cuda import MixedDevicesError, Trace, backward, fake_cuda, grad
+from tests.flow.test_exact_step import CLASSES, inputs, small_network
+from tests.flow.test_fp16 import in_float32
+from tests.launch import ROOT, TINY
+from tests.perceptual_weights import random_convnext, random_lpips
+
+GPU = torch.device("cuda:0")
+ACCUMULATION = 2
+
+
+@dataclass
+class OneGpu:
+    """What the trainer asks of Accelerate, for one process on a GPU that Accelerate does not find."""
+
+    precision: str
+    scaler: torch.amp.GradScaler | None = None
+    optimizer: Any = None
+
+    def prepare_model(self, module: nn.Module, **_: Any) -> nn.Module:
+        module.forward = torch.autocast("cuda", AUTOCAST[self.precision])(module.forward)
+        return module
+
+    def prepare_optimizer(self, optimizer: Any, **_: Any) -> Any:
+        self.optimizer = optimizer
+        return optimizer
+
+    def no_sync(self, module: nn.Module) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+
+    def unscale_gradients(self) -> None:
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+
+
+@dataclass
+class Done:
+    """One step, and the gradients that the optimizer saw."""
+
+    parts: Assembly
+    trace: Trace
+    gradients: dict[str, Tensor | None] = field(default_factory=dict)
+
+
+def take_step(
+    precision: str,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *changes: str,
+    perceptual: bool = False,
+    tamper: Callable[[Assembly], None] = lambda parts: None,
+) -> Done:
+    """uint8 images to draws, guidance, loss, gradients, their norm, weights and averages."""
+    overrides = [*TINY, f"training.output_dir={folder}", "data.image_size=32", "objective.derivative=dual", *changes]
+    config = load_config(ROOT / "configs" / "digits.yaml", overrides)
+    world = World(rank=0, size=1, device=GPU, barrier=lambda: None)
+    with fake_cuda(monkeypatch) as trace:
+        accelerator = OneGpu(precision, torch.amp.GradScaler("cuda") if precision == "fp16" else None)
+        parts = assemble(config, accelerator, world, max_steps=12, say=print)
+        if perceptual:
+            networks = {"lpips": random_lpips(), "convnext": random_convnext()}
+            for network in networks.values():
+                network.requires_grad_(False).to(GPU)
+            parts.objective.perceptual = PerceptualDistances(networks, {"lpips": 0.4, "convnext": 0.1}, 32)
+        tamper(parts)
+        done, move = Done(parts, trace), parts.state.optimizer.step
+
+        def spy() -> None:
+            done.gradients.update({name: p.grad for name, p in parts.state.network.named_parameters()})
+            move()
+
+        parts.state.optimizer.step = spy
+        step = OptimizerStep(
+            config=config,
+            accelerator=accelerator,
+            world=world,
+            module=parts.module,
+            optimizer=parts.optimizer,
+            objective=parts.objective,
+            state=parts.state,
+            stop=StopRequest(world),
+            say=print,
+            accumulation=ACCUMULATION,
+            max_steps=12,
+        )
+        step([batch() for _ in range(ACCUMULATION)])
+    return done
+
+
+def batch() -> Batch:
+    generator = torch.default_generator
+    images = torch.randint(256, (8, 1, 32, 32), generator=generator, dtype=torch.uint8)
+    return Batch(images, torch.randint(10, (8,), generator=generator), torch.arange(8), step=0)
+
+
+def placed(tensors: dict[str, Tensor | None]) -> set[tuple[type, torch.device | None, torch.dtype | None]]:
+    return {(type(t), None, None) if t is None else (type(t), t.device, t.dtype) for t in tensors.values()}
+
+
+def dtypes_of_products(trace: Trace) -> dict[str, set[torch.dtype]]:
+    """By operation. Batched products are left out: without a GPU attention is written out, and partly in float32."""
+    names = {name for name, _ in trace.products} - {"bmm"}
+    return {name: {dtype for other, dtype in trace.products if other == name} for name in names}
+
+
+ON_GPU = {(FakeTensor, GPU, torch.float32)}
+
+
+@pytest.mark.parametrize(
+    "changes", [(), ("training.activation_checkpointing=true", "training.gradient_clip=1")], ids=["plain", "changed"]
+)
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_step_stays_on_the_gpu_and_waits_once(precision, changes, tmp_path, monkeypatch):
+    done = take_step(precision, tmp_path, monkeypatch, *changes)
+    state, half = done.parts.state, AUTOCAST[precision]
+    assert len(done.gradients) > 50
+    assert placed(done.gradients) == ON_GPU
+    for name in state.averages.names:
+        assert placed(state.averages.state(name)) == ON_GPU
+    moments = {k: v for k, v in state.optimizer.named_state(state.network).items() if not k.startswith("step/")}
+    assert placed(moments) == ON_GPU
+    assert {group["step"] for group in state.optimizer.param_groups} == {1}
+    assert state.progress.step == 1
+    assert done.trace.waits == 1
+    assert dtypes_of_products(done.trace) == {
+        "mm": {half},
+        "addmm": {half},
+        "convolution": {half},
+        "baddbmm": {torch.bfloat16},  # Muon's
+    }
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_perceptual_networks_run_in_half_precision_too(precision, tmp_path, monkeypatch):
+    done = take_step(precision, tmp_path, monkeypatch, perceptual=True)
+    assert placed(done.gradients) == ON_GPU
+    assert done.trace.waits == 1
+    assert dtypes_of_products(done.trace)["convolution"] == {AUTOCAST[precision]}
+    assert dtypes_of_products(done.trace)["addmm"] == {AUTOCAST[precision]}
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("precision", ["bf16", "no"])
+def test_the_engine_that_stands_in_for_torchs_gives_its_gradients(precision, checkpointed, monkeypatch):
+    images, labels, standard = inputs()
+    settings = ObjectiveConfig(derivative="dual")
+    objective, draws = PixelMeanFlow(settings, num_classes=CLASSES), in_float32(shape_draws(standard, settings, 1.0))
+    networks = [small_network().float() for _ in range(2)]
+    for network, run in zip(networks, (Tensor.backward, backward), strict=True):
+        if checkpointed:
+            network.checkpoint_blocks()
+        if run is backward:
+            monkeypatch.setattr(torch.autograd, "grad", grad)
+        with torch.autocast("cpu", AUTOCAST.get(precision), enabled=precision in AUTOCAST):
+            run(objective.loss(network, images.float(), labels, draws).total)
+    for (name, theirs), ours in zip(networks[0].named_parameters(), networks[1].parameters(), strict=True):
+        # The same operations, sums of branches in another order.
+        torch.testing.assert_close(
+            ours.grad, theirs.grad, rtol=2e-2 if precision == "bf16" else 1e-4, atol=1e-6, msg=name
+        )
+
+
+def in_loss(change: Callable[[Tensor], Any]) -> Callable[[Assembly], None]:
+    """Something that happens to z where the loss begins."""
+
+    def tamper(parts: Assembly) -> None:
+        original = parts.objective.parameterization.true_velocity
+
+        def changed(x: Tensor, e: Tensor, z: Tensor, t: Tensor) -> Tensor:
+            change(z)
+            return original(x, e, z, t)
+
+        parts.objective.parameterization.true_velocity = changed
+
+    return tamper
+
+
+def buffer_on_cpu(parts: Assembly) -> None:
+    parts.state.network.rotation.cos = torch.ones(parts.state.network.rotation.cos.shape)
+
+
+@pytest.mark.parametrize(
+    ("tamper", "error"),
+    [
+        (in_loss(lambda z: z.max().item()), DataDependentOutputException),
+        (in_loss(lambda z: bool((z > 0).all())), DataDependentOutputException),
+        (in_loss(lambda z: (z > 0).nonzero()), DynamicOutputShapeException),
+        (in_loss(lambda z: z.cpu()), MixedDevicesError),
+        (in_loss(lambda z: torch.zeros(z.shape).copy_(z)), MixedDevicesError),
+        (in_loss(lambda z: z[torch.arange(2)]), MixedDevicesError),
+        (in_loss(lambda z: z + torch.ones(32)), MixedDevicesError),
+        (buffer_on_cpu, MixedDevicesError),
+    ],
+    ids=["item", "bool", "nonzero", "cpu", "copy", "index", "sum", "buffer"],
+)
+def test_it_notices_what_leaves_the_gpu(tamper, error, tmp_path, monkeypatch):
+    with pytest.raises(error):
+        take_step("bf16", tmp_path, monkeypatch, tamper=tamper)
+
+
+def test_it_notices_a_product_outside_autocast(tmp_path, monkeypatch):
+    def product(z: Tensor) -> None:
+        with torch.autocast("cuda", enabled=False):
+            z.flatten(1) @ z.flatten(1).mT
+
+    trace = take_step("bf16", tmp_path, monkeypatch, tamper=in_loss(product)).trace
+    assert dtypes_of_products(trace)["mm"] == {torch.bfloat16, torch.float32}
+
+
+def test_it_notices_a_second_wait_and_a_missing_gradient(tmp_path, monkeypatch):
+    def tamper(parts: Assembly) -> None:
+        in_loss(lambda z: z[0].tolist())(parts)
+        parts.state.network.class_tokens.requires_grad_(False)
+
+    done = take_step("bf16", tmp_path, monkeypatch, tamper=tamper)
+    assert done.trace.waits == 1 + ACCUMULATION
+    assert done.gradients["class_tokens"] is None
