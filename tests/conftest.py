@@ -18,6 +18,15 @@ import tests.offline  # noqa: F401  (from here on)
 from tests.launch import PRELOADED
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests that need a GPU say so with their marker alone."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _server_of_processes():
     """Started before the library starts one for its loaders, which would not have done the imports: there is one."""

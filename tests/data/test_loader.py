@@ -150,7 +150,6 @@ def test_sizes_are_checked(config: DataConfig) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_batches_are_pinned_where_there_is_cuda(config: DataConfig) -> None:
     for batch in load(config.model_copy(update={"num_workers": 1}), num_steps=2):
         assert batch.images.is_pinned()

@@ -210,7 +210,6 @@ def test_unsuitable_groups_are_refused():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cuda_stacks_equal_the_restatement():
     network = TwoKinds(torch.float64).cuda()
     optimizer = network.optimizer()
