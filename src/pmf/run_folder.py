@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from pmf.checkpoint import Checkpoint, find_resumable, list_checkpoints
+from pmf.checkpoint import MANIFEST, Checkpoint, find_resumable, list_checkpoints
 from pmf.config import Config, as_plain
 from pmf.configfile import save_config
 from pmf.errors import UserError
@@ -59,6 +59,8 @@ class RunFolder:
             return None
         require_reachable(Path(resume), f"--resume {resume}")
         named = run_or_checkpoint(Path(resume))
+        if named.is_file() and (named.parent / MANIFEST).is_file():  # a set of tensors: a run needs all of them
+            named = named.parent
         if list_checkpoints(named):
             return find_resumable(named, lambda message: say(f"warning: {message}"))
         if not named.is_dir():
