@@ -114,9 +114,9 @@ def test_files_are_known_by_their_content(writer, ending, config, ours, tmp_path
 
 
 def test_our_own_file_keeps_its_config_under_another_name(config, ours, tmp_path):
-    for ending in (".bin", ""):
-        save_file(ours, tmp_path / f"w{ending}", {"config": json.dumps(as_plain(config))})
-        loaded = load_weights(tmp_path / f"w{ending}", None)
+    for name in ("w.bin", "w", "latest", "state.json"):
+        save_file(ours, tmp_path / name, {"config": json.dumps(as_plain(config))})
+        loaded = load_weights(tmp_path / name, None)
         require_equal(loaded.weights, ours)
         assert loaded.config == config
 
@@ -208,6 +208,12 @@ def test_a_path_into_a_run_folder_means_something(place, run, ours, monkeypatch)
         assert found is not None and found.resolve() == run / "checkpoints" / f"step_{step:08d}"
         loaded = load_weights(Path(path), "online")
         assert torch.equal(loaded.weights["guidance_tokens"], ours["guidance_tokens"] + step)
+
+
+@pytest.mark.parametrize("file", ["model", "ema_10"])
+def test_a_run_goes_on_from_the_checkpoint_of_a_file(file, run):
+    checkpoint = run / "checkpoints" / "step_00000002"
+    assert RunFolder(Path("other")).resume_point(f"{checkpoint}/{file}.safetensors", pytest.fail) == checkpoint
 
 
 def test_the_folder_of_checkpoints_from_within(run, monkeypatch):

@@ -20,14 +20,14 @@ def run_or_checkpoint(path: Path) -> Path:
     Raises:
         UserError: ``latest`` names no checkpoint that is there.
     """
-    if path.name == "latest" and path.is_file():
+    if path.name == "latest" and path.is_file() and (path.parent / "checkpoints").is_dir():
         named = ""
         with contextlib.suppress(OSError):
             named = path.read_text(errors="replace").strip()
         if not named.startswith("checkpoints/step_") or not (path.parent / named).is_dir():
             raise UserError(f"{path}: names no checkpoint that is there; give the run folder {path.parent}")
         return path.parent / named
-    if path.name in RECORDS and path.is_file():
+    if path.name in RECORDS and all((path.parent / record).is_file() for record in RECORDS):
         return path.parent
     absolute = path.absolute()
     if absolute.name == "checkpoints" and any(absolute.glob("step_*")):

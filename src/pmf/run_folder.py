@@ -22,7 +22,7 @@ from pmf.config import Config, as_plain
 from pmf.configfile import save_config
 from pmf.errors import UserError
 from pmf.files import complete_or_absent, flush, write_json
-from pmf.integrity import find_resumable, list_checkpoints, require_intact
+from pmf.integrity import MANIFEST, find_resumable, list_checkpoints, require_intact
 from pmf.places import run_or_checkpoint
 from pmf.storage import NO_LOCKS, require_reachable, storage_reason, writing
 
@@ -62,6 +62,8 @@ class RunFolder:
             return None
         require_reachable(Path(resume), f"--resume {resume}")
         named = run_or_checkpoint(Path(resume))
+        if named.is_file() and (named.parent / MANIFEST).is_file():  # a set of tensors: a run needs all of them
+            named = named.parent
         if list_checkpoints(named):
             return find_resumable(named, lambda message: say(f"warning: {message}"))
         if not named.is_dir():

@@ -11,6 +11,7 @@ import stat
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -312,3 +313,12 @@ def test_a_converted_file_that_cannot_be_written(tmp_path, monkeypatch, capsys):
     full_disk(tmp_path / ".incomplete_out.pt")
     with pytest.raises(UserError, match=r"out.pt: cannot be written \(No space left on device\); make room$"):
         convert()
+
+
+@pytest.mark.parametrize(("flag", "problem"), [(0, "may not be written to"), (os.ST_RDONLY, "is on a read-only file")])
+def test_a_place_that_cannot_be_written_is_told_from_a_read_only_file_system(flag, problem, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *arguments: False)  # what both answer, also to root
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=flag))
+    training = load_config(DIGITS, [f"training.output_dir={tmp_path}/run"]).training
+    with pytest.raises(UserError, match=f"{tmp_path} {problem}.*; choose another"):
+        require_storage(training, 1, 1)
