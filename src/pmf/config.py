@@ -170,7 +170,8 @@ class TrainingConfig(Section):
     seed: NonNegative = 42
     """Weights at start, order of samples and every random draw are functions of it."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "bf16"
-    """Autocast of the matrix products; weights and residual stream stay float32."""
+    """Autocast of the matrix products; weights and residual stream stay float32. fp16 scales the loss: for GPUs without
+    bf16, and for comparison with runs in fp16."""
     tf32: bool = True
     """Allow TF32 for the float32 matrix products that remain on CUDA."""
     compile: bool = False

@@ -17,7 +17,7 @@ from pmf.storage import require_reachable
 
 
 def require_device(training: TrainingConfig) -> None:
-    """Each process of this machine has a GPU of its own, or none has; and it can do the precision asked for.
+    """Each process of this machine has a GPU of its own, which can do the precision asked for; or none has a GPU.
 
     Raises:
         UserError: too many processes, or another precision is needed.
