@@ -124,10 +124,12 @@ def test_downloads_once_into_torch_home(tmp_path, monkeypatch):
     torch.save({"lin0.weight": torch.ones(2)}, tmp_path / "site" / "heads.pth")
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path / "site"))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever).start()
+        threading.Thread(target=server.serve_forever, daemon=True).start()  # a test that fails must end all the same
         url = f"http://127.0.0.1:{server.server_port}"
-        file = find_file(f"{url}/heads.pth", KEY)
-        server.shutdown()
+        try:
+            file = find_file(f"{url}/heads.pth", KEY)
+        finally:
+            server.shutdown()
     with pytest.raises(UserError) as error:
         find_file(f"{url}/nothing.pth", KEY)
     cached = tmp_path / "torch" / "hub" / "checkpoints"
