@@ -1,4 +1,4 @@
-"""Pytest where the packages are missing that a bare GPU machine does not have: python tests/bare_machine.py ARGUMENTS"""
+"""Pytest without packages that a bare GPU machine does not have: python tests/bare_machine.py ARGUMENTS"""
 
 import sys
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from tests.launch import run_command
+from tests.launch import launch
 
 
 @pytest.mark.slow
 def test_they_are_found_without_the_packages_that_they_do_not_need():
     arguments = ("-m", "gpu", "--collect-only", "-q", "-p", "no:cacheprovider", "-p", "no:xdist")
-    result = run_command("tests/bare_machine.py", *arguments)
-    assert result.returncode == 0, result.stdout
+    result = launch("tests/bare_machine.py", *arguments)
+    assert result.returncode == 0, result.stdout + result.stderr
     found = [line for line in result.stdout.splitlines() if "::" in line]
     assert {line.partition("::")[0] for line in found} >= {
         "tests/gpu/test_step.py",
