@@ -146,6 +146,16 @@ def test_a_sweep_into_a_folder_that_is_not_empty(refused, tmp_path):
     assert [path.read_bytes() for path in (tmp_path / "sweep").iterdir()] == [b"old"]
 
 
+def test_a_sweep_into_a_file(refused, tmp_path):
+    case = Case(
+        prepare=write_file("sweep.csv", b"old"),
+        arguments=("--omega", "1", "--output", "{tmp}/sweep.csv"),
+        message="--output {tmp}/sweep.csv: is a file; give a new folder",
+    )
+    assert refused(eval_command.main, case, "sweep", *GENERATED, *case.arguments) == case.message
+    assert (tmp_path / "sweep.csv").read_bytes() == b"old"
+
+
 def test_training_with_a_reference_that_is_not_there(training_refused):
     case = Case(
         arguments=("evaluation.every_images=96", "evaluation.reference=nowhere.npz"),

@@ -61,8 +61,9 @@ def run_sweep(request: SweepRequest) -> None:
     Raises:
         UserError: anything about the request, the checkpoint or the reference that does not fit.
     """
-    if request.output.exists() and any(request.output.iterdir()):
-        raise UserError(f"--output {request.output}: is not empty; give a new folder")
+    if request.output.exists() and (not request.output.is_dir() or any(request.output.iterdir())):
+        problem = "is not empty" if request.output.is_dir() else "is a file"
+        raise UserError(f"--output {request.output}: {problem}; give a new folder")
     world = join_world()
     points = _measure_all(request, world)
     if world.is_main:
