@@ -118,7 +118,7 @@ def main() -> None:
         for precision in PRECISIONS[name]:
             for checkpointing in ("false", "true"):
                 overrides = [
-                    f'training.mixed_precision="{precision}"',
+                    f"training.mixed_precision={precision}",
                     f"training.activation_checkpointing={checkpointing}",
                     "perceptual.lpips=false",
                     "perceptual.convnext=false",

@@ -16,7 +16,8 @@ from pmf.integrity import find_damage, find_resumable, list_checkpoints
 
 CONFIG = config_from_plain(
     {
-        "data": {"kind": "digits"},
+        "data": {"kind": "digits", "image_size": 8, "channels": 1, "num_classes": 10},
+        "model": {"name": "pmf_tiny_2"},
         "training": {"max_steps": 3},
         "ema": {"half_lives_kimg": [10]},
         "sampling": {"ema": 10},

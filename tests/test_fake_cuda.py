@@ -25,8 +25,7 @@ from pmf.perceptual.distances import PerceptualDistances
 from pmf.preemption import StopRequest
 from pmf.step import OptimizerStep
 from tests.fake_cuda import MixedDevicesError, Trace, backward, fake_cuda, grad
-from tests.flow.test_exact_step import CLASSES, inputs, small_network
-from tests.flow.test_fp16 import in_float32
+from tests.flow.small_step import CLASSES, in_float32, inputs, small_network
 from tests.launch import ROOT, TINY
 from tests.perceptual_weights import random_convnext, random_lpips
 
@@ -84,7 +83,7 @@ def take_step(
     world = World(rank=0, size=1, device=GPU, barrier=lambda: None)
     with fake_cuda(monkeypatch) as trace:
         accelerator = OneGpu(precision, torch.amp.GradScaler("cuda") if precision == "fp16" else None)
-        parts = assemble(config, accelerator, world, max_steps=12, say=print)
+        parts = assemble(config, accelerator, world, micro_batch_size=8, max_steps=12, say=print)
         if perceptual:
             networks = {"lpips": random_lpips(), "convnext": random_convnext()}
             for network in networks.values():

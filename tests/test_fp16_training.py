@@ -52,7 +52,7 @@ def saved_scaler(run, step: int) -> dict[str, float]:
 def first_gradients(run, precision: str) -> dict[str, Tensor]:
     """What the optimizer sees in the second step (in the first most gradients are 0)."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    trainer = Trainer(tiny_config(run, f'training.mixed_precision="{precision}"', "training.seed=3"))
+    trainer = Trainer(tiny_config(run, f"training.mixed_precision={precision}", "training.seed=3"))
     seen: dict[str, Tensor] = {}
     step = trainer.state.optimizer.step
 
@@ -99,7 +99,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(tmp_path):
 def test_losses_are_those_of_float32(tmp_path):
     for name, precision in (("half", "fp16"), ("single", "no")):
         AcceleratorState._reset_state(reset_partial_state=True)
-        Trainer(tiny_config(tmp_path / name, f'training.mixed_precision="{precision}"')).train()
+        Trainer(tiny_config(tmp_path / name, f"training.mixed_precision={precision}")).train()
     for half, single in zip(metrics_of(tmp_path / "half"), metrics_of(tmp_path / "single"), strict=True):
         # Muon's orthogonalisation enlarges what float16 rounds in the directions.
         assert half["loss_u"] == pytest.approx(single["loss_u"], rel=2e-2)
@@ -195,7 +195,7 @@ def test_a_run_may_change_its_precision(tmp_path):
     last = 4
     for precision in ("bf16", "fp16", "no"):
         AcceleratorState._reset_state(reset_partial_state=True)
-        changes = (f'training.mixed_precision="{precision}"', f"training.max_steps={last}")
+        changes = (f"training.mixed_precision={precision}", f"training.max_steps={last}")
         trainer = Trainer(tiny_config(tmp_path / "run", *changes))
         assert trainer.state.progress.step == last - 4
         trainer.train()

@@ -29,7 +29,7 @@ def test_estimated_activations_are_those_of_a_real_step(derivative, precision, c
     config = load_config(
         DIGITS,
         [
-            f'training.mixed_precision="{precision}"',
+            f"training.mixed_precision={precision}",
             f"training.activation_checkpointing={checkpointing}",
             f"objective.derivative={derivative}",
         ],

@@ -293,11 +293,3 @@ def test_the_users_id_is_taken_and_kept(id_of, tmp_path, monkeypatch):
     assert id_of(tmp_path) == ("mine", [])
     monkeypatch.delenv("WANDB_RUN_ID")
     assert id_of(tmp_path) == ("mine", [])
-
-
-def test_lines_of_metrics_that_are_none_are_dropped(wandb_config, tmp_path):
-    lines = ['{"step": 1}', "3", "null", "[]", '{"loss": 2}', '{"step": null}', '{"step": 2}', '{"step": 3}', '{"st']
-    (tmp_path / "metrics.jsonl").write_bytes("\n".join(lines).encode() + b"\xff")
-    config = wandb_config.model_copy(update={"tracking": wandb_config.tracking.model_copy(update={"wandb": False})})
-    MetricsLog(tmp_path, config, 2, warn=pytest.fail)
-    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'

@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image
 
 from pmf.configfile import load_config
-from pmf.doctor import Report, examine
+from pmf.doctor import Report
+from pmf.examination import examine
 from pmf.training import Trainer
 from tests.launch import ROOT, TINY
 

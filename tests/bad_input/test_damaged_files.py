@@ -19,11 +19,12 @@ import torch
 from safetensors.torch import save_file
 
 from pmf.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint
+from pmf.commands import run_command
 from pmf.config import DataConfig, as_plain
 from pmf.configfile import load_config
 from pmf.convert.pytorch_file import read_pytorch
 from pmf.data import create_source
-from pmf.distributed import ALONE, run_command
+from pmf.distributed import ALONE
 from pmf.errors import UserError
 from pmf.evaluation.extractors import load_custom
 from pmf.evaluation.generation import SamplingPlan, write_image_folder

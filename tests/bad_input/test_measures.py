@@ -95,7 +95,8 @@ FID = {
     "folder without images": Case(
         prepare=write_file("images/notes.txt", b""),
         arguments=(*MADE, "digits"),
-        message="{tmp}/images: holds no .png files; give the folder that eval.py sample wrote",
+        message="{tmp}/images: holds no images (left out are files without the ending of an image: 1 (first "
+        "notes.txt)); give a folder of image files, as eval.py sample writes",
     ),
 }
 
@@ -168,4 +169,6 @@ def test_training_with_a_reference_that_is_not_there(training_refused):
 def test_the_command_in_a_process_of_its_own(tmp_path):
     result = run_command("eval.py", "fid", "--images", str(tmp_path), "--reference", "digits")
     assert result.returncode == 2
-    assert result.stderr == f"error: {tmp_path}: holds no .png files; give the folder that eval.py sample wrote\n"
+    assert (
+        result.stderr == f"error: {tmp_path}: holds no images; give a folder of image files, as eval.py sample writes\n"
+    )

@@ -165,8 +165,8 @@ CASES = {
     "class folders without images": Case(
         arguments=(*FOLDER, "data.num_classes=1"),
         prepare=write_file("set/a/notes.txt", b""),
-        message="{tmp}/set: the 1 class folders hold no images; known endings: .jpg, .jpeg, .png, "
-        ".bmp, .gif, .webp, .tif, .tiff, .ppm, .pgm",
+        message="{tmp}/set: the 1 class folders hold no images; known endings: .jpg, .jpeg, .jpe, .jfif, .png, "
+        ".apng, .webp, .gif, .bmp, .tif, .tiff, .ppm, .pgm, .pbm, .pnm",
     ),
 }
 

@@ -20,12 +20,12 @@ from safetensors import SafetensorError
 
 import pmf.safetensors_file
 from pmf.checkpoint import Checkpoint, list_checkpoints, save_checkpoint, save_weights
+from pmf.commands import run_command as as_command
 from pmf.config import as_plain
 from pmf.configfile import load_config
 from pmf.convert.__main__ import main as convert
 from pmf.convert.pytorch_file import write_pytorch
 from pmf.data import create_source
-from pmf.distributed import run_command as as_command
 from pmf.errors import UserError
 from pmf.evaluation.images import save_png
 from pmf.files import complete_or_absent, flush, write_json

@@ -16,23 +16,9 @@ from pmf.config import DataConfig
 from pmf.data import Batch, create_loader, create_source
 from pmf.data.loader import worker_context
 from pmf.errors import UserError
+from tests.data.batches import BATCH, load
 
-BATCH = 24
 """12 steps an epoch, and a drop of 12, on the 300 images of image_set."""
-
-
-def load(config: DataConfig, **arguments: int) -> list[Batch]:
-    settings = {
-        "seed": 3,
-        "global_batch_size": BATCH,
-        "micro_batch_size": BATCH,
-        "rank": 0,
-        "world_size": 1,
-        "start_step": 0,
-        "num_steps": 30,
-        **arguments,
-    }
-    return list(create_loader(create_source(config, settings["seed"]), config, **settings))
 
 
 def assert_same(actual: list[Batch], expected: list[Batch]) -> None:

@@ -13,7 +13,7 @@ from pmf.config import DataConfig, TrainingConfig
 from pmf.data.place import Place, resumed_place, steps_in_all
 from pmf.data.sampler import PLAIN_BELOW, epoch_batches, steps_per_epoch
 from pmf.errors import UserError
-from tests.data.test_loader import load
+from tests.data.batches import load
 
 LARGE = PLAIN_BELOW + 5_013
 GROUPS = np.arange(0, LARGE, 100)

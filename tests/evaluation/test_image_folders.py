@@ -183,7 +183,7 @@ def test_images_and_references_that_do_not_fit_are_one_line(call, tmp_path: Path
         (good, tmp_path / "floats.npz", "floats.npz: arr_0 has shape (20, 12, 12, 3) and type float64"),
         (good, tmp_path / "narrow.npz", "narrow.npz: its images have shape (3, 12, 8)"),
         (tmp_path / "text.npz", good, "text.npz: is not an intact .npz file"),
-        (good, tmp_path / "text.npz", "text.npz: is not an .npz file"),
+        (good, tmp_path / "text.npz", "text.npz: is damaged, or is not an .npz file of plain arrays"),
         (tmp_path / "nowhere.npz", good, "nowhere.npz: cannot be read (No such file or directory)"),
     ):
         with pytest.raises(UserError) as error:

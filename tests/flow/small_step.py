@@ -7,7 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from pmf.flow.draws import StandardDraws, draw_standard
+from pmf.flow.draws import Draws, StandardDraws, draw_standard
 from pmf.net.pixel_transformer import PixelTransformer
 
 ROWS, CLASSES = 8, 5
@@ -54,3 +54,18 @@ def worst_relative_error(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> 
 
 def with_drops(standard: StandardDraws, count: int) -> StandardDraws:
     return dataclasses.replace(standard, uniform_drop=(torch.arange(len(standard.uniform_drop)) >= count).double())
+
+
+def in_float32(draws: Draws) -> Draws:
+    numbers = {k: v for k, v in vars(draws).items() if isinstance(v, Tensor) and v.is_floating_point()}
+    return dataclasses.replace(draws, **{name: value.float() for name, value in numbers.items()})
+
+
+def grown_network(gain: float) -> PixelTransformer:
+    """Weights of a network that has trained for long: larger, so that tangents grow from block to block."""
+    network = small_network()
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if "norm" not in name:
+                parameter.mul_(gain)
+    return network

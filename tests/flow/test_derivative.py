@@ -19,7 +19,7 @@ from pmf.flow.network import Network
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
 from pmf.net.pixel_transformer import PixelTransformer
 from pmf.training import Trainer
-from tests.flow.test_exact_step import CLASSES, EXACT, gradients, inputs, small_network, worst_relative_error
+from tests.flow.small_step import CLASSES, EXACT, gradients, inputs, small_network, worst_relative_error
 from tests.runs import tensors_of, tiny_config
 
 

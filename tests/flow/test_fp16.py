@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 from torch import Tensor
@@ -11,34 +9,18 @@ from torch import Tensor
 import pmf.net.layers
 from pmf.config import ObjectiveConfig
 from pmf.flow.derivative import FlowPoint, jvp_derivative
-from pmf.flow.draws import Draws, shape_draws
+from pmf.flow.draws import shape_draws
 from pmf.flow.parameterization import create_parameterization
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
 from pmf.net.dual import Dual, scaled
 from pmf.net.layers import Block, Rotation
-from pmf.net.pixel_transformer import PixelTransformer
-from tests.flow.test_exact_step import CLASSES, gradients, inputs, small_network
+from tests.flow.small_step import CLASSES, gradients, grown_network, in_float32, inputs
 
 LARGEST = torch.finfo(torch.float16).max  # 65504
 LOSS_SCALE = 2.0**16  # GradScaler's first
 # A product of float16 numbers is right to 2^-11 = 5e-4; through the few blocks of these networks 5e-3 was measured at
 # worst over the cases below, and 2e-2 for bfloat16, which has 8 bits.
 CLOSE = 1e-2
-
-
-def in_float32(draws: Draws) -> Draws:
-    numbers = {k: v for k, v in vars(draws).items() if isinstance(v, Tensor) and v.is_floating_point()}
-    return dataclasses.replace(draws, **{name: value.float() for name, value in numbers.items()})
-
-
-def grown_network(gain: float) -> PixelTransformer:
-    """Weights of a network that has trained for long: larger, so that tangents grow from block to block."""
-    network = small_network()
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            if "norm" not in name:
-                parameter.mul_(gain)
-    return network
 
 
 def compare(

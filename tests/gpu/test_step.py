@@ -15,8 +15,16 @@ from benchmarks.reference_step import Fault, reference_step
 from pmf.config import ObjectiveConfig
 from pmf.flow.draws import StandardDraws, shape_draws
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
-from tests.flow.test_exact_step import CLASSES, EXACT, gradients, inputs, small_network, worst_relative_error
-from tests.flow.test_fp16 import grown_network, in_float32
+from tests.flow.small_step import (
+    CLASSES,
+    EXACT,
+    gradients,
+    grown_network,
+    in_float32,
+    inputs,
+    small_network,
+    worst_relative_error,
+)
 from tests.gpu.devices import DEVICES, GPU
 
 LOSS_SCALE = 2.0**16

@@ -29,7 +29,7 @@ def config_of(folder: Path, precision: str, *changes: str) -> Config:
         "training.log_every=1",
         "training.checkpoint_every=2",
         f"training.output_dir={folder}",
-        f'training.mixed_precision="{precision}"',
+        f"training.mixed_precision={precision}",
         *changes,
     ]
     return load_config(ROOT / "configs" / "digits.yaml", settings)

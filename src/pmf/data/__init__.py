@@ -62,5 +62,5 @@ def create_source(config: DataConfig, seed: int) -> Source:
         UserError: one line, for anything missing or unsuitable; see the source's own file.
     """
     if config.path:
-        require_reachable(Path(config.path).expanduser(), f"{config.path}: data.path")
+        require_reachable(Path(config.path), f"{config.path}: data.path")
     return SOURCES[config.kind](config, seed)
