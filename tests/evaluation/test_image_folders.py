@@ -184,7 +184,7 @@ def test_images_and_references_that_do_not_fit_are_one_line(call, tmp_path: Path
         (good, tmp_path / "narrow.npz", "narrow.npz: its images have shape (3, 12, 8)"),
         (tmp_path / "text.npz", good, "text.npz: is not an intact .npz file"),
         (good, tmp_path / "text.npz", "text.npz: is damaged, or is not an .npz file of plain arrays"),
-        (tmp_path / "nowhere.npz", good, "nowhere.npz: cannot be read (No such file or directory)"),
+        (tmp_path / "nowhere.npz", good, "nowhere.npz: there is no such file or folder"),
     ):
         with pytest.raises(UserError) as error:
             call("fid", "--images", images, "--reference", reference)
