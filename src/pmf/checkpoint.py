@@ -204,7 +204,7 @@ def load_strictly(module: nn.Module, weights: Mapping[str, Tensor], where: str) 
         intro=f"{where}: weights of another network",
         advice="check model.name, data.image_size and data.num_classes",
     )
-    require_finite(kept, intro=where, advice="such weights make no images; choose an older checkpoint")
+    require_finite(weights, intro=where, advice="such weights make no images; choose an older checkpoint")
     module.load_state_dict({name: placed_like(own[name], tensor) for name, tensor in kept.items()})
 
 

@@ -244,6 +244,15 @@ def test_values_that_cannot_be(changes, message):
     assert "\n" not in told
 
 
+@pytest.mark.parametrize("name", ["PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"])
+def test_processes_of_mpi_need_the_variables_of_a_group_too(name):
+    told = problem({name: "2"})
+    assert told is not None
+    assert told.startswith(f"the environment has {name}=2, but not RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and")
+    assert problem({name: "1"}) is None
+    assert problem({**COMPLETE, name: "4"}) is None
+
+
 @pytest.mark.parametrize(
     "environment",
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -35,12 +36,17 @@ def read_pytorch(path: Path, *, key: str | None = None, allow_pickle: bool) -> d
     try:
         # A pickle from before torch 1.6 cannot be asked what it names; the loader refuses at the first.
         foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipped and not allow_pickle else []
-        with path.open("rb") as file:  # of a path, torch would ask the ending
+        # Of a path, torch would ask the ending; and what it warns of is told below.
+        with path.open("rb") as file, warnings.catch_warnings(action="ignore"):
             loaded = None if foreign else torch.load(file, map_location="cpu", weights_only=not allow_pickle)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({storage_reason(error)})") from None
     except Exception as error:  # what a pickle asks for may fail in any way
         named = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if named is None and "protocol" in str(error):
+            raise UserError(
+                f"{path}: is a pickle that torch.save did not write; load it and save its tensors so"
+            ) from None
         if named is None:
             raise UserError(f"{path}: cannot be loaded ({' '.join(str(error).split())[:100]})") from None
         foreign = [named[1]]
