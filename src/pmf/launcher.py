@@ -9,7 +9,7 @@ from pmf.errors import UserError
 LEAST = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1}
 """Variables that say which process this is, and their smallest values. One of them makes all of NEEDED necessary."""
 MPI_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-"""How many processes mpirun or srun started; on a CPU, Accelerate would make a group of them from half the variables."""
+"""How many processes mpirun or srun started; on a CPU Accelerate would make a group of them from half a set."""
 NEEDED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """Without LOCAL_RANK, Accelerate takes a process on a GPU for a run of its own; torch asks for the other four."""
 

@@ -43,7 +43,7 @@ def read_pytorch(path: Path, *, key: str | None = None, allow_pickle: bool) -> d
         raise UserError(f"{path}: cannot be read ({storage_reason(error)})") from None
     except Exception as error:  # what a pickle asks for may fail in any way
         named = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
-        if named is None and "protocol" in str(error):
+        if named is None and "Unsupported operand" in str(error):
             raise UserError(
                 f"{path}: is a pickle that torch.save did not write; load it and save its tensors so"
             ) from None
