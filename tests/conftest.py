@@ -63,7 +63,7 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[P
         path.parent.mkdir(exist_ok=True)
         with path.with_name(f"{name}.lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if lock.tell() == 0:
+            if os.fstat(lock.fileno()).st_size == 0:  # asked only now: whoever had the lock may have made it
                 make(path)
                 lock.write("made")
         return path
