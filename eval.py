@@ -11,6 +11,7 @@ Runs alone, under ``accelerate launch`` and under ``torchrun``; image i is a fun
 from __future__ import annotations
 
 import argparse
+import glob
 import itertools
 from typing import TYPE_CHECKING, Any
 
@@ -167,7 +168,8 @@ def require_files(arguments: argparse.Namespace) -> None:
         UserError: it is not, or one is not.
     """
     for option in ("checkpoint", "images", "data", "extractor_weights"):
-        if (path := vars(arguments).get(option)) != "digits":
+        path = vars(arguments).get(option)
+        if path != "digits" and not (option == "data" and path and glob.has_magic(path)):
             require_there("--" + option.replace("_", "-"), path)
     if vars(arguments).get("reference"):
         require_reference(arguments.reference)

@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "config": {"errors", "batching", "cross_checks", "files"},
     "overrides": set(),
     "configfile": {"errors", "config", "files", "overrides"},
-    "distributed": {"errors", "config"},
+    "distributed": {"errors", "config", "storage"},
     "strict": {"errors"},
     "integrity": {"errors", "strict", "files", "places"},
     "files": {"errors", "storage"},

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pmf.config import TrainingConfig
 from pmf.errors import AgreedError, UserError
+from pmf.storage import storage_in_one_line
 
 T = TypeVar("T")
 
@@ -90,12 +91,9 @@ class World:
         for turn in (True, False):
             problem = None
             if self.is_main == turn:
-                try:
-                    result = build()
-                except UserError as error:
-                    problem = str(error)
+                result, problem = _attempt(build)
             self.raise_together(problem)
-        return result
+        return cast(T, result)
 
     def together(self, build: Callable[[], T]) -> T:
         """The result of ``build``, which every rank calls.
@@ -103,13 +101,9 @@ class World:
         Raises:
             AgreedError: ``build`` raised a ``UserError``, on any rank.
         """
-        problem = None
-        try:
-            result = build()
-        except UserError as error:
-            problem = str(error)
+        result, problem = _attempt(build)
         self.raise_together(problem)
-        return result
+        return cast(T, result)
 
     def ask_main(self, find: Callable[[], T]) -> T:
         """What ``find`` returns on the main rank, for all ranks; it is called there alone. A plain value.
@@ -119,10 +113,7 @@ class World:
         """
         answer: list[Any] = [None, None]
         if self.is_main:
-            try:
-                answer[0] = find()
-            except UserError as error:
-                answer[1] = str(error)
+            answer = [*_attempt(find)]
         if self.size > 1:
             torch.distributed.broadcast_object_list(answer, src=0)
         if answer[1] is not None:
@@ -145,6 +136,15 @@ class World:
         if self.size > 1:
             torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
         return tensor
+
+
+def _attempt(build: Callable[[], T]) -> tuple[T | None, str | None]:
+    """The result of ``build``, or the line that says why there is none: a user's mistake, or what storage refuses."""
+    try:
+        with storage_in_one_line():
+            return build(), None
+    except UserError as error:
+        return None, str(error)
 
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"), barrier=lambda: None)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pmf.checkpoint import fingerprint
 from pmf.config import Config
 from pmf.distributed import World
-from pmf.errors import NotFiniteError, Preempted
+from pmf.errors import AgreedError, NotFiniteError, Preempted, UserError
 from pmf.evaluation.generation import SamplingPlan, class_grid, write_image_folder
 from pmf.evaluation.images import save_png
 from pmf.parallel import complete
@@ -44,17 +44,18 @@ class Snapshots:
 
     def _draw_grid(self, path: Path) -> None:
         weights = self.weights(everywhere=False)
-        problem = None
+        problem: tuple[type[UserError], str] | None = None
         if self.world.is_main:
             try:
                 grid = class_grid(self.network(weights), self.config, self.plan(0, weights), self.world.device)
                 save_png(grid, path)
                 self.say(f"samples: {path}")
-            except NotFiniteError as error:
-                problem = str(error)
+            except UserError as error:
+                problem = NotFiniteError if isinstance(error, NotFiniteError) else AgreedError, str(error)
         problem = self.world.gather(problem)[0]  # the others wait here, where no watchdog counts
         if problem:
-            raise NotFiniteError(problem)
+            kind, text = problem
+            raise kind(text)
 
     def write_final(self) -> None:
         """What ``sampling.final_images`` and ``training.sample_every`` ask for when training ends.

@@ -78,9 +78,8 @@ class MetricsLog:
             done = record.get("step") if isinstance(record, dict) else None
             if not isinstance(done, int | float) or done <= step:  # what is not ours stays
                 kept.append(line)
-        temporary = self.path.with_name(".metrics.jsonl")
-        temporary.write_text("".join(kept), errors="surrogateescape")
-        temporary.replace(self.path)
+        with complete_or_absent(self.path) as temporary:
+            temporary.write_text("".join(kept), errors="surrogateescape")
 
 
 class _Tracker:

@@ -115,6 +115,11 @@ class Trainer:
         if self.world.is_main:
             tqdm.write(message)
 
+    def _open_log(self) -> MetricsLog | None:
+        if not self.world.is_main:
+            return None
+        return MetricsLog(self.run_folder.path, self.config, self.state.progress.step, warn=self.say)
+
     def train(self) -> None:
         """Run to the last step, then write the final samples.
 
@@ -122,9 +127,7 @@ class Trainer:
             Preempted: a signal asked to stop; the step is saved.
         """
         with self.stop:
-            log = None
-            if self.world.is_main:
-                log = MetricsLog(self.run_folder.path, self.config, self.state.progress.step, warn=self.say)
+            log = self.world.together(self._open_log)
             try:
                 self._run_steps(log)
             finally:
@@ -181,7 +184,6 @@ class Trainer:
         if log and scores:
             self.say(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in scores.items()))
             log.write({"step": step, "images": self.state.progress.images, **scores})
-        self.world.barrier()  # the main rank compares; the others wait here, where no watchdog counts
 
     def _leave(self) -> NoReturn:
         if self.world.is_main:
@@ -277,13 +279,13 @@ class Trainer:
 
     def _lock_run_folder(self) -> None:
         """Keep others out of the run folder until this process ends."""
-        problem = None
-        if self.world.is_main:
-            try:
-                self.run_folder.lock(self.say)
-            except UserError as error:
-                problem = str(error)
-        self.world.raise_together(problem)
+        self.world.ask_main(lambda: self.run_folder.lock(self.say))
+
+    def _prepare_run_folder(self, step: int) -> None:
+        self.run_folder.set_aside_after(step, self.say)
+        self.run_folder.open(self.config, device=str(self.world.device), world_size=self.world.size)
+        if self.run_folder.clear_preempted():
+            self.say("this run had been asked to stop, and goes on")
 
     def _start_or_resume(self, resume: str) -> None:
         training = self.config.training
@@ -299,12 +301,7 @@ class Trainer:
                 self.say(f"changed since that checkpoint: {line}")
             if step == self.max_steps:
                 self.say("this run is finished; to train on, raise training.max_steps or training.epochs")
-        if self.world.is_main:
-            self.run_folder.set_aside_after(step, self.say)
-            self.run_folder.open(self.config, device=str(self.world.device), world_size=self.world.size)
-            if self.run_folder.clear_preempted():
-                self.say("this run had been asked to stop, and goes on")
-        self.world.barrier()
+        self.world.ask_main(lambda: self._prepare_run_folder(step))
         parameters = sum(p.numel() for p in self.state.network.parameters())
         self.say(
             f"world: {self.world.size} process(es) on {self.world.device.type}; batch {training.global_batch_size} = "

@@ -124,9 +124,7 @@ def write_image_folder(
     Raises:
         UserError: the folder holds something other than (part of) this plan, or an image is not finite.
     """
-    if world.is_main:
-        _claim_folder(folder, plan)
-    world.barrier()
+    world.ask_main(lambda: _claim_folder(folder, plan))
     with ThreadPoolExecutor(NUM_ENCODERS) as pool:
         written: list[Future[None]] = []
         for indices in own_batches(plan.num_images, config.sampling.batch_size, world):
@@ -142,9 +140,7 @@ def write_image_folder(
             yield len(indices)
         _wait(written)
     world.barrier()
-    if world.is_main:
-        _write_labels(folder, plan)
-    world.barrier()
+    world.ask_main(lambda: _write_labels(folder, plan))
 
 
 def own_batches(num_images: int, batch_size: int, world: World) -> Iterator[range]:

@@ -16,7 +16,7 @@ from pmf.config import Config
 from pmf.distributed import World
 from pmf.errors import NotFiniteError, Preempted
 from pmf.evaluation.extractor_table import open_extractor
-from pmf.evaluation.fidelity import compare, reliability_warnings
+from pmf.evaluation.fidelity import Measured, compare, reliability_warnings
 from pmf.evaluation.generation import generate_batches
 from pmf.evaluation.image_sets import ImageBatch
 from pmf.fidelity.record import extractor_record, fidelity_record, write_record
@@ -99,8 +99,10 @@ class TrainingEvaluation:
         }
         subject = self._subject(batches, origin)
         measured = measure(subject, self._extractor, self._world, f"evaluation, step {step}", keep_features=False)
-        if not self._world.is_main:
-            return {}
+        return self._world.ask_main(lambda: self._record(step, subject, measured))
+
+    def _record(self, step: int, subject: Subject, measured: Measured) -> dict[str, float]:
+        """Compare and write the JSON; on the main rank, for which the others wait where no watchdog counts."""
         scores = compare(measured, self._reference.gaussian, kid=False, prc=False)
         dimension = measured.gaussian.dimension
         warnings = reliability_warnings(subject.num_images, self._reference.num_images, dimension)

@@ -105,8 +105,7 @@ def images_subject(path: Path, num_images: int | None, world: World) -> Subject:
     if path.is_dir() or path.suffix.lower() != ".npz":
         return folder_subject(path, num_images, world)
     images = NpzImages(path, num_images)
-    if world.is_main:
-        images.verify()
+    world.ask_main(images.verify)
     return _as_they_are(images, world, {"images": str(path), "array": ARRAY})
 
 
