@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import train as train_command
-from tests.bad_input.cases import DIGITS, Case, each, write_file
+from tests.bad_input.cases import DIGITS, Case, each, png, write_file
 from tests.launch import ROOT, TINY, run_command
 
 CASES = {
@@ -71,3 +71,20 @@ def test_two_processes_say_it_once(tmp_path):
     assert said == [f"error: {tmp_path}: {message}"], result.stderr
     # torchrun reports the failed workers with a traceback of its own, and of nobody else.
     assert not any("/pmf/" in line or 'train.py", line' in line for line in lines), result.stderr
+
+
+def test_what_the_main_rank_alone_finds_ends_both_with_one_line(finished_run, tmp_path):
+    """A folder of other images, and a folder that may not be read: the other rank is not left waiting."""
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "mine.png").write_bytes(png())
+    (tmp_path / "file").write_text("in the way")
+    for output, message in (
+        ("used", "is not empty and holds no sampling.json; choose another folder"),
+        ("file", "cannot be written (File exists); choose another folder"),
+    ):
+        arguments = ("--checkpoint", str(finished_run), "--output", str(tmp_path / output), "--num-images", "4")
+        result = run_command(str(ROOT / "eval.py"), "sample", *arguments, ranks=2)
+        assert result.returncode == 2
+        errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+        assert errors == [f"error: {tmp_path / output}: {message}"]
+        assert "Traceback" not in result.stderr
