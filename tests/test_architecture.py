@@ -9,14 +9,26 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "pmf"
 
 # Each room may import the rooms listed for it, and itself.
-FLOOR = {"errors", "config", "distributed", "strict", "files", "storage", "safetensors_file", "places", "parallel"}
+FLOOR = {
+    "errors",
+    "option_types",
+    "config",
+    "distributed",
+    "strict",
+    "files",
+    "storage",
+    "safetensors_file",
+    "places",
+    "parallel",
+}
 MAY_IMPORT = {
     "errors": set(),
     "batching": {"errors", "config"},  # config as a type only
     "cross_checks": {"batching", "config"},  # config as a type only
-    "config": {"errors", "batching", "cross_checks", "files"},
+    "option_types": {"files"},
+    "config": {"errors", "batching", "cross_checks", "option_types"},
     "overrides": set(),
-    "configfile": {"errors", "config", "files", "overrides"},
+    "configfile": {"errors", "config", "option_types", "files", "overrides"},
     "distributed": {"errors", "config", "storage"},
     "strict": {"errors"},
     "integrity": {"errors", "strict", "files", "places"},
@@ -65,7 +77,7 @@ HOMES = {
     "datasets": ["data"],
     "sklearn": ["data"],
     "wandb": ["tracking.py"],
-    "pydantic": ["config.py", "configfile.py", "overrides.py"],
+    "pydantic": ["option_types.py", "config.py", "configfile.py", "overrides.py"],
     "safetensors": ["safetensors_file.py", "perceptual/weights.py"],
     "torch_fidelity": ["evaluation"],
     "timm": ["perceptual/convnext.py", "evaluation"],

@@ -130,3 +130,12 @@ def test_a_checkpoint_without_the_count_goes_on_with_another_batch(whole, tmp_pa
     third_epoch = [index for batch in samples[6:8] for index in batch]
     assert len(set(rest + third_epoch)) == 10 + 32
     assert [line["images"] for line in metrics_of(tmp_path / "run")[-3:]] == [128, 138, 148]
+
+
+def test_a_schedule_is_checked_against_the_length_that_the_run_goes_on_to(tmp_path):
+    """Two epochs of 4 images a step are 24 steps, of 16 only 6; after one epoch of 4 the run goes on to step 15."""
+    epochs = ("training.max_steps=null", "training.epochs=2", "training.checkpoint_every=12")
+    schedule = ("optimizer.schedule=warmup_cosine", "optimizer.warmup_steps=3")
+    train(tmp_path / "whole", 4, 0, *epochs, *schedule)
+    cut_back_to(tmp_path / "whole", tmp_path / "run", 12)
+    assert len(train(tmp_path / "run", 16, 0, *epochs, *schedule)) == 3

@@ -9,6 +9,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from pmf.checkpoint import save_weights
 from pmf.configfile import load_config
@@ -99,6 +100,22 @@ def test_processes_batches_and_files_in_between_change_nothing(weights, call, tm
     assert one["warnings"] == []
     assert "FID of digits-mlp, not Inception" in table
     assert f"{one['fid']:.4f}" in table
+
+
+def test_the_average_is_recorded_where_one_was_chosen_and_only_there(weights, call, tmp_path):
+    """A file is what it is, whatever its name; of a folder the config's average is taken unless another is named."""
+    tensors = load_file(weights)
+    torch.save(tensors, tmp_path / "weights")  # neither ending nor config
+    digits = load_config(ROOT / "configs" / "digits.yaml")
+    (tmp_path / "copied").mkdir()
+    for name in ("model", "ema_10", "ema_20"):
+        save_weights(tmp_path / "copied" / f"{name}.safetensors", tensors, digits)
+    few = ("--reference", "digits", "--num-images", "10", "--num-steps", "1")
+    recipe = ("--config", ROOT / "configs" / "digits.yaml")
+    assert call("fid", "--checkpoint", tmp_path / "weights", *recipe, *few)["images"]["ema"] is None
+    for average in ("10", "20", "online"):
+        record = call("fid", "--checkpoint", tmp_path / "copied", "--ema", average, *few)
+        assert record["images"]["ema"] == average
 
 
 def test_statistics_files_stand_for_the_images_they_were_made_of(folder, call, tmp_path, capsys):

@@ -49,12 +49,14 @@ class SavedWeights:
 
     Attributes:
         sha256: of the file; of names and values where the checkpoint is not one file.
+        average: ``online`` or the name of the average they were chosen as; None for a file that is what it is.
     """
 
     weights: dict[str, Tensor]
     config: Config
     source: str
     sha256: str
+    average: str | None
 
 
 def save_checkpoint(run_folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
@@ -172,7 +174,7 @@ def read_weights(file: WeightsFile) -> SavedWeights:
             "network: --config configs/NAME.yaml"
         )
     source = printable(f"{path.parent.name}/{path.name} {file.sha256[:16]}")
-    return SavedWeights(weights=weights, config=config, source=source, sha256=file.sha256)
+    return SavedWeights(weights=weights, config=config, source=source, sha256=file.sha256, average=file.average)
 
 
 def recorded_config(metadata: Mapping[str, str], where: str) -> Config | None:

@@ -45,8 +45,11 @@ def whole_from(least: int) -> Callable[[str], int]:
     """Of an argument that is a whole number, at least so large; 5e4 is one."""
 
     def read(text: str) -> int:
-        value = number(text) if FLOAT.fullmatch(text) else -1
-        if value < least or not float(value).is_integer():
+        try:
+            value = number(text) if FLOAT.fullmatch(text) else -1
+        except ValueError:  # more digits than Python reads
+            value = -1
+        if value < least or not (isinstance(value, int) or value.is_integer()):
             raise argparse.ArgumentTypeError(f"{text} is not a whole number from {least}")
         return int(value)
 

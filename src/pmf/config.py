@@ -8,43 +8,24 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, model_validator
 
 from pmf.cross_checks import cross_field_problems
 from pmf.errors import CrossFieldError
-from pmf.files import expand_path
-
-
-def number_name(value: Any) -> Any:
-    """``500`` for 500 and 500.0, ``0.9999`` for 0.9999: numbers as they stand in file names and in YAML."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return value
-    return str(int(value)) if float(value).is_integer() else repr(value)
-
-
-def one_or_more(value: Any) -> Any:
-    """A single string as a list of one."""
-    return [value] if isinstance(value, str) else value
-
-
-def whole_number(value: Any) -> Any:
-    """1e5 as 100000: how people write large numbers of steps and images. Other floats stay, to be refused."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-Whole = Annotated[int, BeforeValidator(whole_number)]
-Positive = Annotated[Whole, Field(gt=0)]
-NonNegative = Annotated[Whole, Field(ge=0)]
-PositiveFloat = Annotated[FiniteFloat, Field(gt=0)]
-NonNegativeFloat = Annotated[FiniteFloat, Field(ge=0)]
-Fraction = Annotated[FiniteFloat, Field(ge=0, le=1)]
-Decay = Annotated[FiniteFloat, Field(ge=0, lt=1)]
-# YAML has lists only; pydantic's strict mode would refuse them as tuples.
-Interval = Annotated[tuple[Fraction, Fraction], Field(strict=False)]
-Betas = Annotated[tuple[Decay, Decay], Field(strict=False)]
-PathText = Annotated[str, AfterValidator(expand_path)]
-"""A path, or what may be one beside other things (a URL, a name): with ``~`` and the environment's variables."""
-Files = Annotated[list[PathText], BeforeValidator(one_or_more), Field(min_length=1)]
+from pmf.option_types import (
+    Betas,
+    Decay,
+    Files,
+    Fraction,
+    Interval,
+    NonNegative,
+    NonNegativeFloat,
+    PathText,
+    Positive,
+    PositiveFloat,
+    Whole,
+    number_name,
+)
 
 
 class Section(BaseModel):

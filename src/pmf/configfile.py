@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from pmf.config import Config, as_plain
 from pmf.errors import CrossFieldError, UserError
 from pmf.files import expand_variables
+from pmf.option_types import RECORDED
 from pmf.overrides import FLOAT, NotOfItsKindError, find_option, number, read_value, sections
 
 # YAML 1.1, which PyYAML speaks, takes 1e-4 for a string and "no" for false. These, INT and FLOAT follow YAML 1.2.
@@ -67,7 +68,7 @@ def dump_config(config: Config) -> str:
 
 def config_from_plain(values: dict[str, Any], where: str) -> Config:
     """A config from nested plain values (a checkpoint's own record); ``where`` names the source in errors."""
-    return _validate(_Document(values), where)
+    return _validate(_Document(values), where, RECORDED)
 
 
 def _read(path: Path) -> _Document:
@@ -124,7 +125,10 @@ def _plain(node: yaml.Node, path: Path, key: str, places: dict[str, str]) -> Any
 def _scalar(text: str) -> Any:
     if text.lower() in _WORDS:
         return _WORDS[text.lower()]
-    return number(text) if FLOAT.fullmatch(text) else text
+    try:
+        return number(text) if FLOAT.fullmatch(text) else text
+    except ValueError:  # more digits than Python reads
+        return text
 
 
 def _apply_override(document: _Document, override: str) -> None:
@@ -157,11 +161,11 @@ def _override_value(key: str, text: str, place: str) -> Any:
         raise UserError(f"{place}: {key} {error}") from None
 
 
-def _validate(document: _Document, where: str) -> Config:
+def _validate(document: _Document, where: str, context: dict[str, Any] | None = None) -> Config:
     # A section written with nothing below it is the section's defaults.
     values = {name: {} if section is None else section for name, section in document.values.items()}
     try:
-        return Config.model_validate(values)
+        return Config.model_validate(values, context=context)
     except ValidationError as error:
         raise UserError(_first_problem(error, document.places, where)) from None
 

@@ -16,11 +16,8 @@ from typing import Any, TypeVar
 
 from pmf.errors import UserError
 from pmf.files import file_format, file_sha256
-from pmf.places import run_or_checkpoint
+from pmf.places import MANIFEST, STATE, run_or_checkpoint
 from pmf.strict import read_object
-
-MANIFEST = "manifest.json"
-STATE = "state.json"
 
 T = TypeVar("T")
 
@@ -35,10 +32,12 @@ class WeightsFile:
 
     Attributes:
         sha256: of its bytes, in hex.
+        average: ``online`` or the name of the average that it was chosen as; None for a file that a user named.
     """
 
     path: Path
     sha256: str
+    average: str | None = None
 
 
 def require_intact(folder: Path) -> None:
@@ -158,7 +157,7 @@ def _find_in(folder: Path, manifest: Mapping[str, Any], wanted: Sequence[str | N
         if name not in there:
             raise UserError(f"{folder}: has no average '{average}'; choose one of: {', '.join((*averages, 'online'))}")
         if name not in files:
-            files[name] = WeightsFile(path=folder / name, sha256=_check(folder / name, there[name]))
+            files[name] = WeightsFile(path=folder / name, sha256=_check(folder / name, there[name]), average=average)
         names.append(name)
     return [files[name] for name in names]
 

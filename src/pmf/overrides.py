@@ -132,7 +132,7 @@ def _read_plain(text: str, kind: Any) -> Any:
         return text.lower() == "true"
     if kind in (int, float) and FLOAT.fullmatch(text):
         value = number(text)
-        if kind is float or float(value).is_integer():
+        if kind is float or isinstance(value, int) or value.is_integer():
             return value if kind is float else int(value)
     raise ValueError
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from pmf.errors import UserError
 
 # The files of a checkpoint that stand for all of it; each of the others is a set of tensors of its own.
-RECORDS = ("manifest.json", "state.json")
+MANIFEST, STATE = RECORDS = ("manifest.json", "state.json")
 
 
 def run_or_checkpoint(path: Path) -> Path:

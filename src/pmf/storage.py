@@ -26,7 +26,7 @@ _ADVICE = {
 }
 RIGHTS = "see that the folder can be written"
 """Advice where the place has been written to before."""
-_RIGHTS = (errno.EACCES, errno.EPERM, errno.EROFS)
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 # What file systems answer that cannot do what they are asked for, rather than that it failed.
 NO_FLUSH = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
@@ -74,7 +74,7 @@ def storage_in_one_line() -> Iterator[None]:
         yield
     except OSError as error:
         place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes, os.PathLike)) else ""
-        if error.errno not in _ADVICE and not (place and error.errno in _RIGHTS):
+        if error.errno not in _ADVICE and not (place and error.errno in _REFUSED):
             raise
         advice = storage_advice(error, "choose a place that may be read and written, or change its rights")
         raise UserError(f"{place}{storage_reason(error)}; {advice}") from None

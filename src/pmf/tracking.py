@@ -18,7 +18,7 @@ from pmf.files import complete_or_absent
 from pmf.storage import RIGHTS, printable, storage_reason, writing
 
 TIMEOUT = 30.0
-"""Seconds to wait for Weights & Biases when a run begins, and again when it ends."""
+"""Seconds to wait for an answer of Weights & Biases; a start and an end may each take two of these."""
 RUN_ID = "wandb_run.json"
 """In the run folder: the id of its run at Weights & Biases, and the folder that it belongs to."""
 FAILURES = (Exception, SystemExit)

@@ -70,9 +70,8 @@ class Trainer:
         self.micro_batch_size = training.global_batch_size // self.world.size // self.accumulation
         self.source = self.world.main_first(self._open_source)  # one process may have to build the data set
         self.steps_per_epoch = steps_per_epoch(len(self.source), training.global_batch_size)
+        # Of a run that begins; one that goes on may have had batches of other sizes, and asks again.
         self.max_steps = steps_in_all(training, Place(num_samples=len(self.source)), 0)
-        learning_rate(config.optimizer, 0, self.max_steps)  # a schedule that does not fit is an error now
-
         parts = assemble(
             config,
             self.accelerator,

@@ -14,10 +14,11 @@ from pydantic import BaseModel
 
 from pmf.auto_batch.request import Request
 from pmf.commands import path_text
-from pmf.config import Config, PathText
-from pmf.configfile import load_config
+from pmf.config import Config, as_plain
+from pmf.configfile import config_from_plain, load_config
 from pmf.errors import UserError
 from pmf.files import expand_path
+from pmf.option_types import PathText
 from pmf.overrides import find_option, read_value, written
 from pmf.training import Trainer
 from tests.launch import ROOT, TINY
@@ -223,6 +224,16 @@ def test_whole_numbers_may_be_written_as_floats_in_yaml_and_nothing_else_is_conv
 # ------------------------------------------------------------------------------------------------------------- paths
 
 
+@pytest.mark.parametrize("digits", [20, 320, 5000])  # beyond 64 bits, beyond a float, beyond what Python reads
+def test_numbers_that_nothing_can_hold_are_refused(digits, load):
+    number = "1" + "0" * (digits - 1)
+    for key in ("training.max_steps", "training.seed", "evaluation.num_images"):
+        with pytest.raises(UserError, match=key):
+            load(f"{key}={number}")
+        with pytest.raises(UserError, match=key):
+            load(text=in_yaml(key, number).replace("'", ""))
+
+
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     """A home folder, a variable, and a working folder to look for mistakes in."""
@@ -312,6 +323,18 @@ def test_a_run_writes_where_the_variable_points_and_can_be_read_without_it(home,
     monkeypatch.setenv("HOME", "/elsewhere")
     config = load_config(Path(home) / "runs" / "config.yaml")
     assert (config.training.output_dir, config.data.path) == (f"{home}/runs", "/place/set")
+
+
+def test_what_a_checkpoint_records_is_taken_as_it_stands(load, monkeypatch):
+    """Its paths were expanded when the run began, or hold a dollar that was none of a variable then."""
+    recorded = as_plain(load())
+    for key in PATHS:
+        section, name = key.split(".")
+        text = "$PMF_SURELY_UNSET/~/x"
+        whole = isinstance(recorded[section][name], list)
+        recorded[section][name] = [text] if whole else text
+    monkeypatch.delenv("PMF_SURELY_UNSET", raising=False)
+    assert as_plain(config_from_plain(recorded, "a checkpoint")) == recorded
 
 
 def test_paths_are_expanded_in_one_place():

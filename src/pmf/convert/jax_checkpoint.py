@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pmf.config import number_name
 from pmf.errors import UserError
+from pmf.option_types import number_name
 
 
 def read_jax(path: Path, which: str) -> dict[str, Tensor]:

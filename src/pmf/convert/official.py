@@ -70,8 +70,9 @@ def load_official(
     kind = _kind(path)
     if key is not None and kind != "pytorch":
         raise UserError(f"{path}: is no PyTorch file, and --key is for those; leave out --key {key}")
-    if kind == "jax":
-        weights = _from_layout(JAX, read_jax(path, which or config.sampling.ema), config, path)
+    average = (which or config.sampling.ema) if kind == "jax" else None
+    if average is not None:
+        weights = _from_layout(JAX, read_jax(path, average), config, path)
         digest = world.ask_main(lambda: tensors_sha256(weights))
     else:
         if which is not None:
@@ -86,7 +87,7 @@ def load_official(
         weights = _from_names(tensors, config, path)
         digest = world.ask_main(lambda: file_sha256(path))
     source = printable(f"{path.name}{f' {key}' if key else ''} {digest[:16]}")
-    return SavedWeights(weights=weights, config=config, source=source, sha256=digest)
+    return SavedWeights(weights=weights, config=config, source=source, sha256=digest, average=average)
 
 
 def export_pytorch(path: Path, saved: SavedWeights, *, inference: bool) -> None:

@@ -192,13 +192,12 @@ def _below(path: Path, data: DataConfig, world: World) -> Subject | None:
 
 
 def _generation_record(sampler: Sampler, request: SamplingRequest) -> dict[str, Any]:
-    one_file = request.checkpoint.suffix == ".safetensors"
     plan = sampler.plan
     return {
         "checkpoint": str(request.checkpoint),
         "checkpoint_sha256": sampler.saved.sha256,
         "weights": sampler.saved.source,
-        "ema": None if one_file else request.ema or sampler.saved.config.sampling.ema,
+        "ema": sampler.saved.average,
         "seed": plan.seed,
         "labels": request.labels,
         "num_steps": plan.num_steps,

@@ -100,7 +100,7 @@ def _measure_all(request: SweepRequest, world: World) -> list[Point]:
                 omega=subject.origin["omega"],
                 t_min=subject.origin["interval"][0],
                 t_max=subject.origin["interval"][1],
-                ema=str(subject.origin["ema"]),
+                ema=subject.origin["ema"] or "-",
                 num_steps=subject.origin["num_steps"],
                 fid=scores.fid,
                 inception_score=scores.inception_score.mean if scores.inception_score else None,

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from pmf.config import EmaConfig, number_name
+from pmf.config import EmaConfig
 from pmf.distributed import ALONE, World
 from pmf.optim.sharding import assign_owners, collect
+from pmf.option_types import number_name
 from pmf.parallel import is_sharded, local, placed_like
 from pmf.strict import require_same_tensors
 
