@@ -12,7 +12,7 @@ import re
 
 from pmf.auto_batch.request import Request
 from pmf.commands import CommandParser, run_command, to_path
-from pmf.inputs import require_model
+from pmf.config.inputs import require_model
 
 UNITS = {"GiB": 2**30, "GB": 10**9, "MiB": 2**20, "MB": 10**6}
 

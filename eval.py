@@ -16,13 +16,13 @@ import itertools
 from typing import TYPE_CHECKING, Any
 
 from pmf.commands import CommandParser, path_text, run_command, to_path, whole_from
-from pmf.config import DataConfig
-from pmf.configfile import config_from_plain, load_config
+from pmf.config.inputs import require_extractor, require_model, require_reference, require_there
+from pmf.config.yaml_file import config_from_plain, load_config
+from pmf.data.options import DataConfig
 from pmf.errors import UserError
-from pmf.inputs import require_extractor, require_model, require_reference, require_there
 
 if TYPE_CHECKING:
-    from pmf.sampling import SamplingRequest
+    from pmf.generation.command import SamplingRequest
 
 CHECKPOINT = (
     "run folder, checkpoint folder or .safetensors; with --config also an official .pt or JAX checkpoint, or another "
@@ -191,7 +191,7 @@ def check_sampling(**values: Any) -> None:
 
 def sampling_request(arguments: argparse.Namespace, num_images: int) -> SamplingRequest:
     """The arguments of :func:`add_sampling` and the checkpoint."""
-    from pmf.sampling import SamplingRequest
+    from pmf.generation.command import SamplingRequest
 
     return SamplingRequest(
         checkpoint=arguments.checkpoint,
@@ -217,7 +217,7 @@ def sample(arguments: argparse.Namespace) -> None:
     """Write PNGs."""
     check_sampling(**sampling_overrides(arguments))
 
-    from pmf.sampling import sample_folder
+    from pmf.generation.command import sample_folder
 
     sample_folder(sampling_request(arguments, arguments.num_images), arguments.output)
 
@@ -228,7 +228,7 @@ def fid(arguments: argparse.Namespace) -> None:
         raise UserError("--keep-images keeps generated images; it goes with --checkpoint, not with --images")
     check_sampling(**sampling_overrides(arguments))
 
-    from pmf.fidelity.command import FidelityRequest, report_fidelity
+    from pmf.evaluation.command import FidelityRequest, report_fidelity
 
     request = FidelityRequest(
         sampling=sampling_request(arguments, default_number(arguments)) if arguments.checkpoint else None,
@@ -251,8 +251,8 @@ def sweep(arguments: argparse.Namespace) -> None:
     for omega, interval, steps in itertools.product(arguments.omega, intervals, num_steps):
         check_sampling(omega=omega, interval=interval, num_steps=steps, batch_size=arguments.batch_size)
 
-    from pmf.fidelity.sweep import SweepRequest, run_sweep
-    from pmf.sampling import SamplingRequest
+    from pmf.evaluation.sweep import SweepRequest, run_sweep
+    from pmf.generation.command import SamplingRequest
 
     shared = SamplingRequest(
         checkpoint=arguments.checkpoint,
@@ -295,7 +295,7 @@ def reference(arguments: argparse.Namespace) -> None:
     else:
         data = DataConfig(image_size=arguments.image_size)
 
-    from pmf.fidelity.command import write_reference
+    from pmf.evaluation.command import write_reference
 
     write_reference(
         data,

@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 
 from pmf.commands import CommandParser, path_text, run_command, say
-from pmf.configfile import dump_config, load_config
-from pmf.inputs import require_inputs
+from pmf.config.inputs import require_inputs
+from pmf.config.yaml_file import dump_config, load_config
 
 
 def main() -> None:
@@ -26,7 +26,9 @@ def main() -> None:
         return
     require_inputs(config, arguments.resume)
 
-    from pmf.training import Trainer  # after the mistakes that can be known without: torch's stack takes seconds
+    from pmf.training.trainer import (
+        Trainer,  # after the mistakes that can be known without: torch's stack takes seconds
+    )
 
     Trainer(config, resume=arguments.resume).train()
 

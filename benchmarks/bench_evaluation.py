@@ -23,14 +23,14 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from benchmarks.environment import environment, synchronize
 from benchmarks.result_file import ResultFile
 from pmf.commands import run_command
-from pmf.distributed import ALONE
+from pmf.distributed.world import ALONE
 from pmf.evaluation.extractors import Extractor, freeze
-from pmf.evaluation.fidelity import FidelityMeter
 from pmf.evaluation.frechet import Gaussian, frechet_distance
-from pmf.evaluation.image_sets import ImageBatch
 from pmf.evaluation.inception import LAYERS, NAME, InceptionFeatures
 from pmf.evaluation.inception_score import InceptionScoreSums
+from pmf.evaluation.meter import FidelityMeter
 from pmf.evaluation.moments import FeatureMoments
+from pmf.generation.plan import ImageBatch
 
 DIMENSION = 2048
 NUM_CLASSES = 1008

@@ -15,8 +15,9 @@ from benchmarks.environment import environment
 from benchmarks.make_parquet import write_image_set
 from benchmarks.result_file import ResultFile
 from pmf.commands import run_command
-from pmf.config import DataConfig
-from pmf.data import create_loader, create_source
+from pmf.data.loader import create_loader
+from pmf.data.options import DataConfig
+from pmf.data.source import create_source
 
 BATCH = 64
 

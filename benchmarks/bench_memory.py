@@ -1,6 +1,6 @@
 """Is the estimate of saved activations right? python benchmarks/bench_memory.py [--json OUT]
 
-The forward pass of a real micro-batch on the CPU, against the same one acted out by pmf.memory on tensors without
+The forward pass of a real micro-batch on the CPU, against the same one simulated by pmf.costs on tensors without
 contents. What is measured knows nothing of the estimator: autograd reports every tensor that it keeps for the backward
 pass, and each storage counts once.
 """
@@ -21,15 +21,15 @@ from torch import Tensor
 from benchmarks.environment import environment
 from benchmarks.result_file import ResultFile
 from pmf.commands import run_command
-from pmf.config import Config
-from pmf.configfile import load_config
-from pmf.distributed import Stream, torch_generator
+from pmf.config.sections import Config
+from pmf.config.yaml_file import load_config
+from pmf.costs.memory import MemoryEstimator
+from pmf.costs.simulated_step import AUTOCAST
 from pmf.flow.draws import Draws
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
-from pmf.memory.estimate import MemoryEstimator
-from pmf.memory.step import AUTOCAST
 from pmf.net.pixel_transformer import PixelTransformer
 from pmf.net.sizes import create_network
+from pmf.randomness import Stream, torch_generator
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 MIB = 2**20

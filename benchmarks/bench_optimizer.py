@@ -1,7 +1,7 @@
 """Milliseconds of one optimizer step: Muon with its matrices stacked, one by one, and as shipped, against AdamW.
 
 Times are interleaved (one step of each in turn) and the median is reported. ``as shipped`` stacks up to the device's
-limit in pmf/optim/sharding.py; this is where that limit comes from.
+limit in pmf/distributed/owners.py; this is where that limit comes from.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import nn
 from benchmarks.environment import environment, synchronize
 from benchmarks.result_file import ResultFile
 from pmf.commands import run_command
-from pmf.optim import sharding
+from pmf.distributed import owners as sharding
 from pmf.optim.muon import Muon
 
 Shapes = dict[tuple[int, ...], int]

@@ -22,10 +22,11 @@ from torch import Tensor
 from benchmarks.environment import environment, synchronize
 from benchmarks.result_file import ResultFile
 from pmf.commands import run_command
-from pmf.evaluation.generation import image_noise
-from pmf.evaluation.images import save_png, to_uint8
+from pmf.data.codec import to_uint8
 from pmf.flow.parameterization import ImagePrediction
 from pmf.flow.sampler import generate
+from pmf.generation.pictures import save_png
+from pmf.generation.plan import image_noise
 from pmf.net.sizes import SIZES, create_network
 
 NUM_CLASSES = 1000

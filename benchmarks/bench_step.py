@@ -33,11 +33,12 @@ from benchmarks.environment import environment, synchronize
 from benchmarks.result_file import ResultFile
 from benchmarks.step_variants import GLOBAL_BATCH, VARIANTS, Step, build_network, gradient_error, images_of
 from pmf.commands import run_command
-from pmf.config import EmaConfig, ObjectiveConfig, OptimizerConfig
-from pmf.flops import expected_shares, peak_flops, step_flops
+from pmf.costs.arithmetic import expected_shares, peak_flops, step_flops
+from pmf.flow.options import ObjectiveConfig
 from pmf.net.sizes import SIZES
 from pmf.optim.ema import WeightAverages
 from pmf.optim.groups import create_optimizer
+from pmf.optim.options import EmaConfig, OptimizerConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from pmf.commands import run_command
 from pmf.errors import UserError
-from pmf.strict import read_object
+from pmf.files import read_object
 
 
 def main() -> None:

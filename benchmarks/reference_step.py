@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pmf.config import ObjectiveConfig
 from pmf.flow.draws import StandardDraws
+from pmf.flow.options import ObjectiveConfig
 from pmf.flow.pixel_mean_flow import PerceptualDistances
 from pmf.net.pixel_transformer import PixelTransformer
 

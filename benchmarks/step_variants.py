@@ -15,9 +15,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.environment import synchronize
 from benchmarks.reference_step import reference_step
-from pmf.config import ObjectiveConfig
 from pmf.flow.dealing import deal
 from pmf.flow.draws import StandardDraws, draw_scalars, draw_standard, shape_draws
+from pmf.flow.options import ObjectiveConfig
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
 from pmf.net.pixel_transformer import NUM_CONDITION_TOKENS, PixelTransformer
 from pmf.net.sizes import create_network

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pmf.safetensors_file
-import pmf.sampling
+import pmf.generation.command
+import pmf.tensors
 
 NOTES, SCRIPT, *ARGUMENTS = sys.argv[1:]
 
@@ -32,8 +32,8 @@ def noted(kind: str, function: Callable[..., Any], path_of: Callable[[Any], obje
 
 
 hashlib.file_digest = noted("hash", hashlib.file_digest, lambda file: file.name)
-pmf.safetensors_file.load_file = noted("read", pmf.safetensors_file.load_file, lambda path: path)
-pmf.sampling.create_network = noted("build", pmf.sampling.create_network, lambda _: "-")
+pmf.tensors.load_file = noted("read", pmf.tensors.load_file, lambda path: path)
+pmf.generation.command.create_network = noted("build", pmf.generation.command.create_network, lambda _: "-")
 
 sys.argv = [SCRIPT, *ARGUMENTS]
 runpy.run_path(SCRIPT, run_name="__main__")

@@ -9,8 +9,8 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pmf.parallel import complete, local, placed_like
-from pmf.training import Trainer
+from pmf.distributed.shards import complete, local, placed_like
+from pmf.training.trainer import Trainer
 from tests.runs import tiny_config
 
 STEPS = 3

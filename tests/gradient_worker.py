@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from pmf.training import Trainer
+from pmf.training.trainer import Trainer
 from tests.runs import tiny_config
 
 if __name__ == "__main__":

@@ -17,12 +17,12 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pmf.checkpoint import tensors_sha256
-from pmf.configfile import load_config
+from pmf.checkpoint.storage import tensors_sha256
+from pmf.config.yaml_file import load_config
 from pmf.data import transforms
 from pmf.flow import draws
 from pmf.perceptual.distances import PerceptualDistances
-from pmf.training import Trainer
+from pmf.training.trainer import Trainer
 from tests.launch import ROOT
 
 GOLDEN = Path(__file__).parent / "golden" / "loss_trace.json"
@@ -103,7 +103,10 @@ def record(folder: Path, *overrides: str) -> dict[str, Any]:
         return draws.draw_scalars(rows, generator, torch.float64)
 
     # Images are float64 when they meet the noise, and times from the start: in float32 other processors draw others.
-    with patch("pmf.step.to_unit_range", to_unit_range), patch("pmf.flow.pixel_mean_flow.draw_scalars", draw_scalars):
+    with (
+        patch("pmf.training.step.to_unit_range", to_unit_range),
+        patch("pmf.flow.pixel_mean_flow.draw_scalars", draw_scalars),
+    ):
         trainer.train()
     AcceleratorState._reset_state(reset_partial_state=True)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

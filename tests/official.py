@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pmf.config import Config
-from pmf.configfile import config_from_plain
+from pmf.config.sections import Config
+from pmf.config.yaml_file import config_from_plain
 from pmf.net.sizes import NetworkSize
 from tests.parity.golden import golden_path
 

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pmf.checkpoint import list_checkpoints
-from pmf.config import Config
-from pmf.configfile import load_config
-from pmf.training import Trainer
+from pmf.checkpoint.storage import list_checkpoints
+from pmf.config.sections import Config
+from pmf.config.yaml_file import load_config
+from pmf.training.trainer import Trainer
 from tests.launch import ROOT, TINY
 
 TIMES = {"images_per_second"}

@@ -13,7 +13,7 @@ import torch
 from pmf.auto_batch import candidate
 from pmf.auto_batch.command import Request, find_and_write
 from pmf.commands import run_command
-from pmf.step import OptimizerStep
+from pmf.training.step import OptimizerStep
 
 
 def starve() -> None:

@@ -9,8 +9,8 @@ import re
 import pytest
 import torch
 
-from pmf.configfile import load_config
-from pmf.training import Trainer
+from pmf.config.yaml_file import load_config
+from pmf.training.trainer import Trainer
 from tests.launch import ROOT, TINY
 from tests.perceptual_weights import write_weights
 

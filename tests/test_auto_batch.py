@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pmf.auto_batch.search import Measurement, Trial, best_size, largest_that_fits, verified_size
-from pmf.batching import divisors
+from pmf.distributed.batching import divisors
 from tests.launch import ROOT, run_command
 
 # Each trial is a process that imports torch's stack: half a minute in all, more where others compute.

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from accelerate.state import AcceleratorState
 
-from pmf.checkpoint import list_checkpoints
+from pmf.checkpoint.storage import list_checkpoints
 from pmf.files import file_sha256
 from pmf.optim.ema import WeightAverages
-from pmf.training import Trainer
+from pmf.training.trainer import Trainer
 from tests.runs import assert_same_run, cut_back_to, metrics_of, tiny_config
 
 IMAGES = 50

@@ -7,12 +7,12 @@ import json
 import pytest
 import torch
 
-from pmf.checkpoint import Checkpoint, load_checkpoint, load_strictly, load_weights, save_checkpoint
-from pmf.config import as_plain
-from pmf.configfile import config_from_plain
+from pmf.checkpoint.integrity import find_damage, find_resumable, list_checkpoints
+from pmf.checkpoint.storage import Checkpoint, load_checkpoint, load_strictly, load_weights, save_checkpoint
+from pmf.config.sections import as_plain
+from pmf.config.yaml_file import config_from_plain
 from pmf.errors import UserError
 from pmf.files import complete_or_absent
-from pmf.integrity import find_damage, find_resumable, list_checkpoints
 
 CONFIG = config_from_plain(
     {

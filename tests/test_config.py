@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from pmf.batching import accumulation_steps
-from pmf.config import as_plain, ema_names
-from pmf.configfile import config_from_plain, dump_config, load_config, save_config
+from pmf.config.sections import as_plain
+from pmf.config.yaml_file import config_from_plain, dump_config, load_config, save_config
+from pmf.distributed.batching import accumulation_steps
+from pmf.optim.options import ema_names
 
 SHIPPED = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 VALID = "training:\n  max_steps: 10\ndata:\n  path: somewhere\n"
@@ -81,7 +82,7 @@ def test_micro_times_accumulation_times_world_is_global(global_batch, micro, wor
     if micro:
         overrides.append(f"training.micro_batch_size={micro}")
     config = load_config(write(tmp_path, VALID), overrides)
-    accumulation = accumulation_steps(config.training, world)
+    accumulation = accumulation_steps(config.training.global_batch_size, config.training.micro_batch_size, world)
     assert accumulation == expected
     assert (micro or global_batch // world) * accumulation * world == global_batch
 
@@ -89,4 +90,4 @@ def test_micro_times_accumulation_times_world_is_global(global_batch, micro, wor
 def test_impossible_worlds_offer_the_nearest_values(tmp_path):
     config = load_config(write(tmp_path, VALID), ["training.global_batch_size=64"])
     with pytest.raises(ValueError, match=r"64, not a multiple of the 3 processes; nearest multiples: 63, 66"):
-        accumulation_steps(config.training, 3)
+        accumulation_steps(config.training.global_batch_size, config.training.micro_batch_size, 3)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pmf.configedit import read_exactly, with_numbers, write_exactly
+from pmf.config.edit import read_exactly, with_numbers, write_exactly
 from pmf.errors import UserError
 from tests.launch import ROOT, started
 

@@ -12,17 +12,17 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from pmf.checkpoint import Checkpoint, load_weights, save_checkpoint
-from pmf.config import as_plain
-from pmf.configfile import load_config
-from pmf.convert.__main__ import main
-from pmf.convert.names import JAX, PYTORCH
-from pmf.convert.official import load_official, rotation_table
+from pmf.checkpoint.official.layouts import load_official, rotation_table
+from pmf.checkpoint.official.names import JAX, PYTORCH
+from pmf.checkpoint.storage import Checkpoint, load_weights, save_checkpoint
+from pmf.config.sections import as_plain
+from pmf.config.yaml_file import load_config
+from pmf.convert import main
 from pmf.errors import UserError
 from pmf.flow.parameterization import ImagePrediction
 from pmf.flow.sampler import generate
+from pmf.generation.command import SamplingRequest, inference_network, sample_folder
 from pmf.net.sizes import SIZES, create_network
-from pmf.sampling import SamplingRequest, inference_network, sample_folder
 from tests.launch import ROOT
 from tests.official import (
     SIX,

@@ -17,11 +17,11 @@ import optax
 from flax import config as flax_config
 from flax.training import checkpoints, train_state
 
-from pmf.convert.official import export_jax, load_official
+from pmf.checkpoint.official.layouts import export_jax, load_official
 from pmf.errors import UserError
 from pmf.flow.parameterization import ImagePrediction
+from pmf.generation.command import inference_network
 from pmf.net.sizes import SIZES
-from pmf.sampling import inference_network
 from tests.official import config_of, golden_size, jax_params, without_v_head
 from tests.parity.golden import RELATIVE, Golden, relative_error
 

@@ -10,12 +10,12 @@ import torch
 
 from pmf import doctor
 from pmf.commands import run_command
-from pmf.config import Config
-from pmf.configfile import load_config
+from pmf.config.sections import Config
+from pmf.config.yaml_file import load_config
 from pmf.errors import UserError
 from pmf.net.sizes import create_network
-from pmf.state import checkpoint_bytes
-from pmf.training import Trainer
+from pmf.training.state import checkpoint_bytes
+from pmf.training.trainer import Trainer
 from tests.launch import ROOT, TINY
 
 DIGITS = str(ROOT / "configs" / "digits.yaml")

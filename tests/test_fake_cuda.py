@@ -13,17 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensor
 
-from pmf.assembly import Assembly, assemble
-from pmf.config import ObjectiveConfig
-from pmf.configfile import load_config
+from pmf.config.yaml_file import load_config
+from pmf.costs.simulated_step import AUTOCAST
 from pmf.data.loader import Batch
-from pmf.distributed import World
+from pmf.distributed.world import World
 from pmf.flow.draws import shape_draws
+from pmf.flow.options import ObjectiveConfig
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
-from pmf.memory.step import AUTOCAST
 from pmf.perceptual.distances import PerceptualDistances
-from pmf.preemption import StopRequest
-from pmf.step import OptimizerStep
+from pmf.training.assembly import Assembly, assemble
+from pmf.training.preemption import StopRequest
+from pmf.training.step import OptimizerStep
 from tests.fake_cuda import MixedDevicesError, Trace, backward, fake_cuda, grad
 from tests.flow.small_step import CLASSES, in_float32, inputs, small_network
 from tests.launch import ROOT, TINY

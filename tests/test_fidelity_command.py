@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pmf.checkpoint import save_weights
-from pmf.configfile import load_config
+from pmf.checkpoint.storage import save_weights
+from pmf.config.yaml_file import load_config
 from pmf.errors import UserError
-from pmf.evaluation.images import save_png
+from pmf.generation.pictures import save_png
 from pmf.net.sizes import create_network
 from tests.launch import ROOT, run_command
 

@@ -8,15 +8,15 @@ from accelerate.state import AcceleratorState
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pmf.config import ObjectiveConfig
-from pmf.flops import RowShares, StepFlops, expected_shares, perceptual_flops, step_flops
+from pmf.costs.arithmetic import RowShares, StepFlops, expected_shares, perceptual_flops, step_flops
 from pmf.flow.draws import draw_standard, shape_draws
+from pmf.flow.options import ObjectiveConfig
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
 from pmf.net.pixel_transformer import PixelTransformer
 from pmf.net.sizes import create_network
 from pmf.perceptual.distances import PerceptualDistances
 from pmf.perceptual.lpips import STAGES
-from pmf.training import Trainer
+from pmf.training.trainer import Trainer
 from tests.perceptual_weights import random_lpips
 from tests.runs import tiny_config
 

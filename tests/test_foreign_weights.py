@@ -9,13 +9,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pmf.checkpoint import Checkpoint, load_weights, save_checkpoint
-from pmf.config import as_plain
-from pmf.configfile import load_config
-from pmf.convert.names import PYTORCH
-from pmf.convert.official import load_official, rotation_table
+from pmf.checkpoint.official.layouts import load_official, rotation_table
+from pmf.checkpoint.official.names import PYTORCH
+from pmf.checkpoint.storage import Checkpoint, load_weights, save_checkpoint
+from pmf.config.sections import as_plain
+from pmf.config.yaml_file import load_config
 from pmf.net.sizes import create_network
-from pmf.run_folder import RunFolder
+from pmf.training.run_folder import RunFolder
 from tests.launch import ROOT, run_command
 
 DIGITS = ROOT / "configs" / "digits.yaml"

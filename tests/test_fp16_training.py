@@ -11,8 +11,8 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from pmf.errors import UserError
-from pmf.step import MAX_SKIPPED_IN_A_ROW
-from pmf.training import Trainer
+from pmf.training.step import MAX_SKIPPED_IN_A_ROW
+from pmf.training.trainer import Trainer
 from tests.faults.faults import NaNImages
 from tests.faults.processes import finish, started
 from tests.launch import train_tiny

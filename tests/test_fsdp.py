@@ -11,11 +11,11 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pmf.config import TrainingConfig
-from pmf.distributed import World
+from pmf.config.sections import TrainingConfig
+from pmf.distributed.shards import shard_weights
+from pmf.distributed.world import World
 from pmf.errors import UserError
-from pmf.parallel import shard_weights
-from pmf.training import Trainer
+from pmf.training.trainer import Trainer
 from tests import fsdp_worker
 from tests.launch import run_command, train_tiny
 from tests.runs import cut_back_to, metrics_of, tensors_of, tiny_config
@@ -135,7 +135,7 @@ def test_groups_must_divide_the_processes(monkeypatch):
     world = World(rank=0, size=4, device=torch.device("cpu"), barrier=lambda: None)
     training = TrainingConfig(parallel="hsdp", shard_size=3)
     with pytest.raises(UserError, match=r"shard_size is 3, which does not divide the 4 processes; .*: 2, 4$"):
-        shard_weights(nn.Linear(2, 2), training, world)
+        shard_weights(nn.Linear(2, 2), training.parallel, training.shard_size, world)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     with pytest.raises(UserError, match=r"shard_size is 3 \(the processes of this machine\), which does not divide"):
-        shard_weights(nn.Linear(2, 2), training.model_copy(update={"shard_size": None}), world)
+        shard_weights(nn.Linear(2, 2), training.parallel, None, world)

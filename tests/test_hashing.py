@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from pmf.checkpoint.integrity import find_weights, list_checkpoints
 from pmf.errors import UserError
-from pmf.integrity import find_weights, list_checkpoints
 from tests.launch import ROOT, TINY, run_command, train_tiny
 
 FILES = ("model", "optimizer", "ema_0.05", "ema_10")

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 
-from pmf.preflight import restart_problem
+from pmf.training.preflight import restart_problem
 from tests.launch import ROOT
 
 PROCESSES = {"one_gpu": (1, 1), "eight_gpus": (8, 1), "two_machines": (16, 2)}

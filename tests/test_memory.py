@@ -1,4 +1,4 @@
-"""What pmf.memory counts is what a real step keeps, and what DDP, owners and FSDP2 hold."""
+"""What benchmarks.scaling counts is what a real step keeps, and what DDP, owners and FSDP2 hold."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import pytest
 import torch
 
 from benchmarks.bench_memory import compare, first_micro_batch
-from pmf.config import EmaConfig, OptimizerConfig
-from pmf.configfile import load_config
-from pmf.distributed import World
-from pmf.memory.estimate import MemoryEstimator
-from pmf.memory.live import LiveBytes
-from pmf.memory.scaling import STRATEGIES, device_bytes, message_bytes, network_bytes
-from pmf.memory.step import measure
+from benchmarks.scaling.strategies import STRATEGIES, device_bytes, message_bytes, network_bytes
+from pmf.config.yaml_file import load_config
+from pmf.costs.live import LiveBytes
+from pmf.costs.memory import MemoryEstimator
+from pmf.costs.simulated_step import measure
+from pmf.distributed.world import World
 from pmf.net.sizes import create_network
 from pmf.optim.ema import WeightAverages
 from pmf.optim.groups import create_optimizer
+from pmf.optim.options import EmaConfig, OptimizerConfig
 from tests.launch import ROOT
 
 DIGITS = ROOT / "configs" / "digits.yaml"

@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pmf.config import PerceptualConfig
 from pmf.errors import UserError
 from pmf.perceptual import convnext, lpips
 from pmf.perceptual.convnext import create_convnext
 from pmf.perceptual.distances import create_distances
 from pmf.perceptual.lpips import Lpips
+from pmf.perceptual.options import PerceptualConfig
 from pmf.perceptual.weights import find_file, load_published, read_weights, url_of
 from tests.perceptual_weights import published_lpips, random_convnext, random_lpips
 

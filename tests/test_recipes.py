@@ -9,8 +9,8 @@ import pytest
 import torch
 import yaml
 
-from pmf.config import Config
-from pmf.configfile import load_config
+from pmf.config.sections import Config
+from pmf.config.yaml_file import load_config
 from pmf.net.sizes import create_network
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -7,8 +7,9 @@ import os
 import pytest
 import torch
 
-from pmf.configfile import load_config
-from pmf.distributed import create_accelerator, join_world, share_cores
+from pmf.config.yaml_file import load_config
+from pmf.distributed.world import join_world, share_cores
+from pmf.training.trainer import start_processes
 from tests.launch import ROOT
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="computes on a GPU")
@@ -36,10 +37,10 @@ def machine(monkeypatch):
 @pytest.mark.parametrize("cores", [1, 2, 3, 8])
 def test_the_embedded_run_and_its_samples_leave_a_core_to_whatever_else_runs(cores, machine):
     machine(cores)
-    create_accelerator(load_config(ROOT / "configs" / "digits.yaml").training)
+    start_processes(load_config(ROOT / "configs" / "digits.yaml").training)
     assert torch.get_num_threads() == 1
     machine(cores)
-    create_accelerator(load_config(ROOT / "configs" / "digits.yaml", ["training.num_threads=null"]).training)
+    start_processes(load_config(ROOT / "configs" / "digits.yaml", ["training.num_threads=null"]).training)
     assert torch.get_num_threads() == max(cores - 1, 1)
     machine(cores)
     join_world()  # eval.py

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-import pmf.tracking
-from pmf.configfile import load_config
-from pmf.tracking import RUN_ID, MetricsLog, wandb_problem
+import pmf.training.metrics
+from pmf.config.yaml_file import load_config
+from pmf.training.metrics import RUN_ID, MetricsLog, wandb_problem
 from tests.launch import ROOT, launch
 
 wandb = pytest.importorskip("wandb", reason="needs wandb")
@@ -31,7 +31,7 @@ def wandb_config(tmp_path, monkeypatch):
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.setattr(pmf.tracking, "TIMEOUT", 3.0)
+    monkeypatch.setattr(pmf.training.metrics, "TIMEOUT", 3.0)
     wandb.teardown()
     yield load_config(ROOT / "configs" / "digits.yaml", ["tracking.wandb=true"])
     wandb.teardown()
@@ -158,14 +158,14 @@ from pathlib import Path
 services = []
 atexit.register(lambda: [os.kill(pid, signal.SIGKILL) for pid in services])  # after what wandb registers
 
-import pmf.tracking
-from pmf.configfile import load_config
+import pmf.training.metrics
+from pmf.config.yaml_file import load_config
 
 def children(pid):
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
-pmf.tracking.TIMEOUT = 1.0
-log = pmf.tracking.MetricsLog(Path(sys.argv[1]), load_config(sys.argv[2], ["tracking.wandb=true"]), 0, print)
+pmf.training.metrics.TIMEOUT = 1.0
+log = pmf.training.metrics.MetricsLog(Path(sys.argv[1]), load_config(sys.argv[2], ["tracking.wandb=true"]), 0, print)
 log.write({"step": 1})
 services += [pid for pid in children(os.getpid()) if "wandb" in Path(f"/proc/{pid}/cmdline").read_text()]
 assert services

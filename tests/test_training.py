@@ -9,10 +9,10 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from pmf.checkpoint import list_checkpoints
+from pmf.checkpoint.storage import list_checkpoints
 from pmf.errors import UserError
-from pmf.step import MAX_SKIPPED_IN_A_ROW
-from pmf.training import Trainer
+from pmf.training.step import MAX_SKIPPED_IN_A_ROW
+from pmf.training.trainer import Trainer
 from tests.launch import run_command, train_tiny
 from tests.runs import assert_same_run, cut_back_to, metrics_of, poison, tensors_of, tiny_config
 

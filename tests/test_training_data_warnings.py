@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pmf.configfile import load_config
-from pmf.doctor import Report
-from pmf.examination import examine
-from pmf.training import Trainer
+from pmf.config.yaml_file import load_config
+from pmf.doctor import Report, examine
+from pmf.training.trainer import Trainer
 from tests.launch import ROOT, TINY
 
 

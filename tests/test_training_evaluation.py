@@ -12,7 +12,7 @@ from accelerate.state import AcceleratorState
 
 import eval as eval_command
 from pmf.errors import Preempted
-from pmf.training import Trainer
+from pmf.training.trainer import Trainer
 from tests.runs import metrics_of, tensors_of, tiny_config
 
 EVALUATION = ("evaluation.every_images=96", "evaluation.num_images=40", "evaluation.reference=digits")

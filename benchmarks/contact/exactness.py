@@ -13,11 +13,12 @@ from torch._dynamo.utils import counters
 
 from benchmarks.contact.setting import NUM_CLASSES, Measurements, Report, Setting, milliseconds
 from benchmarks.step_variants import gradient_error
-from pmf.config import ObjectiveConfig, OptimizerConfig
-from pmf.distributed import set_float32_precision
+from pmf.distributed.world import set_float32_precision
+from pmf.flow.options import ObjectiveConfig
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
 from pmf.optim.groups import create_optimizer
 from pmf.optim.newton_schulz import orthogonalize
+from pmf.optim.options import OptimizerConfig
 
 
 @dataclass(frozen=True, kw_only=True)

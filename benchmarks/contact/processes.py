@@ -11,9 +11,9 @@ from pathlib import Path
 
 from benchmarks.contact.setting import Report, Setting
 from benchmarks.contact.steps import NO_PERCEPTUAL, run_config
-from pmf.checkpoint import list_checkpoints
-from pmf.config import Config
-from pmf.configfile import save_config
+from pmf.checkpoint.storage import list_checkpoints
+from pmf.config.sections import Config
+from pmf.config.yaml_file import save_config
 
 ROOT = Path(__file__).parents[2]
 CHECKPOINT_EVERY = 3

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from benchmarks.contact.setting import NUM_CLASSES, Report, Setting
 from benchmarks.environment import synchronize
-from pmf.config import SamplingConfig
-from pmf.evaluation.generation import image_noise
-from pmf.evaluation.images import save_png, to_uint8
+from pmf.config.sections import SamplingConfig
+from pmf.data.codec import to_uint8
 from pmf.flow.parameterization import ImagePrediction
 from pmf.flow.sampler import generate
+from pmf.generation.pictures import save_png
+from pmf.generation.plan import image_noise
 from pmf.net.pixel_transformer import PixelTransformer
 
 IMAGES = 64

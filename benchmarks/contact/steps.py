@@ -17,15 +17,17 @@ from benchmarks.bench_step import resident_memory_peak
 from benchmarks.contact.ceilings import BACKENDS, with_backend
 from benchmarks.contact.setting import NUM_CLASSES, Measurements, Report, Setting, milliseconds, open_gates
 from benchmarks.environment import synchronize
-from pmf.config import Config, DataConfig, PerceptualConfig, TrainingConfig
-from pmf.configfile import load_config
+from pmf.config.sections import Config, TrainingConfig
+from pmf.config.yaml_file import load_config
+from pmf.costs.arithmetic import peak_flops
+from pmf.data.codec import to_unit_range
 from pmf.data.loader import Batch
-from pmf.data.transforms import to_unit_range
-from pmf.distributed import Stream, torch_generator
-from pmf.flops import peak_flops
+from pmf.data.options import DataConfig
 from pmf.flow.draws import StandardDraws, StandardScalars, shape_draws
 from pmf.perceptual.distances import build_distances
-from pmf.training import Trainer
+from pmf.perceptual.options import PerceptualConfig
+from pmf.randomness import Stream, torch_generator
+from pmf.training.trainer import Trainer
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NO_PERCEPTUAL = PerceptualConfig()

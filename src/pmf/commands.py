@@ -9,11 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from pmf.distributed.launcher import is_main_rank, require_launcher
 from pmf.errors import PREEMPTED_STATUS, AgreedError, Preempted, UserError
-from pmf.files import expand_path
-from pmf.launcher import is_main_rank, require_launcher
-from pmf.overrides import FLOAT, number
-from pmf.storage import print_any_name, storage_in_one_line
+from pmf.files import print_any_name, storage_in_one_line
+from pmf.options import FLOAT, expand_path, number
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -29,7 +28,7 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def path_text(text: str) -> str:
-    """Of an argument that may be a path: ``~`` and variables replaced; see :func:`pmf.files.expand_path`."""
+    """Of an argument that may be a path: ``~`` and variables replaced; see :func:`pmf.options.expand_path`."""
     try:
         return expand_path(text)
     except UserError as error:
@@ -106,6 +105,6 @@ def _in_process_group() -> bool:
 
 
 def _is_first_to_find(problem: str) -> bool:
-    from pmf.distributed import is_first_to_find  # torch is there by now
+    from pmf.distributed.world import is_first_to_find  # torch is there by now
 
     return is_first_to_find(problem)

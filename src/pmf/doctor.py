@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pmf.commands import CommandParser, path_text, run_command
-from pmf.configfile import load_config
+from pmf.config.yaml_file import load_config
 from pmf.errors import CrossFieldError, UserError
 
 
@@ -44,8 +44,7 @@ def main() -> None:
     with report.on("config"):
         config = load_config(arguments.config, arguments.overrides)
         report.tell("ok", "config", arguments.config)
-
-        from pmf.examination import examine  # after a config is known to be good: importing torch's stack takes seconds
+        from pmf.training.examination import examine  # importing torch takes seconds
 
         examine(config, report)
     sys.exit(2 if report.num_errors else 0)

@@ -13,8 +13,8 @@ from accelerate.state import AcceleratorState
 
 import train as train_command
 from pmf.commands import run_command
-from pmf.configfile import load_config
-from pmf.training import Trainer
+from pmf.config.yaml_file import load_config
+from pmf.training.trainer import Trainer
 from tests.bad_input.cases import DIGITS, Case
 from tests.launch import TINY
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from pmf.commands import run_command
+from pmf.distributed.launcher import require_launcher
 from pmf.errors import UserError
-from pmf.launcher import require_launcher
 from tests.launch import ROOT, launch
 
 DIGITS = str(ROOT / "configs" / "digits.yaml")
@@ -28,7 +28,7 @@ SWEEP = (EVAL, "sweep", "--checkpoint", IMAGES, "--reference", "digits", "--outp
 REFERENCE = (EVAL, "reference", "--output", "x.npz")
 IMPORT = ("-m", "pmf.convert", "import", "--checkpoint", IMAGES, "--config", DIGITS, "--output", "x.safetensors")
 EXPORT = ("-m", "pmf.convert", "export", "--checkpoint", IMAGES, "--output", "x.pt")
-MEMORY = ("-m", "pmf.memory", DIGITS)
+MEMORY = ("-m", "benchmarks.scaling", DIGITS)
 COMMANDS = (TRAIN, TUNE, DOCTOR, SAMPLE, FID, SWEEP, (*REFERENCE, "--config", DIGITS), IMPORT, EXPORT, MEMORY)
 
 
@@ -180,7 +180,7 @@ def test_help_and_the_resolved_config_are_printed(told):
 def test_training_imports_what_a_run_needs_and_no_more():
     """Half of the time went to libraries for a run with shards or perceptual losses, or for one kind of data."""
     code = (
-        "import json, sys, torch, accelerate; before = set(sys.modules); import pmf.training;"
+        "import json, sys, torch, accelerate; before = set(sys.modules); import pmf.training.trainer;"
         "print(json.dumps(sorted(set(sys.modules) - before)))"
     )
     result = launch("-c", code, PYTHONPATH=str(ROOT / "src"))

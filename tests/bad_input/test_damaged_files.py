@@ -18,20 +18,22 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pmf.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint
+from pmf.checkpoint.official.pytorch_file import read_pytorch
+from pmf.checkpoint.storage import Checkpoint, load_checkpoint, load_weights, save_checkpoint
 from pmf.commands import run_command
-from pmf.config import DataConfig, as_plain
-from pmf.configfile import load_config
-from pmf.convert.pytorch_file import read_pytorch
-from pmf.data import create_source
-from pmf.distributed import ALONE
+from pmf.config.sections import as_plain
+from pmf.config.yaml_file import load_config
+from pmf.data.options import DataConfig
+from pmf.data.source import create_source
+from pmf.distributed.world import ALONE
 from pmf.errors import UserError
 from pmf.evaluation.extractors import load_custom
-from pmf.evaluation.generation import SamplingPlan, write_image_folder
-from pmf.evaluation.images import save_png
 from pmf.evaluation.statistics_file import load_statistics
-from pmf.fidelity.subjects import folder_subject
-from pmf.tracking import MetricsLog
+from pmf.evaluation.subjects import folder_subject
+from pmf.generation.folder import write_image_folder
+from pmf.generation.pictures import save_png
+from pmf.generation.plan import SamplingPlan
+from pmf.training.metrics import MetricsLog
 from tests.evaluation.networks import SmallFeatures
 from tests.launch import ROOT
 

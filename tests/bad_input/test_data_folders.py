@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pmf.config import DataConfig
-from pmf.data import create_source
+from pmf.data.options import DataConfig
+from pmf.data.source import create_source
 from pmf.errors import UserError
 
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pmf.checkpoint import load_weights
-from pmf.configfile import load_config
-from pmf.convert.official import load_official
+from pmf.checkpoint.official.layouts import load_official
+from pmf.checkpoint.storage import load_weights
+from pmf.config.yaml_file import load_config
 from pmf.errors import UserError
-from pmf.run_folder import RunFolder
+from pmf.training.run_folder import RunFolder
 from tests.launch import ROOT, run_command
 
 DIGITS = ROOT / "configs" / "digits.yaml"

@@ -8,8 +8,8 @@ import torch
 
 import eval as eval_command
 from pmf.evaluation.frechet import Gaussian
-from pmf.evaluation.images import save_png
 from pmf.evaluation.statistics_file import save_statistics
+from pmf.generation.pictures import save_png
 from tests.bad_input.cases import Case, each, write_file
 from tests.launch import run_command
 

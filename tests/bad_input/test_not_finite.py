@@ -13,16 +13,16 @@ import pytest
 import torch
 from PIL import Image
 
-from pmf.checkpoint import save_weights
+from pmf.checkpoint.integrity import list_checkpoints
+from pmf.checkpoint.official.pytorch_file import write_pytorch
+from pmf.checkpoint.storage import save_weights
 from pmf.commands import run_command
-from pmf.configfile import load_config
-from pmf.convert.pytorch_file import write_pytorch
+from pmf.config.yaml_file import load_config
 from pmf.errors import NotFiniteError, UserError
 from pmf.evaluation.frechet import Gaussian
 from pmf.evaluation.statistics_file import save_statistics
-from pmf.integrity import list_checkpoints
 from pmf.net.sizes import create_network
-from pmf.training import Trainer
+from pmf.training.trainer import Trainer
 from tests.launch import ROOT, TINY
 from tests.launch import run_command as start_command
 
@@ -82,7 +82,7 @@ def test_weights(name, value, refusal, tmp_path):
         assert line.startswith(f"{path}: ")
         assert expected in line
     export = ("export", "--checkpoint", path, "--inference", "--output", tmp_path / "w.pt")
-    assert expected in refusal("pmf.convert.__main__", *export)
+    assert expected in refusal("pmf.convert", *export)
     assert [file.name for file in tmp_path.iterdir()] == ["w.safetensors"]
 
 
@@ -91,13 +91,13 @@ def test_official_weights(refusal, monkeypatch, tmp_path):
     official = tmp_path / "w.pt"
     export = ["pmf.convert", "export", "--checkpoint", str(tmp_path / "w.safetensors"), "--output", str(official)]
     monkeypatch.setattr("sys.argv", export)
-    importlib.import_module("pmf.convert.__main__").main()
+    importlib.import_module("pmf.convert").main()
     tensors = torch.load(official)
     tensors["net.omega_tokens"][0] = math.nan
     tensors["net.y_embedder.embedding_table._flax_embedding.weight"][3, 5] = math.inf
     write_pytorch(official, tensors)
     given = ("--checkpoint", official, "--config", DIGITS, "--output", tmp_path / "out.safetensors")
-    convert = refusal("pmf.convert.__main__", "import", *given)
+    convert = refusal("pmf.convert", "import", *given)
     assert convert.startswith(f"{official}: net.")
     assert "values that are not finite, and so do 1 more tensors; such weights make no images" in convert
     assert refusal("eval", "sample", *given, "--num-images", 2) == convert

@@ -9,7 +9,7 @@ import pytest
 from accelerate.state import AcceleratorState
 
 from pmf.errors import UserError
-from pmf.training import Trainer
+from pmf.training.trainer import Trainer
 from tests.launch import ROOT, TINY, run_command
 from tests.runs import metrics_of, tensors_of, tiny_config
 

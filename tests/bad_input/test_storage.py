@@ -18,21 +18,20 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 
-import pmf.safetensors_file
-from pmf.checkpoint import Checkpoint, list_checkpoints, save_checkpoint, save_weights
+import pmf.tensors
+from pmf.checkpoint.official.pytorch_file import write_pytorch
+from pmf.checkpoint.storage import Checkpoint, list_checkpoints, save_checkpoint, save_weights
 from pmf.commands import run_command as as_command
-from pmf.config import as_plain
-from pmf.configfile import load_config
-from pmf.convert.__main__ import main as convert
-from pmf.convert.pytorch_file import write_pytorch
-from pmf.data import create_source
+from pmf.config.sections import as_plain
+from pmf.config.yaml_file import load_config
+from pmf.convert import main as convert
+from pmf.data.source import create_source
 from pmf.errors import UserError
-from pmf.evaluation.images import save_png
-from pmf.files import complete_or_absent, flush, write_json
-from pmf.preflight import require_storage
-from pmf.run_folder import RunFolder
-from pmf.storage import printable, writing
-from pmf.tracking import MetricsLog
+from pmf.files import complete_or_absent, flush, printable, write_json, writing
+from pmf.generation.pictures import save_png
+from pmf.training.metrics import MetricsLog
+from pmf.training.preflight import require_storage
+from pmf.training.run_folder import RunFolder
 from tests.launch import ROOT, TINY, Script, started
 
 DIGITS = str(ROOT / "configs" / "digits.yaml")
@@ -81,7 +80,7 @@ def test_a_checkpoint_that_cannot_be_written(number, tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise SafetensorError(f"Error while serializing: I/O error: {os.strerror(number)} (os error {number})")
 
-    monkeypatch.setattr(pmf.safetensors_file, "save_file", refuse)
+    monkeypatch.setattr(pmf.tensors, "save_file", refuse)
     with pytest.raises(UserError) as error:
         save_checkpoint(tmp_path, Checkpoint(tensors=tensors, state=digits_state(2)), keep=3)
     assert ("make room" in str(error.value)) == (number in FULL)
@@ -200,7 +199,7 @@ def test_a_leftover_that_cannot_be_removed_and_modes_that_cannot_be_set_do_not_e
 
     monkeypatch.setattr(os, "unlink", unlink)
     monkeypatch.setattr(Path, "chmod", failing(errno.EPERM))
-    monkeypatch.setattr(pmf.safetensors_file, "save_file", _save_with_the_mode_there)
+    monkeypatch.setattr(pmf.tensors, "save_file", _save_with_the_mode_there)
     save_checkpoint(tmp_path, Checkpoint(tensors={"model": {"a": torch.zeros(3)}}, state=digits_state(2)), keep=1)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step_00000002"]
 

@@ -14,13 +14,12 @@ from pydantic import BaseModel
 
 from pmf.auto_batch.request import Request
 from pmf.commands import path_text
-from pmf.config import Config, as_plain
-from pmf.configfile import config_from_plain, load_config
+from pmf.config.overrides import find_option, read_value, written
+from pmf.config.sections import Config, as_plain
+from pmf.config.yaml_file import config_from_plain, load_config
 from pmf.errors import UserError
-from pmf.files import expand_path
-from pmf.option_types import PathText
-from pmf.overrides import find_option, read_value, written
-from pmf.training import Trainer
+from pmf.options import PathText, expand_path
+from pmf.training.trainer import Trainer
 from tests.launch import ROOT, TINY
 
 DIGITS = str(ROOT / "configs" / "digits.yaml")

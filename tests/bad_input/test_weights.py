@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 import eval as eval_command
-from pmf.convert import __main__ as convert_command
-from pmf.convert.pytorch_file import read_pytorch
+from pmf import convert as convert_command
+from pmf.checkpoint.official.pytorch_file import read_pytorch
 from pmf.errors import UserError
 from tests.bad_input.cases import DIGITS, HTML, HTML_MESSAGE, LFS, LFS_MESSAGE, Case, each, write_file, write_pickle
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pmf.config import DataConfig
-from pmf.data import create_source
 from pmf.data.loader import Batch, create_loader
+from pmf.data.options import DataConfig
+from pmf.data.source import create_source
 
 BATCH = 24
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.make_parquet import write_image_set
-from pmf.config import DataConfig
+from pmf.data.options import DataConfig
 
 
 @pytest.fixture(scope="session")

@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from pmf.config import DataConfig
-from pmf.data import Batch, create_loader, create_source
-from pmf.data.source import require_first_images
+from pmf.data.loader import Batch, create_loader
+from pmf.data.options import DataConfig
+from pmf.data.source import create_source, require_first_images
 from pmf.errors import UserError
 
 NUM_IMAGES = 40

@@ -5,10 +5,10 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.datasets import load_digits
 
-from pmf.config import DataConfig
-from pmf.data import create_source
 from pmf.data.digits import FILE, write_digits
 from pmf.data.loader import worker_context
+from pmf.data.options import DataConfig
+from pmf.data.source import create_source
 
 
 def digits_config(path: Path | None, **fields: object) -> DataConfig:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pmf.config import DataConfig
-from pmf.data import create_source
 from pmf.data.image_files import EXTENSIONS, LeftOut, is_image_name, list_deep, list_flat
+from pmf.data.options import DataConfig
+from pmf.data.source import create_source
 from pmf.data.transforms import FORMATS, decode
 from pmf.errors import UserError
 from pmf.evaluation.image_sets import FlatFolder

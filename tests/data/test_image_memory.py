@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pmf.config import DataConfig
-from pmf.data import create_source
-from pmf.data.source import CorruptImage, Sample
+from pmf.data.options import DataConfig
+from pmf.data.source import CorruptImage, Sample, create_source
 from pmf.data.transforms import MAX_PIXELS, ImageError, center_crop, decode
 from pmf.errors import UserError
 from pmf.evaluation.image_sets import FlatFolder

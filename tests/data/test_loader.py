@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from pmf.config import DataConfig
-from pmf.data import Batch, create_loader, create_source
-from pmf.data.loader import worker_context
+from pmf.data.loader import Batch, create_loader, worker_context
+from pmf.data.options import DataConfig
+from pmf.data.source import create_source
 from pmf.errors import UserError
 from tests.data.batches import BATCH, load
 

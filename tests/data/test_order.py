@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pmf.data.sampler import PLAIN_BELOW, epoch_batches, epoch_flips, steps_per_epoch
+from pmf.data.order import PLAIN_BELOW, epoch_batches, epoch_flips, steps_per_epoch
 from pmf.errors import UserError
 
 GROUP = 100

@@ -9,9 +9,9 @@ import math
 import numpy as np
 import pytest
 
-from pmf.config import DataConfig, TrainingConfig
+from pmf.data.options import DataConfig
+from pmf.data.order import PLAIN_BELOW, epoch_batches, steps_per_epoch
 from pmf.data.place import Place, resumed_place, steps_in_all
-from pmf.data.sampler import PLAIN_BELOW, epoch_batches, steps_per_epoch
 from pmf.errors import UserError
 from tests.data.batches import load
 
@@ -103,21 +103,21 @@ def test_the_loader_goes_on_in_batches_of_another_size(image_config: DataConfig)
     assert second == epoch_batches(300, 12, 3, 1)[:4].reshape(-1).tolist()
 
 
-def training(**length) -> TrainingConfig:
-    return TrainingConfig(global_batch_size=50, **length)
+def steps_of_run(place: Place, step: int, *, max_steps: int | None = None, epochs: float | None = None) -> int:
+    return steps_in_all(place, step, global_batch_size=50, max_steps=max_steps, epochs=epochs)
 
 
 def test_epochs_count_those_with_another_batch_size():
     """300 images: 24 x 5 = 120 of the first epoch are seen; three batches of 50 are left in it."""
     place = Place(num_samples=300).after(5, 24)
-    assert steps_in_all(training(epochs=1), place, 5) == 5 + 3
-    assert steps_in_all(training(epochs=2), place, 5) == 5 + 3 + 6
-    assert steps_in_all(training(epochs=2.5), place, 5) == 5 + 3 + 6 + 3
-    assert steps_in_all(training(max_steps=40), place, 5) == 40
+    assert steps_of_run(place, 5, epochs=1) == 5 + 3
+    assert steps_of_run(place, 5, epochs=2) == 5 + 3 + 6
+    assert steps_of_run(place, 5, epochs=2.5) == 5 + 3 + 6 + 3
+    assert steps_of_run(place, 5, max_steps=40) == 40
     assert place.passes(50) == 120 / 270
     assert place.after(3, 50).passes(50) == 1.0
     with pytest.raises(UserError, match=r"training.epochs is 0.1, and this run is beyond that, at step 5"):
-        steps_in_all(training(epochs=0.1), place, 5)
+        steps_of_run(place, 5, epochs=0.1)
 
 
 @pytest.mark.parametrize("epochs", [0.1, 1, 1.1, 2.3, 16.1, 160])
@@ -125,4 +125,4 @@ def test_the_length_of_a_run_of_one_batch_size_is_the_same_wherever_it_is_asked(
     expected = math.ceil(epochs * 6)
     for step in range(expected + 1):
         place = Place(num_samples=300).after(step, 50)
-        assert steps_in_all(training(epochs=epochs), place, step) == expected
+        assert steps_of_run(place, step, epochs=epochs) == expected

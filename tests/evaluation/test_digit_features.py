@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pmf.data import create_source
-from pmf.distributed import ALONE
+from pmf.data.source import create_source
+from pmf.distributed.world import ALONE
 from pmf.evaluation.digit_features import DIGITS, fit_digit_features
-from pmf.evaluation.fidelity import FidelityMeter, Measured, compare
-from pmf.evaluation.image_sets import ImageBatch
+from pmf.evaluation.meter import FidelityMeter, Measured, compare
+from pmf.generation.plan import ImageBatch
 
 CPU = torch.device("cpu")
 

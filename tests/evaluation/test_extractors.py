@@ -13,7 +13,7 @@ pytest.importorskip("torch_fidelity", reason="needs torch-fidelity")
 
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from pmf.distributed import ALONE
+from pmf.distributed.world import ALONE
 from pmf.errors import UserError
 from pmf.evaluation.extractor_table import open_extractor
 from pmf.evaluation.extractors import load_custom

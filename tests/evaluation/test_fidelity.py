@@ -11,13 +11,14 @@ pytest.importorskip("torch_fidelity", reason="needs torch-fidelity")
 import torch_fidelity
 from torch_fidelity.metric_isc import isc_features_to_metric
 
-from pmf.distributed import ALONE
+from pmf.distributed.world import ALONE
 from pmf.errors import UserError
 from pmf.evaluation.extractors import load_custom
-from pmf.evaluation.fidelity import FidelityMeter, compare, reliability_warnings
-from pmf.evaluation.image_sets import FlatFolder, ImageBatch, stream
-from pmf.evaluation.images import save_png
+from pmf.evaluation.image_sets import FlatFolder, stream
 from pmf.evaluation.inception_score import InceptionScoreSums, split_of_each_image
+from pmf.evaluation.meter import FidelityMeter, compare, reliability_warnings
+from pmf.generation.pictures import save_png
+from pmf.generation.plan import ImageBatch
 from tests.evaluation.networks import NUM_CLASSES, SmallFeatures
 
 NETWORK = "tests.evaluation.networks:create"

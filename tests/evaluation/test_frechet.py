@@ -9,7 +9,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from pmf.distributed import ALONE
+from pmf.distributed.world import ALONE
 from pmf.errors import UserError
 from pmf.evaluation.frechet import Gaussian, frechet_distance
 from pmf.evaluation.moments import FeatureMoments

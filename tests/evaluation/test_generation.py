@@ -12,9 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from pmf.distributed import ALONE
-from pmf.evaluation.generation import image_noise, own_batches
-from pmf.evaluation.images import contact_sheet, save_png, to_uint8
+from pmf.data.codec import to_uint8
+from pmf.distributed.world import ALONE
+from pmf.generation.folder import own_batches
+from pmf.generation.pictures import contact_sheet, save_png
+from pmf.generation.plan import image_noise
 from tests.launch import run_command, train_tiny
 
 

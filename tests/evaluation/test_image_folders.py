@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pmf.config import DataConfig
-from pmf.distributed import ALONE
+from pmf.data.options import DataConfig
+from pmf.distributed.world import ALONE
 from pmf.errors import UserError
-from pmf.fidelity.subjects import named_subject
+from pmf.evaluation.subjects import named_subject
 
 SMALL = "tests.evaluation.networks:create"
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pmf.distributed import ALONE
+from pmf.distributed.world import ALONE
 from pmf.errors import UserError
 from pmf.evaluation.image_sets import FlatFolder, stream
 

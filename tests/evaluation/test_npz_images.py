@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pmf.distributed import ALONE
+from pmf.distributed.world import ALONE
 from pmf.errors import UserError
 from pmf.evaluation.image_sets import stream
 from pmf.evaluation.npz_images import NpzImages, array_names

@@ -21,10 +21,10 @@ from typing import Any
 
 Wrapper = Callable[[Callable[..., Any]], Callable[..., Any]]
 
-STEP = "pmf.step.OptimizerStep.__call__"
-SAVE = "pmf.training.save_checkpoint"
+STEP = "pmf.training.step.OptimizerStep.__call__"
+SAVE = "pmf.training.trainer.save_checkpoint"
 # What changes the disk while a checkpoint is saved.
-WRITES = ("os.mkdir", "pmf.safetensors_file.save_file", "os.fsync", "os.rename", "os.replace", "os.unlink", "os.rmdir")
+WRITES = ("os.mkdir", "pmf.tensors.save_file", "os.fsync", "os.rename", "os.replace", "os.unlink", "os.rmdir")
 
 
 def wrap(target: str, wrapper: Wrapper) -> None:
@@ -127,7 +127,7 @@ class NaNImages:
 
             return wrapped
 
-        wrap("pmf.step.to_unit_range", wrapper)
+        wrap("pmf.training.step.to_unit_range", wrapper)
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class NoRights:
 
             return wrapped
 
-        wrap("pmf.run_folder.RunFolder.lock", wrapper)
+        wrap("pmf.training.run_folder.RunFolder.lock", wrapper)
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pmf.checkpoint import load_checkpoint
+from pmf.checkpoint.integrity import find_resumable, list_checkpoints
+from pmf.checkpoint.storage import load_checkpoint
 from pmf.errors import UserError
-from pmf.integrity import find_resumable, list_checkpoints
 from tests.faults.processes import EVERY_FOUR, cut_back, finish, trace
 
 FILES = ("model", "optimizer", "ema_0.05", "ema_10")

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from pmf.distributed import ALONE
-from pmf.watchdog import HUNG_STATUS, Watchdog
+from pmf.distributed.world import ALONE
+from pmf.training.watchdog import HUNG_STATUS, Watchdog
 from tests import launch
 from tests.faults.faults import STEP, SignalAt, SignalWorkers
 from tests.faults.processes import EVERY_FOUR, finish, started, trace

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from pmf.checkpoint import find_damage, list_checkpoints
+from pmf.checkpoint.storage import find_damage, list_checkpoints
 from tests.faults.faults import STEP, WRITES, KillInSave, SignalAt
 from tests.faults.processes import EVERY_FOUR, cut_back, finish, started, trace
 from tests.launch import ROOT, TINY, launch, torchrun
@@ -49,7 +49,7 @@ def test_a_save_killed_before_its_writes(chosen, whole, tmp_path):
     assert [path.name for path in (killed / "checkpoints").iterdir()] == ["step_00000020"]
 
 
-@pytest.mark.parametrize("target", ["pmf.safetensors_file.save_file", "os.fsync", "os.rename", "os.replace"])
+@pytest.mark.parametrize("target", ["pmf.tensors.save_file", "os.fsync", "os.rename", "os.replace"])
 def test_rank_0_of_two_killed_in_a_save(target, whole, tmp_path):
     run = cut_back(whole(2), tmp_path / "run", 4)
     with started(run, EVERY_FOUR, ranks=2, faults={0: SignalAt(target, 2)}) as killed:
@@ -62,7 +62,9 @@ def test_rank_0_of_two_killed_in_a_save(target, whole, tmp_path):
 
 def test_rank_1_killed_in_a_step(whole, tmp_path):
     run = tmp_path / "run"
-    with started(run, EVERY_FOUR, ranks=2, faults={1: SignalAt("pmf.step.OptimizerStep._backward", 7)}) as killed:
+    with started(
+        run, EVERY_FOUR, ranks=2, faults={1: SignalAt("pmf.training.step.OptimizerStep._backward", 7)}
+    ) as killed:
         statuses = killed.wait()
     assert statuses[1] == -signal.SIGKILL
     assert statuses[0] not in (0, None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from pmf.step import MAX_SKIPPED_IN_A_ROW
+from pmf.training.step import MAX_SKIPPED_IN_A_ROW
 from tests.faults.faults import InfiniteAverage, NaNImages
 from tests.faults.processes import EVERY_FOUR, finish, samples_of, started, trace
 from tests.runs import metrics_of, tensors_of

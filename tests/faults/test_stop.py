@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from pmf.checkpoint import find_damage, list_checkpoints
+from pmf.checkpoint.storage import find_damage, list_checkpoints
 from pmf.errors import PREEMPTED_STATUS
 from tests.faults.faults import SignalAt
 from tests.faults.processes import finish, started, trace
@@ -18,9 +18,9 @@ TERM = (signal.SIGTERM,)
 @pytest.mark.parametrize(
     ("rank", "target", "number", "saved"),
     [
-        (1, "pmf.step.OptimizerStep._backward", 6, 6),  # in the sixth step, to one rank of two
+        (1, "pmf.training.step.OptimizerStep._backward", 6, 6),  # in the sixth step, to one rank of two
         # In the save of step 8: that one is finished, and the step after it.
-        (0, "pmf.safetensors_file.save_file", 2, 9),
+        (0, "pmf.tensors.save_file", 2, 9),
     ],
     ids=["mid-step", "mid-save"],
 )
@@ -39,7 +39,7 @@ def test_asked_to_stop_in_the_middle(rank, target, number, saved, whole, tmp_pat
 def test_asked_to_stop_in_an_evaluation(whole, tmp_path):
     """Which belongs to step 6, saved a moment before: the checkpoint that is there is kept."""
     run, overrides = tmp_path / "run", ("training.checkpoint_every=6", *EVALUATION)
-    fault = SignalAt("pmf.evaluation.generation.sample_images", 1, TERM)
+    fault = SignalAt("pmf.generation.folder.sample_images", 1, TERM)
     with started(run, *overrides, faults={0: fault}) as stopped:
         assert stopped.wait() == [PREEMPTED_STATUS], stopped.printed()
     assert [path.name for path in list_checkpoints(run)] == ["step_00000006"]
@@ -52,7 +52,7 @@ def test_asked_to_stop_in_an_evaluation(whole, tmp_path):
 
 def test_asked_twice_it_ends_at_once(whole, tmp_path):
     run, overrides = tmp_path / "run", ("training.checkpoint_every=4",)
-    fault = SignalAt("pmf.safetensors_file.save_file", 6, (signal.SIGTERM, signal.SIGUSR1))
+    fault = SignalAt("pmf.tensors.save_file", 6, (signal.SIGTERM, signal.SIGUSR1))
     with started(run, *overrides, faults={0: fault}) as stopped:
         assert stopped.wait() in ([128 + signal.SIGTERM], [128 + signal.SIGUSR1]), stopped.printed()
     assert [path.name for path in list_checkpoints(run)] == ["step_00000004"]

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import pmf.net.attention
-from pmf.config import ObjectiveConfig
 from pmf.flow.draws import shape_draws
+from pmf.flow.options import ObjectiveConfig
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
 from tests.flow.small_step import (
     CLASSES,

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pmf.config import ObjectiveConfig
 from pmf.flow import dealing
 from pmf.flow.draws import StandardDraws, StandardScalars, draw_scalars, shape_draws
+from pmf.flow.options import ObjectiveConfig
 
 MAX_T = 0.6
 SETTINGS = {

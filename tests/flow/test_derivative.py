@@ -12,13 +12,13 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from benchmarks.reference_step import reference_step
-from pmf.config import ObjectiveConfig
 from pmf.errors import UserError
 from pmf.flow.draws import shape_draws
 from pmf.flow.network import Network
+from pmf.flow.options import ObjectiveConfig
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
 from pmf.net.pixel_transformer import PixelTransformer
-from pmf.training import Trainer
+from pmf.training.trainer import Trainer
 from tests.flow.small_step import CLASSES, EXACT, gradients, inputs, small_network, worst_relative_error
 from tests.runs import tensors_of, tiny_config
 
@@ -98,7 +98,7 @@ def test_the_same_network_without_tangents_has_the_same_gradients(as_function, d
 @pytest.fixture
 def without_tangents(monkeypatch):
     """Runs train the plain network."""
-    from pmf import assembly
+    from pmf.training import assembly
 
     create = assembly.create_network
     monkeypatch.setattr(assembly, "create_network", lambda *args, **kwargs: plain_twin(create(*args, **kwargs)))

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.reference_step import Fault, reference_step
-from pmf.config import ObjectiveConfig, OptimizerConfig
 from pmf.flow.draws import StandardDraws, draw_standard, shape_draws
+from pmf.flow.options import ObjectiveConfig
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
 from pmf.net.dual import Linear
 from pmf.optim.groups import create_optimizer
+from pmf.optim.options import OptimizerConfig
 from tests.flow.small_step import (
     CLASSES,
     EXACT,

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 import pmf.net.layers
-from pmf.config import ObjectiveConfig
 from pmf.flow.derivative import FlowPoint, jvp_derivative
 from pmf.flow.draws import shape_draws
+from pmf.flow.options import ObjectiveConfig
 from pmf.flow.parameterization import create_parameterization
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
 from pmf.net.dual import Dual, scaled

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pmf.config import ObjectiveConfig
+from pmf.flow.options import ObjectiveConfig
 from pmf.flow.parameterization import (
     MIN_TIME,
     PARAMETERIZATIONS,

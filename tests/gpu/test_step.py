@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.reference_step import Fault, reference_step
-from pmf.config import ObjectiveConfig
 from pmf.flow.draws import StandardDraws, shape_draws
+from pmf.flow.options import ObjectiveConfig
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
 from tests.flow.small_step import (
     CLASSES,

@@ -10,9 +10,9 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from pmf.config import Config
-from pmf.configfile import load_config
-from pmf.training import Trainer
+from pmf.config.sections import Config
+from pmf.config.yaml_file import load_config
+from pmf.training.trainer import Trainer
 from tests.gpu.devices import GPU
 from tests.launch import ROOT, TINY
 

@@ -5,11 +5,11 @@ import sys
 import torch
 from torch import nn
 
-from pmf.config import EmaConfig
-from pmf.distributed import ALONE, World
-from pmf.optim import sharding
+from pmf.distributed import owners as sharding
+from pmf.distributed.world import ALONE, World
 from pmf.optim.ema import WeightAverages
 from pmf.optim.muon import Muon
+from pmf.optim.options import EmaConfig
 
 # Stacks of two of the matrices below, so that there is something to stack and something to divide.
 sharding.STACK_ELEMENTS["cpu"] = 200

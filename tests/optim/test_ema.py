@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from pmf.config import EmaConfig, ema_names
 from pmf.errors import UserError
 from pmf.optim.ema import WeightAverages, half_life_decay
+from pmf.optim.options import EmaConfig, ema_names
 
 CONFIG = EmaConfig(half_lives_kimg=[0.25, 1, 500], decays=[0.75, 0.9999])
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from pmf.config import OptimizerConfig
 from pmf.optim.groups import create_optimizer, embedding_table_names, optimizer_kind, parameter_groups
+from pmf.optim.options import OptimizerConfig
 
 
 class Small(nn.Module):

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from pmf.distributed import owners as sharding
 from pmf.errors import UserError
-from pmf.optim import sharding
 from pmf.optim.muon import Muon
 from pmf.optim.newton_schulz import orthogonalize
 from tests.optim.reference import Reference, newton_schulz, normal

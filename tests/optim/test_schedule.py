@@ -7,8 +7,8 @@ from typing import get_args
 
 import pytest
 
-from pmf.config import OptimizerConfig
 from pmf.errors import UserError
+from pmf.optim.options import OptimizerConfig
 from pmf.optim.schedule import SCHEDULES, learning_rate
 
 

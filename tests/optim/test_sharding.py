@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pmf.optim import sharding
-from pmf.optim.sharding import assign_owners, divide
+from pmf.distributed import owners as sharding
+from pmf.distributed.owners import assign_owners, divide
 from tests.launch import run_command
 from tests.optim.reference import normal
 

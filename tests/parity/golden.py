@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pmf.convert.names import from_official
+from pmf.checkpoint.official.names import from_official
 from pmf.net.pixel_transformer import PixelTransformer
 
 OWN_FOLDER = Path(__file__).parents[1] / "golden"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pmf.evaluation.images import to_uint8
+from pmf.data.codec import to_uint8
 from pmf.flow.parameterization import ImagePrediction
 from pmf.flow.sampler import generate
 from tests.parity.golden import IMAGE, Golden, build_network

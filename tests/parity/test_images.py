@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pmf.data.transforms import center_crop, decode, to_unit_range
+from pmf.data.codec import to_unit_range
+from pmf.data.transforms import center_crop, decode
 from tests.parity.golden import Golden
 
 

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from pmf.convert.names import official_name
+from pmf.checkpoint.official.names import official_name
 from pmf.flow.derivative import DERIVATIVES, FlowPoint
 from pmf.flow.parameterization import ImagePrediction
 from pmf.net.pixel_transformer import NUM_CONDITION_TOKENS, PixelTransformer

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from pmf.config import ObjectiveConfig
-from pmf.convert.names import official_name
+from pmf.checkpoint.official.names import official_name
 from pmf.flow.derivative import DERIVATIVES
 from pmf.flow.draws import Draws, StandardDraws, guidance_scales, sample_times, shape_draws
 from pmf.flow.guidance import guided_target
+from pmf.flow.options import ObjectiveConfig
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
 from pmf.net.pixel_transformer import PixelTransformer
 from tests.parity.golden import Golden, build_network, relative_error

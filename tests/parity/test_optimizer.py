@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pmf.config import EmaConfig, OptimizerConfig
 from pmf.net.sizes import SIZES, create_network
 from pmf.optim.ema import WeightAverages, half_life_decay
 from pmf.optim.groups import optimizer_kind, parameter_groups
 from pmf.optim.muon import Muon
+from pmf.optim.options import EmaConfig, OptimizerConfig
 from tests.parity.golden import Golden, golden_path
 
 # Updates are at most about 1e-3 an element; float32 weights of order 1 round to 6e-8, Newton-Schulz in float32 adds as

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pmf.config import OptimizerConfig
 from pmf.optim.ema import half_life_decay
+from pmf.optim.options import OptimizerConfig
 from pmf.optim.schedule import learning_rate
 from tests.parity.golden import Golden
 

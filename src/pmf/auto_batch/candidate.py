@@ -23,11 +23,11 @@ from pathlib import Path
 import torch
 
 from pmf.commands import run_command
-from pmf.config import Config
-from pmf.configfile import load_config
+from pmf.config.sections import Config
+from pmf.config.yaml_file import load_config
 from pmf.data.loader import Batch
 from pmf.files import complete_or_absent
-from pmf.training import Trainer
+from pmf.training.trainer import Trainer
 
 WARM_UP_STEPS = 2  # compiled blocks are compiled in the first, and once more in the second for other numbers of rows
 

@@ -16,13 +16,13 @@ from pmf.auto_batch.launch import run_on_every_rank
 from pmf.auto_batch.record import Record, write_back
 from pmf.auto_batch.request import GLOBAL, MICRO, Request
 from pmf.auto_batch.search import HEADROOM, Measurement, Trial, best_size, largest_that_fits, table, verified_size
-from pmf.batching import accumulation_steps, divisors
-from pmf.config import Config
-from pmf.configedit import read_exactly, with_numbers
-from pmf.configfile import save_config
-from pmf.distributed import World, join_world
+from pmf.config.edit import read_exactly, with_numbers
+from pmf.config.sections import Config
+from pmf.config.yaml_file import save_config
+from pmf.costs.memory import MemoryEstimator
+from pmf.distributed.batching import accumulation_steps, divisors
+from pmf.distributed.world import World, join_world
 from pmf.errors import CrossFieldError, UserError
-from pmf.memory.estimate import MemoryEstimator
 
 CANDIDATE = (sys.executable, "-m", "pmf.auto_batch.candidate")
 TRIAL_STEPS, VERIFYING_STEPS = 4, 7
@@ -45,7 +45,9 @@ def find_and_write(request: Request, candidate: Sequence[str] = CANDIDATE) -> No
 
     config = request.load()
     try:
-        sizes = divisors(accumulation_steps(config.training, world.size))  # of batches of one image
+        sizes = divisors(
+            accumulation_steps(config.training.global_batch_size, config.training.micro_batch_size, world.size)
+        )  # of batches of one image
     except CrossFieldError as error:
         raise UserError(str(error)) from None
     text = read_exactly(request.config_path)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pmf.auto_batch.candidate import Result
-from pmf.distributed import World
+from pmf.distributed.world import World
 from pmf.errors import UserError
 
 POLL_SECONDS = 0.2

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from pmf.auto_batch.search import Measurement
-from pmf.configedit import write_exactly
+from pmf.config.edit import write_exactly
 from pmf.files import complete_or_absent
 
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pmf.config import Config
-from pmf.configfile import load_config
+from pmf.config.sections import Config
+from pmf.config.yaml_file import load_config
 from pmf.errors import UserError
 
 MICRO, GLOBAL = "training.micro_batch_size", "training.global_batch_size"

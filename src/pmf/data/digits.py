@@ -10,16 +10,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pmf.config import DataConfig
-from pmf.cross_checks import digits_problems
+from pmf.data.options import DataConfig, digits_problems
 from pmf.data.parquet import ParquetSource
 from pmf.errors import UserError
-from pmf.storage import storage_advice, storage_reason
+from pmf.files import storage_advice, storage_reason
 
 FILE = "data/train-00000-of-00001.parquet"
 
 
-def open_digits(config: DataConfig) -> ParquetSource:
+def open_digits(config: DataConfig, _seed: int = 0) -> ParquetSource:
     """The digits in ``data.path``, or else in ``$XDG_CACHE_HOME``/pmf/digits; written there at first use.
 
     Raises:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pmf.config import DataConfig
 from pmf.data.image_files import EXTENSIONS, LeftOut, list_deep, list_flat, scan_folder
+from pmf.data.options import DataConfig
 from pmf.data.source import CorruptImage, Sample, names_in, prepare
 from pmf.data.transforms import MAX_FILE_BYTES
 from pmf.errors import UserError
@@ -29,7 +29,7 @@ class ImageFolderSource:
 
     block_starts = None
 
-    def __init__(self, config: DataConfig) -> None:
+    def __init__(self, config: DataConfig, _seed: int = 0) -> None:
         self.config = config
         path = Path(config.path or "")
         if not path.is_dir():

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from pmf.config import DataConfig
+from pmf.data.options import DataConfig
+from pmf.data.order import epoch_batches, epoch_flips, steps_per_epoch
 from pmf.data.place import Place
-from pmf.data.sampler import epoch_batches, epoch_flips, steps_per_epoch
 from pmf.data.source import CorruptImage, Sample, Source, find_replacement
 from pmf.errors import UserError
 

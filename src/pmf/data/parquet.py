@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pmf.config import DataConfig
+from pmf.data.options import DataConfig
 from pmf.data.parquet_files import find_files
 from pmf.data.source import CorruptImage, Sample, label_error, prepare
 from pmf.errors import UserError
@@ -53,7 +53,7 @@ class ParquetSource:
 
     warnings = ()
 
-    def __init__(self, config: DataConfig) -> None:
+    def __init__(self, config: DataConfig, _seed: int = 0) -> None:
         self.config = config
         self.files = find_files(config)
         self.row_groups = [group for number in range(len(self.files)) for group in self._scan(number)]

@@ -7,7 +7,7 @@ import os
 import re
 from collections import defaultdict
 
-from pmf.config import DataConfig
+from pmf.data.options import DataConfig
 from pmf.data.source import names_in
 from pmf.errors import UserError
 

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pmf.config import TrainingConfig
-from pmf.data.sampler import steps_per_epoch
+from pmf.data.order import steps_per_epoch
 from pmf.errors import AgreedError
 
 
@@ -80,7 +79,9 @@ def resumed_place(saved: Mapping[str, Any] | None, step: int, batch_size: int, n
     return replace(start, epoch=saved["epoch"], taken=tuple((size, batches) for size, batches in saved["taken"]))
 
 
-def steps_in_all(training: TrainingConfig, place: Place, step: int) -> int:
+def steps_in_all(
+    place: Place, step: int, *, global_batch_size: int, max_steps: int | None, epochs: float | None
+) -> int:
     """Length of a run, in steps: ``training.max_steps``, or what makes ``training.epochs`` passes over the data.
 
     Args:
@@ -89,9 +90,9 @@ def steps_in_all(training: TrainingConfig, place: Place, step: int) -> int:
     Raises:
         AgreedError: the run has gone further already.
     """
-    size, passes = training.global_batch_size, training.epochs or 0.0
-    if training.max_steps is not None:
-        asked, last = f"max_steps is {training.max_steps}", training.max_steps
+    size, passes = global_batch_size, epochs or 0.0
+    if max_steps is not None:
+        asked, last = f"max_steps is {max_steps}", max_steps
     elif place == Place(num_samples=place.num_samples).after(step, size):  # all steps had this batch size
         asked, last = f"epochs is {passes:g}", math.ceil(passes * steps_per_epoch(place.num_samples, size))
     else:

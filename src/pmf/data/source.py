@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from pmf.config import DataConfig
+from pmf.data.options import SOURCES, DataConfig
 from pmf.data.transforms import ImageError, decode
 from pmf.errors import UserError
+from pmf.files import require_reachable
+from pmf.tables import find_row
 
 # How far to look for an image that can stand in for a corrupt one.
 REPLACEMENT_TRIES = 100
@@ -138,3 +141,14 @@ def names_in(names: list[str]) -> str:
     """The first few of a list of names, for error texts."""
     shown = ", ".join(names[:5]) or "nothing"
     return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown
+
+
+def create_source(config: DataConfig, seed: int) -> Source:
+    """Open the data set that ``data.kind`` names; ``seed`` shapes the synthetic one only.
+
+    Raises:
+        UserError: one line, for anything missing or unsuitable; see the source's own file.
+    """
+    if config.path:
+        require_reachable(Path(config.path), f"{config.path}: data.path")
+    return find_row(SOURCES, config.kind)(config, seed)

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pmf.config import DataConfig
+from pmf.data.options import DataConfig
 from pmf.data.source import Sample
-from pmf.distributed import Stream, numpy_generator
+from pmf.randomness import Stream, numpy_generator
 
 # Turning by the golden angle keeps the directions of any number of classes apart.
 GOLDEN_ANGLE = np.pi * (3 - 5**0.5)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 import numpy as np
-import torch
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
@@ -138,9 +137,3 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
     image = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = (width - size) // 2, (height - size) // 2
     return image.crop((left, top, left + size, top + size))
-
-
-def to_unit_range(images: torch.Tensor) -> torch.Tensor:
-    """uint8 of any shape to float32 in [-1, 1], on the tensor's device, with the papers' rounding."""
-    # (x / 255 - 0.5) / 0.5, where XLA multiplies by the float32 nearest to 1 / 255.
-    return (images.float() * (1 / 255) - 0.5) / 0.5

@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pmf.config import DataConfig
-from pmf.data import create_source
-from pmf.data.source import good_samples
-from pmf.distributed import Stream, torch_generator
+from pmf.data.options import DataConfig
+from pmf.data.source import create_source, good_samples
 from pmf.evaluation.extractors import Extractor, ImageShape, freeze, weights_sha256
+from pmf.randomness import Stream, torch_generator
 
 NAME = "digits-mlp"
 IMAGE_SHAPE: ImageShape = (1, 8, 8)

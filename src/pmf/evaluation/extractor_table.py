@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from pmf.distributed import World
+from pmf.distributed.world import World
 from pmf.errors import UserError
 from pmf.evaluation.digit_features import IMAGE_SHAPE, fit_digit_features
 from pmf.evaluation.extractors import Extractor, ImageShape, load_custom

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pmf.distributed import ALONE, World, set_float32_precision
+from pmf.distributed.world import ALONE, World, set_float32_precision
 from pmf.errors import UserError
 from pmf.files import file_sha256
 

@@ -6,23 +6,21 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from pmf.data import Source
 from pmf.data.image_files import LeftOut, list_flat
 from pmf.data.loader import worker_context
-from pmf.data.source import good_samples
+from pmf.data.source import Source, good_samples
 from pmf.data.transforms import ImageError, open_image
-from pmf.distributed import World
+from pmf.distributed.world import World
 from pmf.errors import UserError
 from pmf.evaluation.extractors import ImageShape
+from pmf.generation.plan import ImageBatch
 
 MODES = {"L": 1, "RGB": 3}
 # Starting workers costs about as much as decoding this many images.
@@ -30,19 +28,6 @@ WORKERS_FROM = 4096
 MAX_WORKERS = 8
 # 64 images of 1024 x 1024; larger ones come in smaller batches.
 MAX_BATCH_BYTES = 3 * 2**26
-
-
-@dataclass(frozen=True)
-class ImageBatch:
-    """Some images of a set.
-
-    Attributes:
-        images: (B, C, H, W) uint8.
-        indices: which images of the set these are.
-    """
-
-    images: Tensor
-    indices: list[int]
 
 
 class ImageSet(Protocol):

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
-from pmf.distributed import World
+from pmf.distributed.world import World
 from pmf.errors import UserError
 from pmf.evaluation.extractors import Extractor, freeze
-from pmf.files import file_sha256
-from pmf.storage import storage_advice, storage_reason
+from pmf.files import file_sha256, storage_advice, storage_reason
 
 NAME = "inception-v3-compat"
 """torch-fidelity's own name for it."""

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pmf.distributed import World
+from pmf.distributed.world import World
 
 SPLITS = 10
 SHUFFLE_SEED = 2020

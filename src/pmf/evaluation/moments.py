@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pmf.distributed import World
+from pmf.distributed.world import World
 from pmf.evaluation.frechet import Gaussian
 
 

@@ -7,7 +7,7 @@ from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, k
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
 from pmf.errors import UserError
-from pmf.evaluation.fidelity import KernelDistance, PrecisionRecall
+from pmf.evaluation.meter import KernelDistance, PrecisionRecall
 
 SUBSET = 1000
 NEIGHBOURS = 3

@@ -15,9 +15,7 @@ import torch
 
 from pmf.errors import UserError
 from pmf.evaluation.frechet import Gaussian, require_gaussian
-from pmf.files import complete_or_absent, file_sha256
-from pmf.storage import writing
-from pmf.strict import parse_object
+from pmf.files import complete_or_absent, file_sha256, parse_object, writing
 
 # Layout to its keys for mean and covariance. Ours has the keys of the first and, besides, "n" and "protocol".
 LAYOUTS = {"adm": ("mu", "sigma"), "pmf-jax": ("ref_mu", "ref_sigma")}

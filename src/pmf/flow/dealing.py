@@ -12,8 +12,8 @@ import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from pmf.config import ObjectiveConfig
 from pmf.flow.draws import StandardScalars, active_scale, sample_guidance, sample_label_drop, sample_times
+from pmf.flow.options import ObjectiveConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,9 +16,9 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from pmf.config import ObjectiveConfig, TrainingConfig
 from pmf.errors import UserError
 from pmf.flow.network import Network, TangentNetwork, head
+from pmf.flow.options import ObjectiveConfig
 from pmf.flow.parameterization import Parameterization
 
 # torch's own, when it loads its forward-mode rules; nothing a user could do about it.
@@ -118,7 +118,7 @@ def carries_tangents(network: Network) -> TypeGuard[TangentNetwork]:
     return getattr(network, "carries_tangents", False)
 
 
-def require_derivative(network: Network, settings: ObjectiveConfig, training: TrainingConfig) -> None:
+def require_derivative(network: Network, settings: ObjectiveConfig, *, compiled: bool, parallel: str) -> None:
     """The derivative asked for is one that the network has, and that goes with how it is trained.
 
     Raises:
@@ -130,10 +130,10 @@ def require_derivative(network: Network, settings: ObjectiveConfig, training: Tr
     if settings.derivative == "dual":
         raise UserError(f"objective.derivative is dual, but {name} carries no tangents; use jvp or auto")
     needs = f"objective.derivative is auto, which is jvp for {name}, as it carries no tangents"
-    if training.compile:
+    if compiled:
         raise UserError(f"{needs}; jvp cannot pass compiled blocks: set training.compile to false")
-    if training.parallel != "ddp":
-        raise UserError(f"{needs}; jvp needs training.parallel: ddp, which is {training.parallel}")
+    if parallel != "ddp":
+        raise UserError(f"{needs}; jvp needs training.parallel: ddp, which is {parallel}")
 
 
 def _directional(function: Callable[..., Tensor], primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]) -> Tensor:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pmf.config import ObjectiveConfig
+from pmf.flow.options import ObjectiveConfig
 
 
 @dataclass(frozen=True, kw_only=True)

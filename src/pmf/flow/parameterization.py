@@ -13,7 +13,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from pmf.config import ObjectiveConfig
+from pmf.flow.options import ObjectiveConfig
 
 MIN_TIME = 0.05
 """Below it the division by t is frozen (official models/pmfDiT.py); this is the only place that knows."""

@@ -16,12 +16,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pmf.config import ObjectiveConfig
 from pmf.flow.dealing import deal
 from pmf.flow.derivative import DERIVATIVES, FlowPoint, Velocities
 from pmf.flow.draws import Draws, StandardScalars, draw_scalars, draw_standard, shape_draws
 from pmf.flow.guidance import GuidanceVelocities, guidance_velocities, guided_target
 from pmf.flow.network import Network
+from pmf.flow.options import ObjectiveConfig
 from pmf.flow.parameterization import create_parameterization, per_image
 
 

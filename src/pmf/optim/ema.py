@@ -7,12 +7,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from pmf.config import EmaConfig
-from pmf.distributed import ALONE, World
-from pmf.optim.sharding import assign_owners, collect
-from pmf.option_types import number_name
-from pmf.parallel import is_sharded, local, placed_like
-from pmf.strict import require_same_tensors
+from pmf.distributed.owners import assign_owners, collect
+from pmf.distributed.shards import is_sharded, local, placed_like
+from pmf.distributed.world import ALONE, World
+from pmf.optim.options import EmaConfig
+from pmf.options import number_name
+from pmf.tensors import require_same_tensors
 
 
 def half_life_decay(half_life_kimg: float, images_seen: int, images_per_step: int) -> float:
@@ -38,8 +38,8 @@ class WeightAverages:
     """One float32 average of all parameters per half-life and per constant decay; each starts as the weights.
 
     Averages are of the parameters as they stand, frozen ones included, so that each is a complete set of weights. With
-    several processes each keeps and updates those of the parameters that it owns (:mod:`pmf.optim.sharding`), or of its
-    shards (:mod:`pmf.parallel`).
+    several processes each keeps and updates those of the parameters that it owns (:mod:`pmf.distributed.owners`),
+    or of its shards (:mod:`pmf.distributed.shards`).
     """
 
     def __init__(self, network: nn.Module, config: EmaConfig, world: World = ALONE) -> None:
@@ -58,7 +58,7 @@ class WeightAverages:
 
     @property
     def names(self) -> list[str]:
-        """``500`` for a half-life of 500 kimg, ``0.9999`` for a decay: those of ``pmf.config.ema_names``."""
+        """``500`` for a half-life of 500 kimg, ``0.9999`` for a decay: those of ``pmf.optim.options.ema_names``."""
         return list(self._tensors)
 
     @torch.no_grad()

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pmf.config import OptimizerConfig
-from pmf.distributed import ALONE, World
+from pmf.distributed.shards import is_sharded
+from pmf.distributed.world import ALONE, World
 from pmf.optim.muon import Muon
+from pmf.optim.options import OptimizerConfig
 from pmf.optim.sharded_muon import ShardedMuon
-from pmf.parallel import is_sharded
 
 
 def optimizer_kind(name: str, parameter: Tensor, embedding_names: Collection[str]) -> str:

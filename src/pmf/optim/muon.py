@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pmf.distributed import ALONE, World
+from pmf.distributed.owners import Exchange, Share, collect, divide
+from pmf.distributed.shards import local, placed_like
+from pmf.distributed.world import ALONE, World
 from pmf.optim.newton_schulz import orthogonalize
-from pmf.optim.sharding import Exchange, Share, collect, divide
-from pmf.parallel import local, placed_like
-from pmf.strict import require_same_tensors
+from pmf.tensors import require_same_tensors
 
 # What is remembered of each parameter; the names are those in checkpoints.
 MOMENTS = {
@@ -40,9 +40,9 @@ class Muon(torch.optim.Optimizer):
     A parameter whose gradient is None is skipped: neither it nor its moments change, while k goes on (optax would see
     zeros and let the moments decay). At lr = 0 weights stay and moments move.
 
-    With several processes each parameter has an owner (see :mod:`pmf.optim.sharding`): only it keeps the moments and
-    computes the new weights, which then go to the others while it goes on. The result is that of one process; where a
-    gradient is missing, the owner's view counts.
+    With several processes each parameter has an owner (see :mod:`pmf.distributed.owners`): only it keeps the moments
+    and computes the new weights, which then go to the others while it goes on. The result is that of one process;
+    where a gradient is missing, the owner's view counts.
 
     The parameters must already be on their device. k is ``group["step"]``; the moments in ``state`` are this rank's.
     """

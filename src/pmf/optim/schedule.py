@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from pmf.config import OptimizerConfig
 from pmf.errors import UserError
+from pmf.optim.options import OptimizerConfig
 
 Schedule = Callable[[OptimizerConfig, int, int], float]
 

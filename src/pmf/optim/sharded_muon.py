@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pmf.distributed.owners import Share, divide
+from pmf.distributed.shards import is_sharded, local
 from pmf.optim.muon import MOMENTS, Muon, trained
 from pmf.optim.newton_schulz import orthogonalize
-from pmf.optim.sharding import Share, divide
-from pmf.parallel import is_sharded, local
 
 
 class ShardGroup:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from pmf.config import PerceptualConfig
 from pmf.perceptual import lpips
 from pmf.perceptual.crop import crop_boxes, resample
+from pmf.perceptual.options import PerceptualConfig
 from pmf.perceptual.weights import load_published
 
 

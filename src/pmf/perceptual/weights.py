@@ -13,9 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pmf.config import PerceptualConfig
 from pmf.errors import UserError
 from pmf.files import file_format
+from pmf.perceptual.options import PerceptualConfig
 
 FILE_ENDINGS = (".safetensors", ".pth", ".pt", ".bin")
 HELP = "docs/perceptual.md says which files there are"

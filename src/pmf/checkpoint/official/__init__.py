@@ -1,0 +1,1 @@
+"""Official checkpoints: their names and layouts, in and out."""

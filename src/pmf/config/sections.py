@@ -1,0 +1,146 @@
+"""Every option of a run: typed, documented, checked. The defaults are the paper's pMF-B/16 recipe.
+
+A YAML under ``configs/`` states only what differs. Reading files is ``configfile.py``'s work; this module
+imports neither torch nor yaml, so that a typo is reported in milliseconds.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, FiniteFloat, model_validator
+
+from pmf.config.cross_checks import cross_field_problems
+from pmf.data.options import DataConfig
+from pmf.errors import CrossFieldError
+from pmf.flow.options import ObjectiveConfig
+from pmf.net.options import ModelConfig
+from pmf.optim.options import EmaConfig, OptimizerConfig, ema_names
+from pmf.options import (
+    Interval,
+    NonNegative,
+    PathText,
+    Positive,
+    PositiveFloat,
+    Section,
+    Whole,
+    number_name,
+)
+from pmf.perceptual.options import PerceptualConfig
+
+
+class TrainingConfig(Section):
+    """Batch, length, precision, and what is written when."""
+
+    global_batch_size: Positive = 1024
+    """Images per optimizer step over all ranks: micro_batch_size x accumulation x ranks, always."""
+    micro_batch_size: Positive | None = None
+    """Images per forward pass on one rank; null means global_batch_size / ranks (no accumulation)."""
+    max_steps: Positive | None = None
+    """Length of the run in optimizer steps. Give this or epochs."""
+    epochs: PositiveFloat | None = None
+    """Length of the run in passes over the data, those with another batch size included. Give this or max_steps."""
+    seed: NonNegative = 42
+    """Weights at start, order of samples and every random draw are functions of it."""
+    mixed_precision: Literal["no", "bf16", "fp16"] = "bf16"
+    """Autocast of the matrix products; weights and residual stream stay float32. fp16 scales the loss: for GPUs without
+    bf16, and for comparison with runs in fp16."""
+    tf32: bool = True
+    """Allow TF32 for the float32 matrix products that remain on CUDA."""
+    compile: bool = False
+    """Compile each transformer block with torch.compile; needs a C++ compiler on CPU, Triton on CUDA."""
+    activation_checkpointing: bool = False
+    """Keep only the input of each transformer block and compute the block again for its gradients: less memory."""
+    static_shapes: bool = False
+    """Pad the guidance pass to a constant number of rows: more work, for compilers that take changing shapes badly."""
+    parallel: Literal["ddp", "fsdp", "hsdp"] = "ddp"
+    """Weights whole on every rank (ddp), in shards over all (fsdp) or over groups of them (hsdp): docs/fsdp.md."""
+    shard_size: Positive | None = None
+    """Ranks that share one copy of the weights under hsdp; null: those of one machine."""
+    gradient_clip: PositiveFloat | None = None
+    """Largest global gradient norm; null leaves gradients alone, as the paper does."""
+    output_dir: PathText = "runs/default"
+    """The run folder."""
+    log_every: Positive = 50
+    """Steps between lines in metrics.jsonl."""
+    sample_every: NonNegative = 5000
+    """Steps between sample grids; 0 never."""
+    checkpoint_every: Positive = 5000
+    """Steps between checkpoints; the last step is always saved."""
+    keep_checkpoints: Positive = 3
+    """Newest checkpoints kept."""
+    num_threads: Positive | None = None
+    """CPU threads of torch per process; null on a CPU leaves one core to other programs. Processes share the cores."""
+    step_timeout: PositiveFloat = 900
+    """Seconds; a step that takes longer (compilation is in the first) ends the run, naming who hangs and where."""
+    group_timeout: PositiveFloat = 1800
+    """Seconds that a process waits for the others, sampling and evaluation included."""
+
+
+class SamplingConfig(Section):
+    """How images are generated, in grids during training and by eval.py."""
+
+    num_steps: Positive = 1
+    """Network evaluations per image."""
+    omega: Annotated[FiniteFloat, Field(ge=1)] = 8.5
+    """Guidance scale."""
+    interval: Interval = (0.1, 0.7)
+    """Guidance interval [t_min, t_max]."""
+    ema: Annotated[str, BeforeValidator(number_name)] = "2000"
+    """Which weights: a half-life in kimg, a decay, or "online" (as in checkpoint file names ema_*)."""
+    batch_size: Positive = 64
+    """Images per forward pass and rank."""
+    final_images: NonNegative = 0
+    """PNGs written into samples/final when training ends, class-balanced; 0 none."""
+
+
+class EvaluationConfig(Section):
+    """FID during training; see docs/evaluation.md."""
+
+    every_images: NonNegative = 0
+    """Images between evaluations; 0 never."""
+    num_images: Annotated[Whole, Field(ge=10)] = 10_000
+    """Images per evaluation, class-balanced, sampled as the sampling section says."""
+    reference: PathText | None = None
+    """A statistics file (.npz), digits, a config (.yaml) for its data, or a folder of images, as for eval.py fid."""
+    extractor: PathText | None = None
+    """inception, digits, package.module:callable or a TorchScript file; null: by the images' shape."""
+    extractor_weights: PathText | None = None
+    """File of Inception's weights; null: in $TORCH_HOME, else downloaded."""
+
+
+class TrackingConfig(Section):
+    """Where metrics go besides metrics.jsonl."""
+
+    wandb: bool = False
+    """Also log to Weights & Biases (metrics.jsonl is always written)."""
+    project: str = "pmf"
+    """Its project."""
+    name: str | None = None
+    """Its run name; null takes the run folder's."""
+
+
+class Config(Section):
+    """One run."""
+
+    model: ModelConfig = ModelConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    perceptual: PerceptualConfig = PerceptualConfig()
+    data: DataConfig = DataConfig()
+    training: TrainingConfig = TrainingConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    ema: EmaConfig = EmaConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _check_across_fields(self) -> Config:
+        for key, problem in cross_field_problems(self, ema_names(self.ema)):
+            raise CrossFieldError(key, problem)
+        return self
+
+
+def as_plain(config: Config) -> dict[str, Any]:
+    """Nested dicts, lists and scalars: what config.yaml and state.json hold."""
+    return config.model_dump(mode="json")

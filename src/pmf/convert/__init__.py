@@ -1,1 +1,0 @@
-"""Official checkpoints, from and to ours."""

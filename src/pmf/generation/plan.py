@@ -1,0 +1,71 @@
+"""Which images: labels, seeds and settings; image i is a function of the plan, the weights and i."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pmf.config.sections import Config
+from pmf.randomness import Stream, numpy_generator
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingPlan:
+    """Everything that decides what image i looks like, besides the weights.
+
+    Attributes:
+        labels: classes that are cycled through: image i has labels[i % len(labels)].
+        weights: what the weights are, for the record (checkpoint and average).
+    """
+
+    num_images: int
+    labels: tuple[int, ...]
+    seed: int
+    num_steps: int
+    omega: float
+    interval: tuple[float, float]
+    weights: str
+
+    def label(self, index: int) -> int:
+        """Class of image ``index``."""
+        return self.labels[index % len(self.labels)]
+
+
+def image_noise(seed: int, indices: Sequence[int], shape: tuple[int, int, int], scale: float) -> Tensor:
+    """Normal noise of standard deviation ``scale``, one generator per image: (len(indices), C, H, W) on the CPU."""
+    noise = [
+        numpy_generator(Stream.IMAGE_NOISE, seed, index).standard_normal(shape, dtype=np.float32) for index in indices
+    ]
+    return torch.from_numpy(np.stack(noise)) * scale
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """Some images of a set.
+
+    Attributes:
+        images: (B, C, H, W) uint8.
+        indices: which images of the set these are.
+    """
+
+    images: Tensor
+    indices: list[int]
+
+
+def plan_samples(
+    config: Config, *, num_images: int, seed: int, weights: str, labels: tuple[int, ...] | None = None
+) -> SamplingPlan:
+    """A plan with the config's sampling settings; ``labels`` None cycles through all classes."""
+    return SamplingPlan(
+        num_images=num_images,
+        labels=labels or tuple(range(config.data.num_classes)),
+        seed=seed,
+        num_steps=config.sampling.num_steps,
+        omega=config.sampling.omega,
+        interval=config.sampling.interval,
+        weights=weights,
+    )

@@ -1,1 +1,0 @@
-"""How many bytes a training step needs, counted without computing anything."""

@@ -1,0 +1,37 @@
+"""Tables of names: what a config can choose by name, and where each choice is defined. Needs no torch.
+
+A row is the object itself or, so that reading a config imports nothing, ``"package.module:name"``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pydantic import AfterValidator
+from pydantic_core import PydanticKnownError
+
+Row = str | Callable[..., Any]
+
+
+def find_row(table: Mapping[str, Row], name: str) -> Any:
+    """The object that a row of the table stands for; its module is imported now, if it was not before."""
+    row = table[name]
+    if not isinstance(row, str):
+        return row
+    module, _, attribute = row.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def one_of(table: Mapping[str, Any]) -> AfterValidator:
+    """For the annotation of an option: its value is a name in the table, as the table is then."""
+
+    def check(name: str) -> str:
+        if name not in table:
+            *others, last = (f"'{known}'" for known in table)
+            expected = f"{', '.join(others)} or {last}" if others else last
+            raise PydanticKnownError("literal_error", {"expected": expected})
+        return name
+
+    return AfterValidator(check)

@@ -1,0 +1,1 @@
+"""The run: steps, checkpoints, samples and evaluations along the way."""

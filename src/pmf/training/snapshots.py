@@ -1,0 +1,99 @@
+"""Images of a run while it trains: grids along the way, a folder of PNGs at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from pmf.checkpoint.storage import fingerprint
+from pmf.config.sections import Config
+from pmf.distributed.shards import complete
+from pmf.distributed.world import World
+from pmf.errors import AgreedError, NotFiniteError, Preempted, UserError
+from pmf.generation.command import inference_network
+from pmf.generation.folder import class_grid, write_image_folder
+from pmf.generation.pictures import save_png
+from pmf.generation.plan import SamplingPlan, plan_samples
+from pmf.training.preemption import StopRequest
+from pmf.training.run_folder import RunFolder
+from pmf.training.state import TrainingState
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshots:
+    """Samples with the weights that the config's sampling section names; every method is called by all ranks."""
+
+    config: Config
+    state: TrainingState
+    world: World
+    run_folder: RunFolder
+    say: Callable[[str], None]
+    stop: StopRequest
+
+    def save_grid(self, name: str) -> None:
+        """Ten classes, ten images each, always of the same noise, into ``samples/NAME``; the main rank draws.
+
+        Weights or images that are not finite are told, and the run goes on without the grid.
+        """
+        try:
+            self._draw_grid(self.run_folder.path / "samples" / name)
+        except NotFiniteError as error:
+            self.say(f"warning: samples/{name} is left out: {error}")
+
+    def _draw_grid(self, path: Path) -> None:
+        weights = self.weights(everywhere=False)
+        problem: tuple[type[UserError], str] | None = None
+        if self.world.is_main:
+            try:
+                grid = class_grid(self.network(weights), self.config, self.plan(0, weights), self.world.device)
+                save_png(grid, path)
+                self.say(f"samples: {path}")
+            except UserError as error:
+                problem = NotFiniteError if isinstance(error, NotFiniteError) else AgreedError, str(error)
+        problem = self.world.gather(problem)[0]  # the others wait here, where no watchdog counts
+        if problem:
+            kind, text = problem
+            raise kind(text)
+
+    def write_final(self) -> None:
+        """What ``sampling.final_images`` and ``training.sample_every`` ask for when training ends.
+
+        Raises:
+            Preempted: asked to stop on the way; the folder is completed by the next start.
+            NotFiniteError: the trained weights make no images.
+        """
+        number = self.config.sampling.final_images
+        if self.config.training.sample_every or number:
+            self._draw_grid(self.run_folder.path / "samples" / "final.png")
+        if number:
+            folder = self.run_folder.path / "samples" / f"final_step_{self.state.progress.step:08d}"
+            weights = self.weights(everywhere=True)
+            network, plan = self.network(weights), self.plan(number, weights)
+            for _ in write_image_folder(network, self.config, plan, folder, self.world):
+                if self.stop.agreed():
+                    raise Preempted(f"stopped while writing {folder}; start again to complete it")
+            self.say(f"{number} samples: {folder}")
+
+    def weights(self, *, everywhere: bool) -> dict[str, Tensor]:
+        """The weights that the sampling section names; see :meth:`WeightAverages.state`."""
+        which = self.config.sampling.ema
+        if which == "online":
+            return complete(self.state.network.state_dict(), everywhere=everywhere)
+        return self.state.averages.state(which, everywhere=everywhere)
+
+    def network(self, weights: dict[str, Tensor]) -> nn.Module:
+        """An inference network with these weights, on this rank's device.
+
+        Raises:
+            NotFiniteError: naming a tensor.
+        """
+        where = f"step {self.state.progress.step}, {self.config.sampling.ema}"
+        return inference_network(self.config, weights, self.world.device, where)
+
+    def plan(self, num_images: int, weights: dict[str, Tensor]) -> SamplingPlan:
+        """Images of the training's seed, with the settings of the sampling section."""
+        source = f"step {self.state.progress.step}, {self.config.sampling.ema}, {fingerprint(weights)}"
+        return plan_samples(self.config, num_images=num_images, seed=self.config.training.seed, weights=source)
