@@ -26,7 +26,7 @@ from pmf.config.yaml_file import load_config
 from pmf.costs.memory import MemoryEstimator
 from pmf.costs.simulated_step import AUTOCAST
 from pmf.flow.draws import Draws
-from pmf.flow.pixel_mean_flow import PixelMeanFlow
+from pmf.flow.objective import Objective, create_objective
 from pmf.net.pixel_transformer import PixelTransformer
 from pmf.net.sizes import create_network
 from pmf.randomness import Stream, torch_generator
@@ -57,7 +57,7 @@ class MicroBatch:
     """The first micro-batch of a run, on random images and without perceptual losses."""
 
     network: PixelTransformer
-    objective: PixelMeanFlow
+    objective: Objective[Any, Any]
     images: Tensor
     labels: Tensor
     draws: Draws
@@ -73,7 +73,7 @@ def first_micro_batch(config: Config, size: int) -> MicroBatch:
         network.checkpoint_blocks()
     for parameter in network.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    objective = PixelMeanFlow(config.objective, num_classes=data.num_classes)
+    objective = create_objective(config.objective, num_classes=data.num_classes)
     generator = torch_generator(Stream.DRAWS, training.seed, 0)
     count = training.global_batch_size // size
     (scalars,) = objective.draw_rows(training.global_batch_size, count, [0], generator)

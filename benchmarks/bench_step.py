@@ -34,7 +34,7 @@ from benchmarks.result_file import ResultFile
 from benchmarks.step_variants import GLOBAL_BATCH, VARIANTS, Step, build_network, gradient_error, images_of
 from pmf.commands import run_command
 from pmf.costs.arithmetic import expected_shares, peak_flops, step_flops
-from pmf.flow.options import ObjectiveConfig
+from pmf.flow.options import PixelMeanFlowOptions
 from pmf.net.sizes import SIZES
 from pmf.optim.ema import WeightAverages
 from pmf.optim.groups import create_optimizer
@@ -158,7 +158,7 @@ def model_flops_utilisation(preset: Preset, rates: dict[str, float], device: str
     peak = peak_flops(torch.device(device))
     if peak is None:
         return None
-    needed = step_flops(build_network(preset.network, "meta"), expected_shares(ObjectiveConfig(), 0.0)).total
+    needed = step_flops(build_network(preset.network, "meta"), expected_shares(PixelMeanFlowOptions(), 0.0)).total
     return {variant: needed * rate / peak for variant, rate in rates.items()}
 
 

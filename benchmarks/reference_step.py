@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from pmf.flow.draws import StandardDraws
-from pmf.flow.options import ObjectiveConfig
-from pmf.flow.pixel_mean_flow import PerceptualDistances
+from pmf.flow.objective import PerceptualDistances
+from pmf.flow.options import PixelMeanFlowOptions
+from pmf.net.interface import Conditions
 from pmf.net.pixel_transformer import PixelTransformer
 
 
@@ -42,7 +43,7 @@ class Fault:
 
 def reference_step(
     network: PixelTransformer,
-    settings: ObjectiveConfig,
+    settings: PixelMeanFlowOptions,
     null_label: int,
     images: Tensor,
     labels: Tensor,
@@ -68,7 +69,8 @@ def reference_step(
     def u_and_v(
         z: Tensor, t: Tensor, h: Tensor, omega: Tensor, t_min: Tensor, t_max: Tensor, y: Tensor
     ) -> tuple[Tensor, Tensor]:
-        out = network(z, h.flatten(), omega.flatten(), t_min.flatten(), t_max.flatten(), y)
+        told = {"t": t, "h": h, "omega": omega, "t_min": t_min, "t_max": t_max}
+        out = network(z, Conditions(**{name: value.flatten() for name, value in told.items()}, labels=y))
         return output_to_velocity(settings, out.u, z, t), output_to_velocity(settings, out.v, z, t)
 
     t = torch.sigmoid(column(draws.normal_t) * settings.time_std + settings.time_mean)
@@ -131,7 +133,7 @@ def reference_step(
     return ReferenceStep(loss=loss.mean(), raw_u=raw_u, raw_v=raw_v)
 
 
-def output_to_velocity(settings: ObjectiveConfig, out: Tensor, z: Tensor, t: Tensor) -> Tensor:
+def output_to_velocity(settings: PixelMeanFlowOptions, out: Tensor, z: Tensor, t: Tensor) -> Tensor:
     """What a head's output stands for, each in the variables of its own paper; t is (B, 1, 1, 1)."""
     sigma_d, sigma = 0.5, t * settings.noise_scale / (1 - t)
     if settings.parameterization == "u":

@@ -17,7 +17,7 @@ from benchmarks.environment import synchronize
 from benchmarks.reference_step import reference_step
 from pmf.flow.dealing import deal
 from pmf.flow.draws import StandardDraws, draw_scalars, draw_standard, shape_draws
-from pmf.flow.options import ObjectiveConfig
+from pmf.flow.options import PixelMeanFlowOptions
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
 from pmf.net.pixel_transformer import NUM_CONDITION_TOKENS, PixelTransformer
 from pmf.net.sizes import create_network
@@ -36,7 +36,7 @@ class Step:
         self.variant = variant
         self.network = network
         self.autocast = autocast
-        self.settings = ObjectiveConfig(derivative="jvp" if variant == "jvp" else "dual")
+        self.settings = PixelMeanFlowOptions(derivative="jvp" if variant == "jvp" else "dual")
         self.objective = PixelMeanFlow(self.settings, num_classes=NUM_CLASSES)
         generator = torch.Generator().manual_seed(0)
         side = image_size(network)

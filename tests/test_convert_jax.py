@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from pmf.net.interface import Conditions
+
 pytest.importorskip("flax", reason="needs flax and orbax: uv sync --extra jax")
 
 import jax
@@ -83,9 +85,16 @@ def save_msgpack(folder: Path, params: Any) -> Path:
 def u_head(golden: Golden, weights: dict[str, torch.Tensor]) -> torch.Tensor:
     network = inference_network(config(golden), weights, torch.device("cpu"), where="test")
     z, t = golden.image("in/x"), golden["in/t"]
-    conditions = (golden["in/w"], golden["in/t_min"], golden["in/t_max"], golden["in/y"].long())
+    conditions = Conditions(
+        t=t,
+        h=golden["in/h"],
+        omega=golden["in/w"],
+        t_min=golden["in/t_min"],
+        t_max=golden["in/t_max"],
+        labels=golden["in/y"].long(),
+    )
     with torch.no_grad():
-        return ImagePrediction().to_velocity(network(z, golden["in/h"], *conditions, heads="u").u, z, t)
+        return ImagePrediction().to_velocity(network(z, conditions, heads="u").u, z, t)
 
 
 @pytest.mark.parametrize("save", [save_full, save_inference, save_msgpack])

@@ -18,7 +18,7 @@ from pmf.costs.simulated_step import AUTOCAST
 from pmf.data.loader import Batch
 from pmf.distributed.world import World
 from pmf.flow.draws import shape_draws
-from pmf.flow.options import ObjectiveConfig
+from pmf.flow.options import PixelMeanFlowOptions
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
 from pmf.perceptual.distances import PerceptualDistances
 from pmf.training.assembly import Assembly, assemble
@@ -169,7 +169,7 @@ def test_perceptual_networks_run_in_half_precision_too(tmp_path, monkeypatch):
 @pytest.mark.parametrize("precision", ["bf16", "no"])
 def test_the_engine_that_stands_in_for_torchs_gives_its_gradients(precision, checkpointed, monkeypatch):
     images, labels, standard = inputs()
-    settings = ObjectiveConfig(derivative="dual")
+    settings = PixelMeanFlowOptions(derivative="dual")
     objective, draws = PixelMeanFlow(settings, num_classes=CLASSES), in_float32(shape_draws(standard, settings, 1.0))
     networks = [small_network().float() for _ in range(2)]
     for network, run in zip(networks, (Tensor.backward, backward), strict=True):

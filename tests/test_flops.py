@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pmf.costs.arithmetic import RowShares, StepFlops, expected_shares, perceptual_flops, step_flops
 from pmf.flow.draws import draw_standard, shape_draws
-from pmf.flow.options import ObjectiveConfig
+from pmf.flow.options import PixelMeanFlowOptions
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
 from pmf.net.pixel_transformer import PixelTransformer
 from pmf.net.sizes import create_network
@@ -23,7 +23,7 @@ from tests.runs import tiny_config
 
 @pytest.mark.parametrize("data_proportion", [0.25, 0.5])
 def test_the_count_is_torchs_to_the_last_operation(data_proportion):
-    rows, settings = 8, ObjectiveConfig(data_proportion=data_proportion)
+    rows, settings = 8, PixelMeanFlowOptions(data_proportion=data_proportion)
     network = PixelTransformer(
         image_size=16, patch_size=4, channels=3, num_classes=5, width=48, depth=5, head_depth=2, num_heads=4
     )
@@ -40,7 +40,7 @@ def test_the_count_is_torchs_to_the_last_operation(data_proportion):
 
 
 def test_expected_shares_are_those_of_the_draws():
-    shares = expected_shares(ObjectiveConfig(), 0.8)
+    shares = expected_shares(PixelMeanFlowOptions(), 0.8)
     assert shares.tangent == 0.5
     # FM rows need v_u unless their label is dropped: 0.5 - 0.1 = 0.4. Of the others, those with t in the interval.
     t = torch.rand(2, 200_000, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
@@ -61,7 +61,7 @@ def test_expected_shares_are_those_of_the_draws():
     ],
 )
 def test_expected_shares_are_those_of_the_steps(overrides, max_t, batch, micro):
-    settings = ObjectiveConfig(**overrides)
+    settings = PixelMeanFlowOptions(**overrides)
     objective = PixelMeanFlow(settings, num_classes=5, perceptual_max_t=max_t)
     images, generator = torch.zeros(micro, 1, 1, 1), torch.Generator().manual_seed(1)
     rows, guidance, tangent, perceptual = 0, 0, 0, 0
@@ -84,7 +84,7 @@ def test_the_share_of_perceptual_rows_follows_the_threshold(max_t):
     # The larger of two logit-normal times lies below it, or the only one of a flow-matching row.
     below = torch.special.ndtr((torch.tensor(max_t, dtype=torch.float64).logit() - 0.8) / 0.8)
     expected = float(0.5 * below + 0.5 * below.square())
-    assert expected_shares(ObjectiveConfig(), max_t).perceptual == pytest.approx(
+    assert expected_shares(PixelMeanFlowOptions(), max_t).perceptual == pytest.approx(
         expected, abs=0.01
     )  # 5 standard errors
 
@@ -100,7 +100,7 @@ def test_the_trainer_counts_the_rows_of_its_own_micro_batches(tmp_path):
 def test_paper_sizes_need_what_the_method_says():
     with torch.device("meta"):
         network = create_network("pmf_b_16", image_size=256, num_classes=1000)
-    flops = step_flops(network, expected_shares(ObjectiveConfig(), 0.8))
+    flops = step_flops(network, expected_shares(PixelMeanFlowOptions(), 0.8))
     assert flops.total == pytest.approx(410e9, rel=0.02)
     assert str(flops).startswith("4")
     assert flops.backward == pytest.approx(2 * flops.value, rel=0.01)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.reference_step import Fault, reference_step
 from pmf.flow.draws import shape_draws
-from pmf.flow.options import ObjectiveConfig
+from pmf.flow.options import PixelMeanFlowOptions
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
 from pmf.perceptual import lpips as our_lpips
 from pmf.perceptual.crop import crop_boxes, resample
@@ -51,7 +51,7 @@ def gradient_error(
 ) -> float:
     """Worst relative difference of a gradient, our step with perceptual terms on some rows against the literal one."""
     images, labels, standard = inputs()
-    settings = ObjectiveConfig(derivative=derivative)
+    settings = PixelMeanFlowOptions(derivative=derivative)
     network = small_network()
     objective = PixelMeanFlow(settings, num_classes=CLASSES, perceptual=distances, perceptual_max_t=MAX_T)
     draws = shape_draws(standard, settings, MAX_T)
@@ -86,7 +86,7 @@ def test_the_comparison_notices_crops_of_other_rows(double_distances):
 
 def test_logs_have_the_raw_means_over_all_rows_and_the_same_keys_without_any(double_distances):
     images, labels, standard = inputs()
-    settings = ObjectiveConfig()
+    settings = PixelMeanFlowOptions()
     keys = {"loss", "loss_u", "loss_v", "loss_lpips", "loss_convnext"}
     for max_t, rows in ((MAX_T, range(1, ROWS)), (0.0, [0])):
         objective = PixelMeanFlow(settings, num_classes=CLASSES, perceptual=double_distances, perceptual_max_t=max_t)
@@ -96,12 +96,12 @@ def test_logs_have_the_raw_means_over_all_rows_and_the_same_keys_without_any(dou
         assert terms.logs.keys() == keys
         if len(draws.perceptual_rows):
             step = objective.evaluate(small_network(), images, labels, draws)
-            u = step.velocities.u[draws.perceptual_rows]
+            u = step.u[draws.perceptual_rows]
             denoised = step.z[draws.perceptual_rows] - draws.t[draws.perceptual_rows, None, None, None] * u
             for name, found in double_distances(denoised, images[draws.perceptual_rows], draws.uniform_crop).items():
                 assert float(terms.logs[f"loss_{name}"]) == pytest.approx(float(found.detach().sum() / ROWS), rel=1e-12)
         else:
-            assert float(terms.logs["loss_lpips"]) == float(terms.weighted_perceptual.abs().sum()) == 0
+            assert float(terms.logs["loss_lpips"]) == float(terms.parts["weighted_perceptual"].abs().sum()) == 0
 
 
 def test_boxes_stay_inside_the_image_at_the_ends_of_their_uniforms():

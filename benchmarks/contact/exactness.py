@@ -14,7 +14,7 @@ from torch._dynamo.utils import counters
 from benchmarks.contact.setting import NUM_CLASSES, Measurements, Report, Setting, milliseconds
 from benchmarks.step_variants import gradient_error
 from pmf.distributed.world import set_float32_precision
-from pmf.flow.options import ObjectiveConfig
+from pmf.flow.options import PixelMeanFlowOptions
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
 from pmf.optim.groups import create_optimizer
 from pmf.optim.newton_schulz import orthogonalize
@@ -78,7 +78,7 @@ class MicroBatch:
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
-        self.objective = PixelMeanFlow(ObjectiveConfig(), num_classes=NUM_CLASSES)
+        self.objective = PixelMeanFlow(PixelMeanFlowOptions(), num_classes=NUM_CLASSES)
         rows, side = setting.sizes.few_images, setting.image_size
         generator = torch.Generator().manual_seed(0)
         self.images = (torch.rand(rows, 3, side, side, generator=generator) * 2 - 1).to(setting.device)

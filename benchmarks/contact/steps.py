@@ -24,6 +24,7 @@ from pmf.data.codec import to_unit_range
 from pmf.data.loader import Batch
 from pmf.data.options import DataConfig
 from pmf.flow.draws import StandardDraws, StandardScalars, shape_draws
+from pmf.flow.options import PixelMeanFlowOptions
 from pmf.perceptual.distances import build_distances
 from pmf.perceptual.options import PerceptualConfig
 from pmf.randomness import Stream, torch_generator
@@ -119,7 +120,7 @@ class Run:
             standard = StandardDraws(
                 **vars(scalars), normal_e=torch.zeros(rows, 0, 0, 0), uniform_crop=torch.zeros(rows, 4)
             )
-            draws = shape_draws(standard, self.config.objective, self.config.perceptual.max_t)
+            draws = shape_draws(standard, PixelMeanFlowOptions(), self.config.perceptual.max_t)
             counts.append((len(draws.unconditional_rows), len(draws.perceptual_rows)))
         return counts
 

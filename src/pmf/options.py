@@ -20,6 +20,11 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
+    @classmethod
+    def alternatives(cls) -> list[type[Section]]:
+        """The sections that can stand where this one is declared."""
+        return [cls]
+
 
 def number_name(value: Any) -> Any:
     """``500`` for 500 and 500.0, ``0.9999`` for 0.9999: numbers as they stand in file names and in YAML."""

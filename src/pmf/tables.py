@@ -16,12 +16,16 @@ Row = str | Callable[..., Any]
 
 
 def find_row(table: Mapping[str, Row], name: str) -> Any:
-    """The object that a row of the table stands for; its module is imported now, if it was not before."""
-    row = table[name]
+    """The object that the row of this name stands for."""
+    return resolve(table[name])
+
+
+def resolve(row: Row) -> Any:
+    """The object that a row stands for; its module is imported now, if it was not before."""
     if not isinstance(row, str):
         return row
-    module, _, attribute = row.partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    module, _, name = row.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def one_of(table: Mapping[str, Any]) -> AfterValidator:
@@ -29,9 +33,13 @@ def one_of(table: Mapping[str, Any]) -> AfterValidator:
 
     def check(name: str) -> str:
         if name not in table:
-            *others, last = (f"'{known}'" for known in table)
-            expected = f"{', '.join(others)} or {last}" if others else last
-            raise PydanticKnownError("literal_error", {"expected": expected})
+            raise PydanticKnownError("literal_error", {"expected": names_in(table)})
         return name
 
     return AfterValidator(check)
+
+
+def names_in(table: Mapping[str, Any]) -> str:
+    """The names of a table, for the message of pydantic's ``literal_error``."""
+    *others, last = (f"'{known}'" for known in table)
+    return f"{', '.join(others)} or {last}" if others else last

@@ -9,7 +9,7 @@ import torch
 
 import pmf.net.attention
 from pmf.flow.draws import shape_draws
-from pmf.flow.options import ObjectiveConfig
+from pmf.flow.options import PixelMeanFlowOptions
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
 from tests.flow.small_step import (
     CLASSES,
@@ -26,7 +26,7 @@ from tests.flow.small_step import (
 @pytest.mark.parametrize("data_proportion", [0.0, 0.5, 1.0])
 def test_gradients_are_those_of_the_plain_step(derivative, data_proportion):
     images, labels, standard = inputs()
-    settings = ObjectiveConfig(derivative=derivative, data_proportion=data_proportion)
+    settings = PixelMeanFlowOptions(derivative=derivative, data_proportion=data_proportion)
     draws = shape_draws(with_drops(standard, 3), settings, 1.0)
     objective = PixelMeanFlow(settings, num_classes=CLASSES)
     plain, checkpointed = small_network(mlp_width=61), small_network(mlp_width=61)  # a width that is padded
@@ -39,7 +39,7 @@ def test_gradients_are_those_of_the_plain_step(derivative, data_proportion):
 
 def test_the_second_pass_has_no_tangents(monkeypatch):
     images, labels, standard = inputs()
-    settings = ObjectiveConfig(derivative="dual")
+    settings = PixelMeanFlowOptions(derivative="dual")
     calls = []
     tangent = pmf.net.attention._attention_tangent
     monkeypatch.setattr(pmf.net.attention, "_attention_tangent", lambda *a: (calls.append(1), tangent(*a))[1])
@@ -58,7 +58,7 @@ def test_the_second_pass_has_no_tangents(monkeypatch):
 def test_the_second_pass_runs_in_the_precision_of_the_first(derivative):
     """Backward runs outside of the autocast region; a block computed again in float32 would differ in its gradients."""
     images, labels, standard = inputs()
-    settings = ObjectiveConfig(derivative=derivative)
+    settings = PixelMeanFlowOptions(derivative=derivative)
     draws = shape_draws(standard, settings, 1.0)
     draws = dataclasses.replace(
         draws, **{k: v.float() for k, v in vars(draws).items() if torch.is_tensor(v) and v.is_floating_point()}

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.reference_step import reference_step
 from pmf.flow.draws import shape_draws
-from pmf.flow.options import ObjectiveConfig
+from pmf.flow.options import PixelMeanFlowOptions
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
 from tests.flow.small_step import (
     CLASSES,
@@ -53,7 +53,7 @@ def test_compiled_gradients_equal_the_literal_ones_and_recompilations_are_bounde
     torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
     images, labels, standard = inputs()
-    settings = ObjectiveConfig(derivative="dual")
+    settings = PixelMeanFlowOptions(derivative="dual")
     static_shapes = kind == STATIC
     objective = PixelMeanFlow(settings, num_classes=CLASSES, static_shapes=static_shapes)
     compiled, plain = (small_network(mlp_width=61 if static_shapes else None) for _ in range(2))

@@ -8,16 +8,16 @@ from torch import Tensor
 
 from pmf.flow import dealing
 from pmf.flow.draws import StandardDraws, StandardScalars, draw_scalars, shape_draws
-from pmf.flow.options import ObjectiveConfig
+from pmf.flow.options import PixelMeanFlowOptions
 
 MAX_T = 0.6
 SETTINGS = {
-    "paper": ObjectiveConfig(),
-    "few flow-matching rows": ObjectiveConfig(data_proportion=0.25, label_drop=0.3),
-    "none": ObjectiveConfig(data_proportion=0.0),
-    "all": ObjectiveConfig(data_proportion=1.0),
-    "uniform": ObjectiveConfig(uniform_time_fraction=0.5, time_mean=0.0),
-    "labels dropped anywhere": ObjectiveConfig(label_drop_rows="any", label_drop=0.3),
+    "paper": PixelMeanFlowOptions(),
+    "few flow-matching rows": PixelMeanFlowOptions(data_proportion=0.25, label_drop=0.3),
+    "none": PixelMeanFlowOptions(data_proportion=0.0),
+    "all": PixelMeanFlowOptions(data_proportion=1.0),
+    "uniform": PixelMeanFlowOptions(uniform_time_fraction=0.5, time_mean=0.0),
+    "labels dropped anywhere": PixelMeanFlowOptions(label_drop_rows="any", label_drop=0.3),
 }
 
 
@@ -25,11 +25,11 @@ def scalars_of(seed: int, rows: int) -> StandardScalars:
     return draw_scalars(rows, torch.Generator().manual_seed(seed))
 
 
-def deal(scalars: StandardScalars, settings: ObjectiveConfig, micro_batches: int) -> list[StandardScalars]:
+def deal(scalars: StandardScalars, settings: PixelMeanFlowOptions, micro_batches: int) -> list[StandardScalars]:
     return dealing.deal(scalars, settings, MAX_T, micro_batches, range(micro_batches))
 
 
-def shaped(scalars: StandardScalars, settings: ObjectiveConfig):
+def shaped(scalars: StandardScalars, settings: PixelMeanFlowOptions):
     noise = torch.zeros(len(scalars.normal_t), 1, 1, 1)
     return shape_draws(
         StandardDraws(**vars(scalars), normal_e=noise, uniform_crop=torch.zeros(len(noise), 4)), settings, MAX_T
@@ -58,7 +58,7 @@ def test_undealt_micro_batches_differ_by_more():
     spreads = []
     for seed in range(20):
         parts = [scalars_of(1000 * seed + number, 32) for number in range(8)]
-        spreads.append(spread([len(shaped(part, ObjectiveConfig()).unconditional_rows) for part in parts]))
+        spreads.append(spread([len(shaped(part, PixelMeanFlowOptions()).unconditional_rows) for part in parts]))
     assert min(spreads) > 1
 
 
@@ -83,15 +83,15 @@ def test_dealing_permutes_rows_and_drops_and_changes_nothing_else(name):
 
 def test_one_micro_batch_keeps_its_rows_in_order():
     scalars = scalars_of(0, 64)
-    (dealt,) = deal(scalars, ObjectiveConfig(), 1)
-    ours, plain = shaped(dealt, ObjectiveConfig()), shaped(scalars, ObjectiveConfig())
+    (dealt,) = deal(scalars, PixelMeanFlowOptions(), 1)
+    ours, plain = shaped(dealt, PixelMeanFlowOptions()), shaped(scalars, PixelMeanFlowOptions())
     for name in ("t", "r", "omega", "t_min", "t_max", "dropped_rows", "unconditional_rows", "perceptual_rows"):
         assert torch.equal(getattr(ours, name), getattr(plain, name)), name
 
 
 def test_labels_are_dropped_whatever_the_row_needs():
     """With no flow-matching rows the drop takes guided and unguided rows alike."""
-    settings = ObjectiveConfig(data_proportion=0.0, label_drop=0.3)
+    settings = PixelMeanFlowOptions(data_proportion=0.0, label_drop=0.3)
     dropped, kept = [], []
     for seed in range(200):
         for part in deal(scalars_of(seed, 64), settings, 4):

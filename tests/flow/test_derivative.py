@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 
 import pytest
 import torch
@@ -14,19 +13,13 @@ from torch import Tensor, nn
 from benchmarks.reference_step import reference_step
 from pmf.errors import UserError
 from pmf.flow.draws import shape_draws
-from pmf.flow.network import Network
-from pmf.flow.options import ObjectiveConfig
+from pmf.flow.options import PixelMeanFlowOptions
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
+from pmf.net.interface import Conditions, HeadOutputs, Network
 from pmf.net.pixel_transformer import PixelTransformer
 from pmf.training.trainer import Trainer
 from tests.flow.small_step import CLASSES, EXACT, gradients, inputs, small_network, worst_relative_error
 from tests.runs import tensors_of, tiny_config
-
-
-@dataclass
-class TwoHeads:
-    u: Tensor | None
-    v: Tensor | None
 
 
 class Perceptron(nn.Module):
@@ -41,13 +34,11 @@ class Perceptron(nn.Module):
         for parameter in self.double().parameters():
             nn.init.normal_(parameter, std=0.2, generator=generator)
 
-    def forward(
-        self, z: Tensor, h: Tensor, omega: Tensor, t_min: Tensor, t_max: Tensor, labels: Tensor, heads: str = "uv"
-    ) -> TwoHeads:
-        conditions = torch.stack((h, 1 / omega, t_min, t_max), 1)
-        hidden = F.gelu(self.pixels(torch.cat((z.flatten(1), conditions), 1)) + self.classes(labels))
+    def forward(self, z: Tensor, conditions: Conditions, heads: str = "uv") -> HeadOutputs:
+        numbers = torch.stack((conditions.h, 1 / conditions.omega, conditions.t_min, conditions.t_max), 1)
+        hidden = F.gelu(self.pixels(torch.cat((z.flatten(1), numbers), 1)) + self.classes(conditions.labels))
         found = {name: self.heads[name](hidden).view_as(z) for name in heads}
-        return TwoHeads(found.get("u"), found.get("v"))
+        return HeadOutputs(found.get("u"), found.get("v"))
 
 
 class Plain(PixelTransformer):
@@ -55,9 +46,9 @@ class Plain(PixelTransformer):
 
     carries_tangents = False
 
-    def forward(self, z, h, omega, t_min, t_max, labels, heads="uv"):
-        outputs = super().forward(z, h, omega, t_min, t_max, labels, heads)
-        return TwoHeads(outputs.u, outputs.v)
+    def forward(self, z, conditions, heads="uv"):
+        outputs = super().forward(z, conditions, heads)
+        return HeadOutputs(outputs.u, outputs.v)
 
 
 def plain_twin(network: PixelTransformer) -> PixelTransformer:
@@ -68,7 +59,7 @@ def plain_twin(network: PixelTransformer) -> PixelTransformer:
 
 def step_gradients(network: Network, parameters: nn.Module, derivative: str) -> dict[str, Tensor]:
     images, labels, standard = inputs()
-    settings = ObjectiveConfig(derivative=derivative)
+    settings = PixelMeanFlowOptions(derivative=derivative)
     objective = PixelMeanFlow(settings, num_classes=CLASSES)
     return gradients(objective.loss(network, images, labels, shape_draws(standard, settings, 1.0)).total, parameters)
 
@@ -78,7 +69,7 @@ def step_gradients(network: Network, parameters: nn.Module, derivative: str) -> 
 def test_a_network_without_tangents_has_the_gradients_of_the_literal_step(derivative):
     network = Perceptron()
     images, labels, standard = inputs()
-    literal = reference_step(network, ObjectiveConfig(), CLASSES, images, labels, standard).loss
+    literal = reference_step(network, PixelMeanFlowOptions(), CLASSES, images, labels, standard).loss
     expected = gradients(literal, network)
     assert min(float(gradient.norm()) for gradient in expected.values()) > 0
     assert worst_relative_error(step_gradients(network, network, derivative), expected) < EXACT

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.reference_step import Fault, reference_step
 from pmf.flow.draws import StandardDraws, draw_standard, shape_draws
-from pmf.flow.options import ObjectiveConfig
+from pmf.flow.options import PixelMeanFlowOptions
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
 from pmf.net.dual import Linear
 from pmf.optim.groups import create_optimizer
@@ -31,15 +31,15 @@ from tests.flow.small_step import (
 
 
 def compare(
-    settings: ObjectiveConfig, standard: StandardDraws, images: Tensor, labels: Tensor, **fault: float
+    settings: PixelMeanFlowOptions, standard: StandardDraws, images: Tensor, labels: Tensor, **fault: float
 ) -> float:
     network = small_network()
     objective = PixelMeanFlow(settings, num_classes=CLASSES)
     ours = objective.loss(network, images, labels, shape_draws(standard, settings, 1.0))
     theirs = reference_step(network, settings, CLASSES, images, labels, standard, Fault(**fault))
     if not fault:
-        torch.testing.assert_close(ours.raw_u, theirs.raw_u, rtol=EXACT, atol=0)
-        torch.testing.assert_close(ours.raw_v, theirs.raw_v, rtol=EXACT, atol=0)
+        torch.testing.assert_close(ours.parts["raw_u"], theirs.raw_u, rtol=EXACT, atol=0)
+        torch.testing.assert_close(ours.parts["raw_v"], theirs.raw_v, rtol=EXACT, atol=0)
         torch.testing.assert_close(ours.total, theirs.loss, rtol=EXACT, atol=0)
     return worst_relative_error(gradients(ours.total, network), gradients(theirs.loss, network))
 
@@ -48,7 +48,7 @@ def compare(
 @pytest.mark.parametrize("dropped", range(ROWS + 1))
 def test_equals_the_literal_step_for_every_number_of_dropped_labels(derivative, dropped):
     images, labels, standard = inputs()
-    settings = ObjectiveConfig(derivative=derivative)
+    settings = PixelMeanFlowOptions(derivative=derivative)
     assert compare(settings, with_drops(standard, dropped), images, labels) < EXACT
 
 
@@ -67,14 +67,14 @@ def test_equals_the_literal_step_for_every_number_of_dropped_labels(derivative, 
 )
 def test_equals_the_literal_step_for_every_setting(derivative, changes):
     images, labels, standard = inputs()
-    settings = ObjectiveConfig(derivative=derivative, **changes)
+    settings = PixelMeanFlowOptions(derivative=derivative, **changes)
     assert compare(settings, with_drops(standard, 3), images, labels) < EXACT
 
 
 @pytest.mark.parametrize("derivative", ["jvp", "dual"])
 def test_padded_swiglu_widths_change_neither_gradients_nor_trajectories(derivative):
     images, labels, standard = inputs()
-    settings = ObjectiveConfig(derivative=derivative)
+    settings = PixelMeanFlowOptions(derivative=derivative)
     objective, draws = PixelMeanFlow(settings, num_classes=CLASSES), shape_draws(standard, settings, 1.0)
     padded, plain = small_network(mlp_width=61), small_network(mlp_width=61)
     assert padded.u_blocks[0].mlp.gate.extra == (0, 0, 0, 3)
@@ -98,7 +98,7 @@ def test_padded_swiglu_widths_change_neither_gradients_nor_trajectories(derivati
 @pytest.mark.parametrize("dropped", [0, 3, ROWS])
 def test_padding_the_guidance_pass_changes_nothing(dropped):
     images, labels, standard = inputs()
-    settings, network = ObjectiveConfig(), small_network()
+    settings, network = PixelMeanFlowOptions(), small_network()
     draws = shape_draws(with_drops(standard, dropped), settings, 1.0)
     terms = [
         PixelMeanFlow(settings, num_classes=CLASSES, static_shapes=static).loss(network, images, labels, draws)
@@ -113,7 +113,7 @@ def test_padding_the_guidance_pass_changes_nothing(dropped):
 @pytest.mark.parametrize("parameterization", ["u", "linear", "edm", "scm"])
 def test_equals_the_literal_step_for_every_output(derivative, parameterization, changes):
     images, labels, standard = inputs()
-    settings = ObjectiveConfig(derivative=derivative, parameterization=parameterization, **changes)
+    settings = PixelMeanFlowOptions(derivative=derivative, parameterization=parameterization, **changes)
     assert compare(settings, with_drops(standard, 3), images, labels) < EXACT
 
 
@@ -121,7 +121,7 @@ def test_equals_the_literal_step_for_every_output(derivative, parameterization, 
 @pytest.mark.parametrize("data_proportion", [0.0, 0.5])
 def test_equals_the_literal_step_on_the_edges_of_the_times(derivative, data_proportion):
     images, labels, standard = inputs()
-    settings = ObjectiveConfig(derivative=derivative, r_distribution="zero", data_proportion=data_proportion)
+    settings = PixelMeanFlowOptions(derivative=derivative, r_distribution="zero", data_proportion=data_proportion)
     draws = shape_draws(standard, settings, 1.0)
     first = draws.num_flow_matching
     assert torch.equal(draws.r[:first], draws.t[:first])
@@ -139,7 +139,7 @@ def test_equals_the_literal_step_wherever_labels_are_dropped(derivative, dropped
     images, labels, standard = inputs()
     uniform = torch.ones(ROWS, dtype=torch.float64).index_fill(0, torch.tensor(dropped, dtype=torch.int64), 0.0)
     standard = dataclasses.replace(standard, uniform_drop=uniform)
-    settings = ObjectiveConfig(derivative=derivative, label_drop_rows="any")
+    settings = PixelMeanFlowOptions(derivative=derivative, label_drop_rows="any")
     draws = shape_draws(standard, settings, 1.0)
     assert draws.dropped_rows.tolist() == dropped
     assert not set(draws.unconditional_rows.tolist()) & set(dropped)
@@ -152,7 +152,7 @@ def test_rows_with_a_guidance_scale_of_exactly_one_are_skipped_exactly(derivativ
     scales = standard.uniform_omega.clone()
     scales[::2] = 0.0
     standard = with_drops(dataclasses.replace(standard, uniform_omega=scales), 1)
-    settings = ObjectiveConfig(derivative=derivative)
+    settings = PixelMeanFlowOptions(derivative=derivative)
     draws = shape_draws(standard, settings, 1.0)
     assert set(draws.unconditional_rows.tolist()) <= set(range(1, ROWS, 2))
     assert compare(settings, standard, images, labels) < EXACT
@@ -171,7 +171,7 @@ def test_rows_with_a_guidance_scale_of_exactly_one_are_skipped_exactly(derivativ
 )
 def test_the_comparison_notices_mistakes(derivative, fault):
     images, labels, standard = inputs()
-    error = compare(ObjectiveConfig(derivative=derivative), with_drops(standard, 1), images, labels, **fault)
+    error = compare(PixelMeanFlowOptions(derivative=derivative), with_drops(standard, 1), images, labels, **fault)
     assert error > 1e5 * EXACT
 
 
@@ -188,30 +188,30 @@ def test_the_comparison_notices_a_switch_that_does_nothing(change):
     images, labels, standard = inputs()
     uniform = torch.ones(ROWS, dtype=torch.float64).index_fill(0, torch.tensor([2, 5]), 0.0)
     standard = dataclasses.replace(standard, uniform_drop=uniform)
-    network, default = small_network(), ObjectiveConfig()
+    network, default = small_network(), PixelMeanFlowOptions()
     draws = shape_draws(standard, default, 1.0)
     ours = PixelMeanFlow(default, num_classes=CLASSES).loss(network, images, labels, draws).total
-    theirs = reference_step(network, ObjectiveConfig(**change), CLASSES, images, labels, standard).loss
+    theirs = reference_step(network, PixelMeanFlowOptions(**change), CLASSES, images, labels, standard).loss
     assert worst_relative_error(gradients(ours, network), gradients(theirs, network)) > 1e5 * EXACT
 
 
 @pytest.mark.parametrize("derivative", ["jvp", "dual"])
 def test_the_derivative_leaves_no_graph_behind(derivative):
     images, labels, standard = inputs()
-    settings = ObjectiveConfig(derivative=derivative)
+    settings = PixelMeanFlowOptions(derivative=derivative)
     objective = PixelMeanFlow(settings, num_classes=CLASSES)
     step = objective.evaluate(small_network(), images, labels, shape_draws(standard, settings, 1.0))
-    assert step.velocities.u.requires_grad
-    assert not step.velocities.du_dt.requires_grad
+    assert step.u.requires_grad
+    assert not step.du_dt.requires_grad
     assert not step.v_g.requires_grad
-    assert not step.guidance.conditional.requires_grad
+    assert not step.v_c.requires_grad
 
 
 @pytest.mark.parametrize("derivative", ["jvp", "dual"])
 def test_autocast_trains_every_parameter(derivative):
     """Guidance runs without gradient inside the same autocast region; its cached casts must not reach the training."""
     images, labels, standard = inputs()
-    settings = ObjectiveConfig(derivative=derivative)
+    settings = PixelMeanFlowOptions(derivative=derivative)
     objective = PixelMeanFlow(settings, num_classes=CLASSES)
     draws = shape_draws(standard, settings, 1.0)
     network = small_network()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pmf.flow.options import ObjectiveConfig
+from pmf.flow.options import PixelMeanFlowOptions
 from pmf.flow.parameterization import (
     MIN_TIME,
     PARAMETERIZATIONS,
@@ -37,7 +37,7 @@ def tensors() -> tuple[Tensor, ...]:
 
 
 def test_every_name_of_the_config_is_in_the_table():
-    assert set(get_args(ObjectiveConfig.model_fields["parameterization"].annotation)) == set(PARAMETERIZATIONS)
+    assert set(get_args(PixelMeanFlowOptions.model_fields["parameterization"].annotation)) == set(PARAMETERIZATIONS)
 
 
 @pytest.mark.parametrize("name", PARAMETERIZATIONS)
@@ -71,7 +71,7 @@ def test_below_the_clip_an_image_is_divided_by_the_clip(name):
 @pytest.mark.parametrize("name", PRECONDITIONED)
 def test_the_output_that_solves_for_the_true_image_has_the_true_velocity(name):
     x, e, _, z, t = (tensor[:-1] for tensor in tensors())  # at t = 0 the output does not matter
-    parameterization = create_parameterization(ObjectiveConfig(parameterization=name, noise_scale=NOISE_SCALE))
+    parameterization = create_parameterization(name, NOISE_SCALE)
     assert isinstance(parameterization, PreconditionedPrediction)
     coefficients = parameterization.coefficients(t)
     target = (x - per_image(coefficients.skip) * z) / per_image(coefficients.out)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.reference_step import Fault, reference_step
 from pmf.flow.draws import StandardDraws, shape_draws
-from pmf.flow.options import ObjectiveConfig
+from pmf.flow.options import PixelMeanFlowOptions
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
 from tests.flow.small_step import (
     CLASSES,
@@ -59,7 +59,7 @@ def inputs_on(device: str) -> tuple[Tensor, Tensor, StandardDraws]:
 @pytest.mark.parametrize("device", DEVICES)
 def test_float64_gradients_are_those_of_the_literal_step(device, derivative):
     images, labels, standard = inputs_on(device)
-    settings, network = ObjectiveConfig(derivative=derivative), small_network().to(device)
+    settings, network = PixelMeanFlowOptions(derivative=derivative), small_network().to(device)
     objective, draws = PixelMeanFlow(settings, num_classes=CLASSES), shape_draws(standard, settings, 1.0)
     ours = gradients(objective.loss(network, images, labels, draws).total, network)
 
@@ -72,7 +72,9 @@ def test_float64_gradients_are_those_of_the_literal_step(device, derivative):
     assert worst_relative_error(ours, literal(derivative_factor=1.001)) > 1e5 * EXACT
 
 
-def gradient(device: str, precision: str, settings: ObjectiveConfig, gain: float, *, compiled: bool = False) -> Tensor:
+def gradient(
+    device: str, precision: str, settings: PixelMeanFlowOptions, gain: float, *, compiled: bool = False
+) -> Tensor:
     """Of all parameters, as one vector on the CPU."""
     torch._dynamo.reset()
     images, labels, standard = inputs_on(device)
@@ -89,7 +91,7 @@ def gradient(device: str, precision: str, settings: ObjectiveConfig, gain: float
 
 
 def error(device: str, precision: str, derivative: str, time_mean: float, gain: float, **form: bool) -> float:
-    settings = ObjectiveConfig(derivative=derivative, time_mean=time_mean)
+    settings = PixelMeanFlowOptions(derivative=derivative, time_mean=time_mean)
     with exact_float32():
         expected = gradient(device, "no", settings, gain)
         found = gradient(device, precision, settings, gain, **form)

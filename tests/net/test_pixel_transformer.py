@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
 from pmf.errors import UserError
 from pmf.net.attention import attention
 from pmf.net.dual import Dual
+from pmf.net.interface import Conditions, Tangent
 from pmf.net.layers import SwiGLU
 from pmf.net.pixel_transformer import PixelTransformer
 from pmf.net.sizes import SIZES, create_network
@@ -32,11 +35,12 @@ def network(**changes) -> PixelTransformer:
     return net
 
 
-def arguments(rows: int = 4) -> tuple[torch.Tensor, ...]:
+def arguments(rows: int = 4) -> tuple[torch.Tensor, Conditions]:
     generator = torch.Generator().manual_seed(1)
     z = torch.randn(rows, 3, 8, 8, generator=generator, dtype=torch.float64)
     h, omega, t_min, t_max = torch.rand(4, rows, generator=generator, dtype=torch.float64)
-    return z, h, 1 + omega, t_min, t_max, torch.randint(5, (rows,), generator=generator)
+    labels = torch.randint(5, (rows,), generator=generator)
+    return z, Conditions(t=h, h=h, omega=1 + omega, t_min=t_min, t_max=t_max, labels=labels)
 
 
 def test_only_the_heads_that_are_asked_for_are_computed():
@@ -65,31 +69,33 @@ def test_an_inference_network_has_no_v_head_and_the_same_u():
 
 @pytest.mark.parametrize("rows", [1, 3, 4])
 def test_the_dual_pass_is_the_derivative_of_the_last_rows(rows):
-    net, (z, h, *conditions) = network(), arguments()
+    net, (z, conditions) = network(), arguments()
     z_tangent = torch.randn(rows, 3, 8, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    outputs = net(z, h, *conditions, z_tangent=z_tangent)
-    last = [part[-rows:] for part in (z, h, *conditions)]
+    one = torch.ones(rows, dtype=torch.float64)
+    outputs = net(z, conditions, tangent=Tangent(z=z_tangent, t=one, h=one))
+    last_z, last = z[-rows:], conditions.last(rows)
 
     def u(z, h):
-        return net(z, h, *last[2:], heads="u").u
+        return net(z, dataclasses.replace(last, h=h), heads="u").u
 
-    _, expected = torch.func.jvp(u, (last[0], last[1]), (z_tangent, torch.ones_like(last[1])))
+    _, expected = torch.func.jvp(u, (last_z, last.h), (z_tangent, one))
     # float64, two ways of the same chain rule
     torch.testing.assert_close(outputs.u_tangent, expected.detach(), rtol=1e-11, atol=1e-11)
     epsilon = 1e-6
-    difference = (u(last[0] + epsilon * z_tangent, last[1] + epsilon) - u(*last[:2])) / epsilon
+    difference = (u(last_z + epsilon * z_tangent, last.h + epsilon) - u(last_z, last.h)) / epsilon
     # a one-sided difference is wrong by epsilon times the second derivative
     torch.testing.assert_close(outputs.u_tangent, difference.detach(), rtol=1e-3, atol=1e-3)
-    plain = net(z, h, *conditions)
+    plain = net(z, conditions)
     assert torch.equal(outputs.u, plain.u)
     assert torch.equal(outputs.v, plain.v)
 
 
 def test_the_dual_pass_gives_the_gradients_of_the_plain_one():
-    net, (z, *rest) = network(), arguments()
-    z_tangent = torch.ones_like(z[:2])
-    ours = torch.autograd.grad(net(z, *rest, z_tangent=z_tangent).u.square().sum(), net.u_blocks.parameters())
-    plain = torch.autograd.grad(net(z, *rest).u.square().sum(), net.u_blocks.parameters())
+    net, (z, conditions) = network(), arguments()
+    one = torch.ones(2, dtype=torch.float64)
+    tangent = Tangent(z=torch.ones_like(z[:2]), t=one, h=one)
+    ours = torch.autograd.grad(net(z, conditions, tangent=tangent).u.square().sum(), net.u_blocks.parameters())
+    plain = torch.autograd.grad(net(z, conditions).u.square().sum(), net.u_blocks.parameters())
     for a, b in zip(ours, plain, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)  # the same operations
 
@@ -120,9 +126,9 @@ def test_the_swiglu_is_its_formula_whatever_its_width(hidden):
 
 
 def test_condition_tokens_are_not_rotated_and_positions_matter():
-    net, (z, *rest) = network(), arguments()
-    plain = net(z, *rest, heads="u").u
-    shifted = net(z.roll(2, dims=-1), *rest, heads="u").u.roll(-2, dims=-1)
+    net, (z, conditions) = network(), arguments()
+    plain = net(z, conditions, heads="u").u
+    shifted = net(z.roll(2, dims=-1), conditions, heads="u").u.roll(-2, dims=-1)
     assert float((plain - shifted).detach().abs().max()) > 1e-2
     assert bool((net.rotation.cos[:20] == 1).all())
     assert bool((net.rotation.sin[:20] == 0).all())
@@ -133,8 +139,9 @@ def test_a_new_network_predicts_zero_and_is_a_function_of_its_generator():
         create_network("pmf_tiny_2", image_size=8, num_classes=4, generator=torch.Generator().manual_seed(seed))
         for seed in (1, 1, 2)
     )
-    z, *rest = (part.float() if part.is_floating_point() else part for part in arguments())
-    assert not a(z, *rest).u.any()
+    z, conditions = arguments()
+    numbers = {key: part.float() for key, part in vars(conditions).items() if part.is_floating_point()}
+    assert not a(z.float(), dataclasses.replace(conditions, **numbers)).u.any()
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
     assert not torch.equal(a.class_tokens, c.class_tokens)
 

@@ -6,10 +6,12 @@ import json
 
 import pytest
 import torch
+from torch import Tensor
 
 from pmf.checkpoint.official.names import official_name
-from pmf.flow.derivative import DERIVATIVES, FlowPoint
+from pmf.flow.derivative import DERIVATIVES
 from pmf.flow.parameterization import ImagePrediction
+from pmf.net.interface import Conditions
 from pmf.net.pixel_transformer import NUM_CONDITION_TOKENS, PixelTransformer
 from pmf.net.sizes import SIZES, create_network
 from tests.parity.golden import RELATIVE, Golden, build_network, golden_path, relative_error
@@ -17,11 +19,10 @@ from tests.parity.golden import RELATIVE, Golden, build_network, golden_path, re
 X = ImagePrediction()
 
 
-def load(name: str) -> tuple[Golden, PixelTransformer, FlowPoint]:
+def load(name: str) -> tuple[Golden, PixelTransformer, Tensor, Conditions]:
     golden = Golden(name)
     network = build_network(golden.meta["net"], golden.group("params/"), golden.meta.get("mlp_hidden"))
-    point = FlowPoint(
-        z=golden.image("in/x"),
+    conditions = Conditions(
         t=golden["in/t"],
         h=golden["in/h"],
         omega=golden["in/w"],
@@ -29,28 +30,28 @@ def load(name: str) -> tuple[Golden, PixelTransformer, FlowPoint]:
         t_max=golden["in/t_max"],
         labels=golden["in/y"].long(),
     )
-    return golden, network, point
+    return golden, network, golden.image("in/x"), conditions
 
 
 @pytest.mark.parametrize("name", ["A1_pmfdit_forward", "A2_pmfdit_forward", "A3_hsdp_forward_jvp"])
 def test_both_heads_equal_the_official_network(name):
-    golden, network, point = load(name)
-    outputs = network(point.z, point.h, *point.conditions())
-    assert relative_error(X.to_velocity(outputs.u, point.z, point.t), golden.image("out/u")) < RELATIVE
-    assert relative_error(X.to_velocity(outputs.v, point.z, point.t), golden.image("out/v")) < RELATIVE
+    golden, network, z, conditions = load(name)
+    outputs = network(z, conditions)
+    assert relative_error(X.to_velocity(outputs.u, z, conditions.t), golden.image("out/u")) < RELATIVE
+    assert relative_error(X.to_velocity(outputs.v, z, conditions.t), golden.image("out/v")) < RELATIVE
 
 
 @pytest.mark.parametrize("name", ["A1_pmfdit_forward", "A2_pmfdit_forward"])
 def test_every_stage_equals_the_official_network(name):
-    golden, network, point = load(name)
-    stages = {"mid/sequence": network._embed(point.z, point.h, *point.conditions())}
+    golden, network, z, conditions = load(name)
+    stages = {"mid/sequence": network._embed(z, conditions.h, conditions)}
     stages |= {
-        "mid/x_embedder": network.patch_embedding(point.z),
-        "mid/h_embedder": network.time_embedding(point.h),
-        "mid/omega_embedder": network.guidance_embedding(1 - 1 / point.omega),
-        "mid/cfg_t_start_embedder": network.interval_start_embedding(point.t_min),
-        "mid/cfg_t_end_embedder": network.interval_end_embedding(point.t_max),
-        "mid/y_embedder": network.label_embedding(point.labels),
+        "mid/x_embedder": network.patch_embedding(z),
+        "mid/h_embedder": network.time_embedding(conditions.h),
+        "mid/omega_embedder": network.guidance_embedding(1 - 1 / conditions.omega),
+        "mid/cfg_t_start_embedder": network.interval_start_embedding(conditions.t_min),
+        "mid/cfg_t_end_embedder": network.interval_end_embedding(conditions.t_max),
+        "mid/y_embedder": network.label_embedding(conditions.labels),
     }
 
     def record(key):
@@ -61,7 +62,7 @@ def test_every_stage_equals_the_official_network(name):
         for name, module in network.named_modules()
         if name.rpartition(".")[0] in ("shared_blocks", "u_blocks", "v_blocks")
     ]
-    network(point.z, point.h, *point.conditions())
+    network(z, conditions)
     for hook in hooks:
         hook.remove()
     recorded = [key for key in golden.arrays if key.startswith("mid/")]
@@ -72,7 +73,7 @@ def test_every_stage_equals_the_official_network(name):
 
 @pytest.mark.parametrize("name", ["A1_pmfdit_forward", "A2_pmfdit_forward"])
 def test_rotation_angles_equal_the_official_table(name):
-    golden, network, _ = load(name)
+    golden, network, _, _ = load(name)
     # cos and sin of float32 angles up to the grid's side: one unit in the last place.
     torch.testing.assert_close(network.rotation.cos[NUM_CONDITION_TOKENS:], golden["rope_freqs/re"], atol=1e-6, rtol=0)
     torch.testing.assert_close(network.rotation.sin[NUM_CONDITION_TOKENS:], golden["rope_freqs/im"], atol=1e-6, rtol=0)
@@ -80,11 +81,11 @@ def test_rotation_angles_equal_the_official_table(name):
 
 @pytest.mark.parametrize("derivative", DERIVATIVES)
 def test_derivative_equals_jax_jvp(derivative):
-    golden, network, point = load("A3_hsdp_forward_jvp")
-    velocities = DERIVATIVES[derivative](network, X, point, golden.image("tangent/x"))
-    assert relative_error(velocities.u, golden.image("out/u")) < RELATIVE
-    assert relative_error(velocities.du_dt, golden.image("out/du")) < RELATIVE
-    assert not velocities.du_dt.requires_grad
+    golden, network, z, conditions = load("A3_hsdp_forward_jvp")
+    u, _, du_dt = DERIVATIVES[derivative](network, X, z, conditions, (golden.image("tangent/x"), 0.0, 1.0))
+    assert relative_error(u, golden.image("out/u")) < RELATIVE
+    assert relative_error(du_dt, golden.image("out/du")) < RELATIVE
+    assert not du_dt.requires_grad
 
 
 @pytest.mark.parametrize("name", [name for name in SIZES if "tiny" not in name])

@@ -10,8 +10,8 @@ from torch import Tensor
 from pmf.checkpoint.official.names import official_name
 from pmf.flow.derivative import DERIVATIVES
 from pmf.flow.draws import Draws, StandardDraws, guidance_scales, sample_times, shape_draws
-from pmf.flow.guidance import guided_target
-from pmf.flow.options import ObjectiveConfig
+from pmf.flow.guidance import guided_velocity
+from pmf.flow.options import PixelMeanFlowOptions
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
 from pmf.net.pixel_transformer import PixelTransformer
 from tests.parity.golden import Golden, build_network, relative_error
@@ -23,9 +23,9 @@ FIELD = 1e-5
 GRADIENT = 1e-4
 
 
-def settings_of(meta: dict, derivative: str = "auto") -> ObjectiveConfig:
+def settings_of(meta: dict, derivative: str = "auto") -> PixelMeanFlowOptions:
     official = meta["defaults"]
-    return ObjectiveConfig(
+    return PixelMeanFlowOptions(
         derivative=derivative,
         data_proportion=official["data_proportion"],
         time_mean=official["P_mean"],
@@ -123,13 +123,13 @@ def test_every_field_equals_the_official_one(name, derivative):
     fields = {
         "z_t": (step.z, golden.image("mid/z_t")),
         "v_t": (step.v_t, golden.image("mid/v_t")),
-        "v_c": (step.guidance.conditional, golden.image("mid/v_c")[first:]),
-        "v_u": (step.guidance.unconditional, golden.image("mid/v_u")[rows]),
+        "v_c": (step.v_c[first:], golden.image("mid/v_c")[first:]),
+        "v_u": (step.v_u, golden.image("mid/v_u")[rows]),
         "v_g": (step.v_g, golden.image("mid/v_g")),
-        "u": (step.velocities.u, golden.image("mid/u")),
-        "v": (step.velocities.v, golden.image("mid/v")),
-        "du_dt": (step.velocities.du_dt, golden.image("mid/du_dt")[first:]),
-        "V": (step.compound, golden.image("mid/V")),
+        "u": (step.u, golden.image("mid/u")),
+        "v": (step.v, golden.image("mid/v")),
+        "du_dt": (step.du_dt, golden.image("mid/du_dt")[first:]),
+        "V": (step.V, golden.image("mid/V")),
     }
     for field, (ours, theirs) in fields.items():
         assert relative_error(ours, theirs) < FIELD, field
@@ -142,11 +142,11 @@ def test_loss_and_every_gradient_equal_the_official_ones(name, derivative):
     golden = case.golden
     terms = case.objective.loss(case.network, case.images, case.labels, case.draws)
     for ours, key in (
-        (terms.raw_u, "loss_u_raw_per_sample"),
-        (terms.raw_v, "loss_v_raw_per_sample"),
-        (terms.weighted_u, "loss_u_per_sample"),
-        (terms.weighted_v, "loss_v_per_sample"),
-        (terms.weighted_perceptual, "aux_per_sample"),
+        (terms.parts["raw_u"], "loss_u_raw_per_sample"),
+        (terms.parts["raw_v"], "loss_v_raw_per_sample"),
+        (terms.parts["weighted_u"], "loss_u_per_sample"),
+        (terms.parts["weighted_v"], "loss_v_per_sample"),
+        (terms.parts["weighted_perceptual"], "aux_per_sample"),
         (terms.total, "loss"),
         (terms.logs["loss_u"], "metric_loss_u"),
         (terms.logs["loss_v"], "metric_loss_v"),
@@ -183,7 +183,7 @@ def c_cases(prefix: str) -> list[str]:
 def test_times_equal_the_official_sampler(case):
     golden = Golden("C_samplers")
     meta = golden.meta["cases"][case]
-    settings = ObjectiveConfig(
+    settings = PixelMeanFlowOptions(
         time_mean=meta["P_mean"],
         time_std=meta["P_std"],
         data_proportion=meta["data_proportion"],
@@ -205,7 +205,7 @@ def test_logit_normal_times_equal_the_official_ones(case):
     standard = StandardDraws(
         **dict.fromkeys(StandardDraws.__dataclass_fields__, ones) | {"normal_t": normal, "normal_r": normal}
     )
-    settings = ObjectiveConfig(time_mean=meta["P_mean"], time_std=meta["P_std"])
+    settings = PixelMeanFlowOptions(time_mean=meta["P_mean"], time_std=meta["P_std"])
     times = sample_times(standard, settings, num_flow_matching=0)
     torch.testing.assert_close(times.t, golden.scalar(f"{case}/t"), atol=C_TOLERANCE, rtol=0)
 
@@ -233,7 +233,7 @@ def test_guidance_intervals_equal_the_official_ones():
             "normal_e": torch.zeros(rows, 1, 1, 1),
         }
     )
-    draws = shape_draws(standard, ObjectiveConfig(data_proportion=first / rows), 1.0)
+    draws = shape_draws(standard, PixelMeanFlowOptions(data_proportion=first / rows), 1.0)
     assert draws.num_flow_matching == first
     torch.testing.assert_close(draws.t_min, golden.scalar("cfg_interval/t_min")[order], atol=C_TOLERANCE, rtol=0)
     torch.testing.assert_close(draws.t_max, golden.scalar("cfg_interval/t_max")[order], atol=C_TOLERANCE, rtol=0)
@@ -252,7 +252,7 @@ def test_label_drop_equals_the_official_one(case):
         | {"uniform_drop": uniform, "uniform_omega": 0.5 * ones, "normal_e": torch.zeros(rows, 1, 1, 1)}
     )
     # All rows flow-matching: guidance is on everywhere, so only the drop decides which rows are guided.
-    settings = ObjectiveConfig(data_proportion=1.0, label_drop=meta["class_dropout_prob"])
+    settings = PixelMeanFlowOptions(data_proportion=1.0, label_drop=meta["class_dropout_prob"])
     draws = shape_draws(standard, settings, 1.0)
     dropped = labels.index_fill(0, draws.dropped_rows, meta["num_classes"])
     np.testing.assert_array_equal(dropped.numpy(), golden[f"{case}/labels"].numpy())
@@ -260,5 +260,5 @@ def test_label_drop_equals_the_official_one(case):
     v_t, guided = golden.image(f"{case}/v_t"), golden.image(f"{case}/v_g_in")
     # v_c - v_u chosen so that v_t + (1 - 1/omega) (v_c - v_u) is the stored guided velocity.
     v_c = (guided - v_t) / (1 - 1 / draws.omega)[:, None, None, None]
-    ours = guided_target(v_t, v_c, torch.zeros_like(v_c)[draws.unconditional_rows], draws)
+    ours = guided_velocity(v_t, v_c, torch.zeros_like(v_c)[draws.unconditional_rows], draws)
     torch.testing.assert_close(ours, golden.image(f"{case}/v_g"), atol=5e-6, rtol=0)  # a division and its inverse

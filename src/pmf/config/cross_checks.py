@@ -39,10 +39,8 @@ def cross_field_problems(config: Config, ema_names: Sequence[str]) -> list[tuple
                 f"is {optimizer.warmup_steps}, more than training.max_steps {training.max_steps}; lower it",
             )
         )
-    if training.compile and config.objective.derivative == "jvp":
-        problems.append(("objective.derivative", "is jvp, which cannot pass compiled blocks; use dual or auto"))
-    if training.parallel != "ddp" and config.objective.derivative == "jvp":
-        problems.append(("objective.derivative", "is jvp, which needs training.parallel: ddp; use dual or auto"))
+    of_objective = config.objective.problems(compiled=training.compile, parallel=training.parallel)
+    problems += [(f"objective.{key}", problem) for key, problem in of_objective]
     if training.parallel != "ddp" and training.mixed_precision == "fp16":
         problems.append(("training.mixed_precision", "is fp16, which needs training.parallel: ddp; use bf16 or no"))
     if training.shard_size and training.parallel != "hsdp":

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from pmf.options import FLOAT, number
+from pmf.options import FLOAT, Section, number
 
 # What one value is called, what several are, and an example.
 WORDS: dict[Any, tuple[str, str, str]] = {
@@ -36,9 +36,10 @@ def find_option(model: type[BaseModel], key: str) -> FieldInfo | None:
     return next((option for option in found if option is not None), None)
 
 
-def sections(annotation: Any) -> list[type[BaseModel]]:
-    """The models among the types of an annotation."""
-    return [kind for kind in _kinds(annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)]
+def sections(annotation: Any) -> list[type[Section]]:
+    """The sections that an annotation admits."""
+    declared = [kind for kind in _kinds(annotation) if isinstance(kind, type) and issubclass(kind, Section)]
+    return [section for kind in declared for section in kind.alternatives()]
 
 
 def read_value(option: FieldInfo, key: str, text: str) -> Any:

@@ -1,6 +1,8 @@
 """Every option of a run: typed, documented, checked. The defaults are the paper's pMF-B/16 recipe.
 
-A YAML under ``configs/`` states only what differs. Reading files is ``configfile.py``'s work; this module
+The sections of a single room stand in that room's ``options.py``; those of the run as a whole stand here.
+
+A YAML under ``configs/`` states only what differs. Reading files is ``yaml_file.py``'s work; this module
 imports neither torch nor yaml, so that a typo is reported in milliseconds.
 """
 
@@ -8,12 +10,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, FiniteFloat, model_validator
+from pydantic import BeforeValidator, Field, FiniteFloat, SerializeAsAny, model_validator
 
 from pmf.config.cross_checks import cross_field_problems
 from pmf.data.options import DataConfig
 from pmf.errors import CrossFieldError
-from pmf.flow.options import ObjectiveConfig
+from pmf.flow.objective import ObjectiveOptions, default_options, read_options
 from pmf.net.options import ModelConfig
 from pmf.optim.options import EmaConfig, OptimizerConfig, ema_names
 from pmf.options import (
@@ -124,7 +126,9 @@ class Config(Section):
     """One run."""
 
     model: ModelConfig = ModelConfig()
-    objective: ObjectiveConfig = ObjectiveConfig()
+    objective: Annotated[SerializeAsAny[ObjectiveOptions], BeforeValidator(read_options)] = Field(
+        default_factory=default_options
+    )
     perceptual: PerceptualConfig = PerceptualConfig()
     data: DataConfig = DataConfig()
     training: TrainingConfig = TrainingConfig()

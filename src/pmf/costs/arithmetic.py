@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from pmf.flow.draws import StandardDraws, draw_scalars, shape_draws
-from pmf.flow.options import ObjectiveConfig
+from pmf.flow.options import PixelMeanFlowOptions
 from pmf.net.layers import Block, PatchOutput, ScalarEmbedding
 from pmf.net.pixel_transformer import NUM_CONDITION_TOKENS, PixelTransformer
 from pmf.perceptual.distances import PerceptualDistances
@@ -115,7 +115,7 @@ def perceptual_flops(distances: PerceptualDistances, channels: int) -> int:
 
 
 def expected_shares(
-    settings: ObjectiveConfig, perceptual_max_t: float, *, micro_batch_size: int = NUM_ROWS
+    settings: PixelMeanFlowOptions, perceptual_max_t: float, *, micro_batch_size: int = NUM_ROWS
 ) -> RowShares:
     """Average shares under the distributions of the draws, from about 65,536 rows.
 

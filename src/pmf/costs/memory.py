@@ -119,7 +119,7 @@ class MemoryEstimator:
         # Torch's own jvp does not run on fake tensors (torch 2.11).
         # It saves what the dual form saves; its peak is higher.
         self._objective = PixelMeanFlow(
-            config.objective.model_copy(update={"derivative": "dual"}),
+            config.objective.model_copy(update={"derivative": "dual"}),  # type: ignore[arg-type]
             num_classes=config.data.num_classes,
             perceptual=perceptual,
             perceptual_max_t=config.perceptual.max_t,

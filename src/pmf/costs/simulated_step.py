@@ -89,7 +89,7 @@ def act_out(
         normal_e=torch.zeros(micro_batch_size, 0, 0, 0),
         uniform_crop=torch.zeros(micro_batch_size, 4),
     )
-    draws = shape_draws(standard, config.objective, config.perceptual.max_t)
+    draws = shape_draws(standard, objective.settings, config.perceptual.max_t)
     with mode:
         images = torch.empty(micro_batch_size, data.channels, data.image_size, data.image_size)
         values = {field.name: getattr(draws, field.name) for field in fields(draws)}

@@ -23,6 +23,7 @@ from pmf.evaluation.image_sets import DataImages, FlatFolder, stream
 from pmf.evaluation.meter import FidelityMeter, Measured
 from pmf.evaluation.npz_images import ARRAY, NpzImages
 from pmf.files import read_object
+from pmf.flow.objective import create_objective
 from pmf.generation.command import Sampler, SamplingRequest, open_sampler, write_samples
 from pmf.generation.folder import generate_batches
 from pmf.generation.plan import ImageBatch
@@ -193,7 +194,8 @@ def _below(path: Path, data: DataConfig, world: World) -> Subject | None:
 
 
 def _generation_record(sampler: Sampler, request: SamplingRequest) -> dict[str, Any]:
-    plan = sampler.plan
+    plan, config = sampler.plan, sampler.config
+    objective = create_objective(config.objective, num_classes=config.data.num_classes)
     return {
         "checkpoint": str(request.checkpoint),
         "checkpoint_sha256": sampler.saved.sha256,
@@ -204,7 +206,7 @@ def _generation_record(sampler: Sampler, request: SamplingRequest) -> dict[str, 
         "num_steps": plan.num_steps,
         "omega": plan.omega,
         "interval": list(plan.interval),
-        "noise_scale": sampler.config.objective.noise_scale,
+        "noise_scale": objective.noise_scale,
         "rounding": ROUNDING,
     }
 

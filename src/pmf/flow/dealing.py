@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pmf.flow.draws import StandardScalars, active_scale, sample_guidance, sample_label_drop, sample_times
-from pmf.flow.options import ObjectiveConfig
+from pmf.flow.options import PixelMeanFlowOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class _MicroBatch:
 
 def deal(
     scalars: StandardScalars,
-    settings: ObjectiveConfig,
+    settings: PixelMeanFlowOptions,
     perceptual_max_t: float,
     num_micro_batches: int,
     wanted: Sequence[int],
@@ -96,7 +96,7 @@ def deal(
 
 
 def _needs(
-    scalars: StandardScalars, settings: ObjectiveConfig, perceptual_max_t: float, num_flow_matching: int
+    scalars: StandardScalars, settings: PixelMeanFlowOptions, perceptual_max_t: float, num_flow_matching: int
 ) -> _Needs:
     """What the rows need. If the first rows are dropped, which of the flow-matching ones need v_u is settled there."""
     times = sample_times(scalars, settings, num_flow_matching)

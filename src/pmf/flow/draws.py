@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pmf.flow.options import ObjectiveConfig
+from pmf.flow.options import PixelMeanFlowOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +123,7 @@ def draw_standard(images: Tensor, generator: torch.Generator, scalars: StandardS
     return StandardDraws(**vars(scalars), normal_e=normal_e, uniform_crop=uniform_crop)
 
 
-def shape_draws(standard: StandardDraws, settings: ObjectiveConfig, perceptual_max_t: float) -> Draws:
+def shape_draws(standard: StandardDraws, settings: PixelMeanFlowOptions, perceptual_max_t: float) -> Draws:
     """The distributions of the method from standard normals and uniforms; deterministic."""
     num_flow_matching = int(standard.normal_t.shape[0] * settings.data_proportion)
     dropped = sample_label_drop(standard, settings)
@@ -152,7 +152,7 @@ def shape_draws(standard: StandardDraws, settings: ObjectiveConfig, perceptual_m
     )
 
 
-def sample_times(standard: StandardScalars, settings: ObjectiveConfig, num_flow_matching: int) -> Times:
+def sample_times(standard: StandardScalars, settings: PixelMeanFlowOptions, num_flow_matching: int) -> Times:
     """Two logit-normal times, or with some probability two uniform ones; r := t on FM rows, then sorted.
 
     The official order matters: because r := t comes before the sorting, an FM row's t is one draw and not the larger
@@ -169,7 +169,7 @@ def sample_times(standard: StandardScalars, settings: ObjectiveConfig, num_flow_
     return Times(t=torch.maximum(t, r), r=torch.minimum(t, r))
 
 
-def sample_guidance(standard: StandardScalars, settings: ObjectiveConfig, num_flow_matching: int) -> Guidance:
+def sample_guidance(standard: StandardScalars, settings: PixelMeanFlowOptions, num_flow_matching: int) -> Guidance:
     """A scale and an interval around t = 0.5 for each row; FM rows get the whole of [0, 1]."""
     omega = guidance_scales(standard.uniform_omega, settings.guidance_beta, settings.guidance_max)
     t_min, t_max = 0.5 * standard.uniform_t_min, 0.5 + 0.5 * standard.uniform_t_max
@@ -177,7 +177,7 @@ def sample_guidance(standard: StandardScalars, settings: ObjectiveConfig, num_fl
     return Guidance(omega=omega, t_min=t_min, t_max=t_max)
 
 
-def sample_label_drop(standard: StandardScalars, settings: ObjectiveConfig) -> Tensor:
+def sample_label_drop(standard: StandardScalars, settings: PixelMeanFlowOptions) -> Tensor:
     """Which rows lose their label, (B,) bool: as many of the first rows as there are successes, or the successes."""
     dropped = standard.uniform_drop < settings.label_drop
     if settings.label_drop_rows == "first":

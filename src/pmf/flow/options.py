@@ -1,4 +1,4 @@
-"""Options of the objectives: the objective section."""
+"""The options of each method: what stands in the objective section of its configs. Needs no torch."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ from typing import Literal
 
 from pydantic import FiniteFloat
 
-from pmf.options import Fraction, NonNegativeFloat, PositiveFloat, Section
+from pmf.flow.objective import ObjectiveOptions
+from pmf.options import Fraction, NonNegativeFloat, PositiveFloat
 
 
-class ObjectiveConfig(Section):
-    """The training objective: times, noise, guidance, weighting."""
+class PixelMeanFlowOptions(ObjectiveOptions):
+    """Pixel mean flows: times, noise, guidance, weighting. The defaults are those of the paper's pMF-B/16."""
+
+    name: Literal["pmf"] = "pmf"
+    """Pixel mean flows (arXiv 2601.22158)."""
 
     parameterization: Literal["x", "u", "linear", "edm", "scm"] = "x"
     """What the heads predict: the image (the paper's choice), the velocity, or the image behind a pre-conditioner."""
@@ -40,3 +44,12 @@ class ObjectiveConfig(Section):
     """Exponent p of the adaptive weight 1 / (loss + epsilon)^p."""
     adaptive_epsilon: PositiveFloat = 0.01
     """The epsilon of the adaptive weight."""
+
+    def problems(self, *, compiled: bool, parallel: str) -> list[tuple[str, str]]:
+        """See :class:`ObjectiveOptions`: torch.func.jvp runs on plain modules alone."""
+        found = []
+        if compiled and self.derivative == "jvp":
+            found.append(("derivative", "is jvp, which cannot pass compiled blocks; use dual or auto"))
+        if parallel != "ddp" and self.derivative == "jvp":
+            found.append(("derivative", "is jvp, which needs training.parallel: ddp; use dual or auto"))
+        return found

@@ -13,8 +13,6 @@ from typing import Protocol
 
 from torch import Tensor
 
-from pmf.flow.options import ObjectiveConfig
-
 MIN_TIME = 0.05
 """Below it the division by t is frozen (official models/pmfDiT.py); this is the only place that knows."""
 
@@ -128,9 +126,9 @@ PARAMETERIZATIONS: dict[str, Callable[[float], Parameterization]] = {
 }
 
 
-def create_parameterization(settings: ObjectiveConfig) -> Parameterization:
-    """The parameterization of a run."""
-    return PARAMETERIZATIONS[settings.parameterization](settings.noise_scale)
+def create_parameterization(name: str, noise_scale: float) -> Parameterization:
+    """A row of ``PARAMETERIZATIONS``, for noise of this standard deviation."""
+    return PARAMETERIZATIONS[name](noise_scale)
 
 
 def per_image(scalar: Tensor) -> Tensor:

@@ -1,89 +1,67 @@
-"""The pixel mean flow objective (pMF section 3; official pmf.py forward).
+"""The pixel mean flow step: pMF, arXiv 2601.22158, section 3 and algorithm 1 (official pmf.py, forward).
 
-x: image in [-1, 1]; e: noise; t in [0, 1], 1 is noise; r <= t; z = (1 - t) x + t e;
-u(z, r, t): average velocity over [r, t]; v: instantaneous velocity; V = u + (t - r) du/dt;
-v_t, v_g: velocity of the true image, and with guidance; v_c, v_u: predicted with label and without.
+    t, r, omega, t_min, t_max, e    drawn: times r <= t, guidance scale and interval, noise    shape_draws
+    z    = (1 - t) x + t e          image x and noise, mixed: z = x at t = 0
+    v_t  = (z - x) / t              the velocity of the true image                             true_velocity
+    v_c  = v(z, t, label)           the velocity that the network predicts by its v head,
+    v_u  = v(z, t, no label)        without gradient                                           predicted_velocities
+    v_g  = v_t + (1 - 1 / omega) (v_c - v_u)    the guided target                              guided_velocity
+    u, v, du/dt = u(z, r, t), v(z, t), and the derivative of u along (dz, dr, dt) = (v_c, 0, 1)    derivative
+    V    = u + (t - r) stopgrad(du/dt)
+    loss = |V - v_g|^2 + |v - v_g|^2, each divided by stopgrad(itself + epsilon)^p             _adaptive
+           + distances of the denoised image z - t u from x, on rows with small t              _perceptual
 
+u(z, r, t) is the average velocity over [r, t], v(z, t) the one at t; the network predicts the image of either, which
+``to_velocity`` turns into a velocity. F rows of each micro-batch are plain flow matching: r = t, so V = u.
 To change the loss, change this file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from pmf.flow.dealing import deal
-from pmf.flow.derivative import DERIVATIVES, FlowPoint, Velocities
+from pmf.flow.derivative import DERIVATIVES, require_derivative
 from pmf.flow.draws import Draws, StandardScalars, draw_scalars, draw_standard, shape_draws
-from pmf.flow.guidance import GuidanceVelocities, guidance_velocities, guided_target
-from pmf.flow.network import Network
-from pmf.flow.options import ObjectiveConfig
+from pmf.flow.guidance import guided_velocity, predicted_velocities
+from pmf.flow.objective import LossTerms, Objective, PerceptualDistances
+from pmf.flow.options import PixelMeanFlowOptions
 from pmf.flow.parameterization import create_parameterization, per_image
-
-
-class PerceptualDistances(Protocol):
-    """Distances between denoised images and the true ones, by name.
-
-    Attributes:
-        factors: what each distance, after its adaptive weight, is multiplied with in the loss.
-    """
-
-    factors: Mapping[str, float]
-
-    def __call__(self, prediction: Tensor, image: Tensor, uniform_crop: Tensor) -> Mapping[str, Tensor]:
-        """Two batches (P, C, H, W) in [-1, 1] and (P, 4) uniforms of a crop to (P,) by name; gradients to the first."""
+from pmf.flow.sampler import generate
+from pmf.net.interface import Conditions, Network
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """Every field of the step before the loss; (B, C, H, W) unless said.
+class Fields:
+    """The letters of the page above, (B, C, H, W) unless said; only u, v and V have a graph.
 
     Attributes:
-        guidance: v_c and v_u of the rows of the guidance pass.
-        velocities: u, v and, for the rows with r < t, du/dt.
-        compound: V = u + (t - r) stopgrad(du/dt).
-        v_t: velocity of the true image.
-        v_g: guided target, after the label drop; without graph.
+        v_u: (U, C, H, W), of ``draws.unconditional_rows``.
+        v_g: after the label drop.
+        du_dt: (B - F, C, H, W), of the rows after the F flow-matching ones.
     """
 
     z: Tensor
     v_t: Tensor
-    guidance: GuidanceVelocities
-    velocities: Velocities
-    compound: Tensor
+    v_c: Tensor
+    v_u: Tensor
     v_g: Tensor
+    u: Tensor
+    v: Tensor
+    du_dt: Tensor
+    V: Tensor
 
 
-@dataclass(frozen=True, kw_only=True)
-class LossTerms:
-    """What a step minimises and what is worth watching.
-
-    Attributes:
-        total: scalar with graph. With the adaptive weight it stays near 2 whatever happens; watch the raw parts.
-        raw_u, raw_v: (B,) squared errors summed over channels and pixels, before the adaptive weight.
-        weighted_u, weighted_v, weighted_perceptual: (B,) after it.
-        logs: detached scalars; ``loss_u`` and ``loss_v`` are plain means over all elements.
-    """
-
-    total: Tensor
-    raw_u: Tensor
-    raw_v: Tensor
-    weighted_u: Tensor
-    weighted_v: Tensor
-    weighted_perceptual: Tensor
-    logs: dict[str, Tensor]
-
-
-class PixelMeanFlow:
-    """Draws, then a deterministic loss of network, images, labels and draws."""
+class PixelMeanFlow(Objective[StandardScalars, Draws]):
+    """The objective of pMF, and of its ablations; see :class:`pmf.flow.objective.Objective`."""
 
     def __init__(
         self,
-        settings: ObjectiveConfig,
+        settings: PixelMeanFlowOptions,
         *,
         num_classes: int,
         perceptual: PerceptualDistances | None = None,
@@ -91,94 +69,102 @@ class PixelMeanFlow:
         static_shapes: bool = False,
     ) -> None:
         self.settings = settings
+        self.noise_scale = settings.noise_scale
         self.static_shapes = static_shapes
         self.null_label = num_classes
         self.perceptual = perceptual
         self.perceptual_max_t = perceptual_max_t
-        self.parameterization = create_parameterization(settings)
+        self.parameterization = create_parameterization(settings.parameterization, settings.noise_scale)
         self.derivative = DERIVATIVES[settings.derivative]
 
-    def draw(self, images: Tensor, generator: torch.Generator, scalars: StandardScalars | None = None) -> Draws:
-        """Draw every random number of one micro-batch.
+    def require_network(self, network: Network, *, compiled: bool, parallel: str) -> None:
+        """Whether the network has the derivative that the options ask for; see :func:`require_derivative`."""
+        require_derivative(network, self.settings.derivative, compiled=compiled, parallel=parallel)
 
-        Args:
-            images: (B, C, H, W) in [-1, 1].
-            generator: on the CPU; a function of (seed, step, micro-batch).
-            scalars: the micro-batch's part of :meth:`draw_rows`; only the noise is drawn then.
-        """
+    def draw(self, images: Tensor, generator: torch.Generator, scalars: StandardScalars | None = None) -> Draws:
+        """Every random number of one micro-batch."""
         return shape_draws(draw_standard(images, generator, scalars), self.settings, self.perceptual_max_t)
 
     def draw_rows(
         self, rows: int, num_micro_batches: int, wanted: Sequence[int], generator: torch.Generator
     ) -> list[StandardScalars]:
-        """Draw a global batch and deal its rows to micro-batches that all have equally much to do.
-
-        Args:
-            wanted: the micro-batches to return.
-            generator: on the CPU; a function of (seed, step).
-        """
+        """The scalars of a global batch, dealt so that no micro-batch has more to do than another."""
         return deal(draw_scalars(rows, generator), self.settings, self.perceptual_max_t, num_micro_batches, wanted)
 
     def loss(self, network: Network, images: Tensor, labels: Tensor, draws: Draws) -> LossTerms:
-        """The loss of one micro-batch, deterministic.
+        """The loss of one micro-batch.
 
-        Args:
-            images: (B, C, H, W) in [-1, 1].
-            labels: (B,) int64 in [0, num_classes).
+        Returns:
+            ``total`` stays near 2 whatever happens, because of the adaptive weight; watch ``loss_u`` and ``loss_v`` of
+            ``logs``, the plain means over all elements. ``parts`` are raw_u and raw_v, the squared errors summed over
+            channels and pixels, and weighted_u, weighted_v and weighted_perceptual, after the adaptive weight.
         """
-        step = self.evaluate(network, images, labels, draws)
-        raw_u = (step.compound - step.v_g).square().sum((1, 2, 3))
-        raw_v = (step.velocities.v - step.v_g).square().sum((1, 2, 3))
+        fields = self.evaluate(network, images, labels, draws)
+        raw_u = (fields.V - fields.v_g).square().sum((1, 2, 3))
+        raw_v = (fields.v - fields.v_g).square().sum((1, 2, 3))
         weighted_u, weighted_v = self._adaptive(raw_u), self._adaptive(raw_v)
         logs = {
             "loss_u": raw_u.detach().mean() / images[0].numel(),
             "loss_v": raw_v.detach().mean() / images[0].numel(),
         }
-        weighted_perceptual = self._perceptual(step, images, draws, logs)
+        weighted_perceptual = self._perceptual(fields, images, draws, logs)
         total = (weighted_u + weighted_v + weighted_perceptual).mean()
         return LossTerms(
             total=total,
-            raw_u=raw_u,
-            raw_v=raw_v,
-            weighted_u=weighted_u,
-            weighted_v=weighted_v,
-            weighted_perceptual=weighted_perceptual,
             logs={"loss": total.detach(), **logs},
+            parts={
+                "raw_u": raw_u,
+                "raw_v": raw_v,
+                "weighted_u": weighted_u,
+                "weighted_v": weighted_v,
+                "weighted_perceptual": weighted_perceptual,
+            },
         )
 
-    def evaluate(self, network: Network, images: Tensor, labels: Tensor, draws: Draws) -> Evaluation:
+    def evaluate(self, network: Network, images: Tensor, labels: Tensor, draws: Draws) -> Fields:
         """Run the network where the loss needs it; see :meth:`loss` for the arguments."""
-        z = (1 - per_image(draws.t)) * images + per_image(draws.t) * draws.e
-        v_t = self.parameterization.true_velocity(images, draws.e, z, draws.t)
-        guidance = guidance_velocities(
+        x, e, t, r, F = images, draws.e, draws.t, draws.r, draws.num_flow_matching
+        z = (1 - per_image(t)) * x + per_image(t) * e
+        v_t = self.parameterization.true_velocity(x, e, z, t)
+        v_c, v_u = predicted_velocities(
             network, self.parameterization, z, labels, self.null_label, draws, static_shapes=self.static_shapes
         )
-        point = FlowPoint(
-            z=z,
-            t=draws.t,
-            h=draws.t - draws.r,
+        conditions = Conditions(
+            t=t,
+            h=t - r,
             omega=draws.omega,
             t_min=draws.t_min,
             t_max=draws.t_max,
             labels=labels.index_fill(0, draws.dropped_rows, self.null_label),
         )
-        velocities = self.derivative(network, self.parameterization, point, guidance.conditional)
-
-        first = draws.num_flow_matching
-        compound = torch.cat(
-            (velocities.u[:first], velocities.u[first:] + per_image(point.h[first:]) * velocities.du_dt)
-        )
+        u, v, du_dt = self.derivative(network, self.parameterization, z, conditions, (v_c, 0.0, 1.0))
+        V = torch.cat((u[:F], u[F:] + per_image((t - r)[F:]) * du_dt))
         # On the flow-matching rows the training pass had the inputs of the conditional guidance pass, but for dropped
         # labels, and rows without a label are not guided.
-        v_c = torch.cat((velocities.v[:first].detach(), guidance.conditional))
-        v_g = guided_target(v_t, v_c, guidance.unconditional, draws)
-        return Evaluation(z=z, v_t=v_t, guidance=guidance, velocities=velocities, compound=compound, v_g=v_g)
+        v_c = torch.cat((v[:F].detach(), v_c))
+        v_g = guided_velocity(v_t, v_c, v_u, draws)
+        return Fields(z=z, v_t=v_t, v_c=v_c, v_u=v_u, v_g=v_g, u=u, v=v, du_dt=du_dt, V=V)
+
+    def generate(
+        self,
+        network: Network,
+        noise: Tensor,
+        labels: Tensor,
+        *,
+        omega: float,
+        interval: tuple[float, float],
+        num_steps: int,
+    ) -> Tensor:
+        """Noise to images, in ``num_steps`` equal steps of t from 1 to 0; see :func:`pmf.flow.sampler.generate`."""
+        return generate(
+            network, self.parameterization, noise, labels, omega=omega, interval=interval, num_steps=num_steps
+        )
 
     def _adaptive(self, loss: Tensor) -> Tensor:
         """Loss over stopgrad((loss + epsilon)^p), per row (MeanFlow section 4.3)."""
         return loss / (loss.detach() + self.settings.adaptive_epsilon) ** self.settings.adaptive_power
 
-    def _perceptual(self, step: Evaluation, images: Tensor, draws: Draws, logs: dict[str, Tensor]) -> Tensor:
+    def _perceptual(self, fields: Fields, images: Tensor, draws: Draws, logs: dict[str, Tensor]) -> Tensor:
         """Weighted distances of the denoised image z - t u, on the rows below the time threshold; 0 on others: (B,)."""
         rows = draws.perceptual_rows
         total = images.new_zeros(images.shape[0])
@@ -188,7 +174,7 @@ class PixelMeanFlow:
         logs |= {f"loss_{name}": total.new_zeros(()) for name in factors}  # on every rank, every time
         if not len(rows):
             return total
-        denoised = step.z[rows] - per_image(draws.t[rows]) * step.velocities.u[rows]
+        denoised = fields.z[rows] - per_image(draws.t[rows]) * fields.u[rows]
         for name, distance in self.perceptual(denoised, images[rows], draws.uniform_crop).items():
             logs[f"loss_{name}"] = distance.detach().sum() / images.shape[0]
             total = total.index_add(0, rows, factors[name] * self._adaptive(distance))

@@ -7,8 +7,8 @@ import itertools
 import torch
 from torch import Tensor
 
-from pmf.flow.network import Network, head
 from pmf.flow.parameterization import Parameterization
+from pmf.net.interface import Network, constant_conditions, head
 
 
 @torch.no_grad()
@@ -35,9 +35,9 @@ def generate(
         (B, C, H, W) images, in [-1, 1] up to overshoot.
     """
     z = noise
-    one = torch.ones_like(z[:, 0, 0, 0])
     times = torch.linspace(1.0, 0.0, num_steps + 1, dtype=z.dtype).tolist()
     for t, r in itertools.pairwise(times):
-        output = network(z, one * (t - r), one * omega, one * interval[0], one * interval[1], labels, heads="u")
-        z = z - (t - r) * parameterization.to_velocity(head(output.u), z, one * t)
+        conditions = constant_conditions(labels, z, t=t, h=t - r, omega=omega, t_min=interval[0], t_max=interval[1])
+        output = network(z, conditions, heads="u")
+        z = z - (t - r) * parameterization.to_velocity(head(output.u), z, conditions.t)
     return z

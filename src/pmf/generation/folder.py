@@ -18,11 +18,10 @@ from pmf.data.image_files import is_hidden
 from pmf.distributed.world import World
 from pmf.errors import NotFiniteError, UserError
 from pmf.files import RIGHTS, read_object, writing
-from pmf.flow.network import Network
-from pmf.flow.parameterization import create_parameterization
-from pmf.flow.sampler import generate
+from pmf.flow.objective import create_objective
 from pmf.generation.pictures import contact_sheet, save_png
 from pmf.generation.plan import ImageBatch, SamplingPlan, image_noise
+from pmf.net.interface import Network
 
 NUM_ENCODERS = 4
 
@@ -39,12 +38,10 @@ def sample_images(
         NotFiniteError: naming the first image that holds NaN or infinity, which would become black or white pixels.
     """
     data = config.data
-    noise = image_noise(
-        plan.seed, indices, (data.channels, data.image_size, data.image_size), config.objective.noise_scale
-    )
-    images = generate(
+    objective = create_objective(config.objective, num_classes=data.num_classes)
+    noise = image_noise(plan.seed, indices, (data.channels, data.image_size, data.image_size), objective.noise_scale)
+    images = objective.generate(
         network,
-        create_parameterization(config.objective),
         noise.to(device),
         torch.tensor([plan.label(index) for index in indices], device=device),
         omega=plan.omega,

@@ -8,13 +8,12 @@ outputs mean is the parameterization's business (pmf/flow/parameterization.py), 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from pmf.net.dual import Dual, Operand, add, concatenate, map_linear, value_of
+from pmf.net.interface import Conditions, HeadOutputs, Heads, Tangent
 from pmf.net.layers import Block, PatchEmbedding, PatchOutput, Rotation, ScalarEmbedding
 
 NUM_CLASS_TOKENS = 8
@@ -23,28 +22,12 @@ NUM_INTERVAL_TOKENS = 2  # at either end
 NUM_TIME_TOKENS = 4
 NUM_CONDITION_TOKENS = NUM_CLASS_TOKENS + NUM_GUIDANCE_TOKENS + 2 * NUM_INTERVAL_TOKENS + NUM_TIME_TOKENS
 
-Heads = Literal["u", "v", "uv"]
-
-
-@dataclass
-class HeadOutputs:
-    """What the heads that were asked for say; the others are None.
-
-    Attributes:
-        u, v: (B, C, H, W).
-        u_tangent: (K, C, H, W), derivative of u's last K rows, without a graph; None unless a tangent was given.
-    """
-
-    u: Tensor | None = None
-    v: Tensor | None = None
-    u_tangent: Tensor | None = None
-
 
 class PixelTransformer(nn.Module):
     """Images and conditions to images; knows nothing of losses, guidance or time sampling."""
 
     carries_tangents = True
-    """What ``objective.derivative: auto`` asks for; see ``z_tangent`` of :meth:`forward`."""
+    """It takes the ``tangent`` of :meth:`forward`."""
 
     def __init__(
         self,
@@ -131,25 +114,14 @@ class PixelTransformer(nn.Module):
                 parameter.normal_(0, scale / math.sqrt(parameter.shape[1]), generator=generator)
 
     def forward(
-        self,
-        z: Tensor,
-        h: Tensor,
-        omega: Tensor,
-        t_min: Tensor,
-        t_max: Tensor,
-        labels: Tensor,
-        heads: Heads = "uv",
-        z_tangent: Tensor | None = None,
+        self, z: Tensor, conditions: Conditions, heads: Heads = "uv", tangent: Tangent | None = None
     ) -> HeadOutputs:
         """Run the heads that are asked for.
 
         Args:
             z: (B, C, H, W) noisy images.
-            h: (B,) t - r.
-            omega: (B,) guidance scale, >= 1.
-            t_min, t_max: (B,) guidance interval.
-            labels: (B,) int64 in [0, num_classes]; num_classes is the null label.
-            z_tangent: (K, C, H, W). If given, u's derivative along (z_tangent, dh = 1) for the last K rows comes too.
+            conditions: all but t are used.
+            tangent: if given, u's derivative along it comes too, for the last K rows; its t is not used.
 
         Raises:
             ValueError: the v head is asked of a network built for inference.
@@ -157,10 +129,10 @@ class PixelTransformer(nn.Module):
         if self.v_blocks is None and "v" in heads:
             raise ValueError("this network was built for inference and has no v head")
         image: Operand = z
-        time: Operand = h
-        if z_tangent is not None:
-            image, time = Dual(z, z_tangent), Dual(h, torch.ones_like(h[: z_tangent.shape[0]]))
-        x = self._embed(image, time, omega, t_min, t_max, labels)  # (B, T, width)
+        h: Operand = conditions.h
+        if tangent is not None:
+            image, h = Dual(z, tangent.z), Dual(conditions.h, tangent.h)
+        x = self._embed(image, h, conditions)  # (B, T, width)
         for block in self.shared_blocks:
             x = block(x, self.rotation)
         outputs = HeadOutputs()
@@ -190,18 +162,16 @@ class PixelTransformer(nn.Module):
             if isinstance(module, Block):
                 module.checkpointed = True
 
-    def _embed(
-        self, image: Operand, h: Operand, omega: Tensor, t_min: Tensor, t_max: Tensor, labels: Tensor
-    ) -> Operand:
+    def _embed(self, image: Operand, h: Operand, conditions: Conditions) -> Operand:
         """Condition tokens, then patches: (B, T, width)."""
-        conditions = [
-            (self.class_tokens, self.label_embedding(labels)),
-            (self.guidance_tokens, self.guidance_embedding(1 - 1 / omega)),
-            (self.interval_start_tokens, self.interval_start_embedding(t_min)),
-            (self.interval_end_tokens, self.interval_end_embedding(t_max)),
+        embedded = [
+            (self.class_tokens, self.label_embedding(conditions.labels)),
+            (self.guidance_tokens, self.guidance_embedding(1 - 1 / conditions.omega)),
+            (self.interval_start_tokens, self.interval_start_embedding(conditions.t_min)),
+            (self.interval_end_tokens, self.interval_end_embedding(conditions.t_max)),
             (self.time_tokens, self.time_embedding(h)),
         ]
-        groups = [add(map_linear(lambda e: e[:, None], embedding), tokens) for tokens, embedding in conditions]
+        groups = [add(map_linear(lambda e: e[:, None], embedding), tokens) for tokens, embedding in embedded]
         return add(concatenate([*groups, self.patch_embedding(image)], dim=1), self.position_embedding)
 
     def _run_head(self, x: Operand, blocks: nn.ModuleList | None, output: PatchOutput | None) -> Operand:

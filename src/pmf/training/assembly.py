@@ -12,8 +12,7 @@ from pmf.config.sections import Config
 from pmf.costs.arithmetic import StepFlops, expected_shares, perceptual_flops, step_flops
 from pmf.distributed.shards import shard_weights
 from pmf.distributed.world import World
-from pmf.flow.derivative import require_derivative
-from pmf.flow.pixel_mean_flow import PixelMeanFlow
+from pmf.flow.objective import Objective, create_objective
 from pmf.net.sizes import create_network
 from pmf.optim.ema import WeightAverages
 from pmf.optim.groups import create_optimizer
@@ -36,7 +35,7 @@ class Assembly:
 
     module: nn.Module
     optimizer: Any
-    objective: PixelMeanFlow
+    objective: Objective[Any, Any]
     state: TrainingState
     flops: StepFlops
 
@@ -70,19 +69,19 @@ def assemble(
         channels=config.data.channels,
         generator=torch_generator(Stream.WEIGHTS, training.seed),
     ).to(world.device)
-    require_derivative(network, config.objective, compiled=training.compile, parallel=training.parallel)
     require_storage(training, checkpoint_bytes(network, config), max_steps)
     if training.activation_checkpointing:
         network.checkpoint_blocks()
     if training.compile:
         network.compile_blocks(static_shapes=training.static_shapes)
-    objective = PixelMeanFlow(
+    objective = create_objective(
         config.objective,
         num_classes=config.data.num_classes,
         perceptual=perceptual,
         perceptual_max_t=config.perceptual.max_t,
         static_shapes=training.static_shapes,
     )
+    objective.require_network(network, compiled=training.compile, parallel=training.parallel)
     module = LossModule(network, objective)
     sharded = training.parallel != "ddp" and world.size > 1
     if sharded:
@@ -91,7 +90,7 @@ def assemble(
     averages = WeightAverages(network, config.ema, world)
     flops = step_flops(
         network,
-        expected_shares(config.objective, config.perceptual.max_t, micro_batch_size=micro_batch_size),
+        expected_shares(config.objective, config.perceptual.max_t, micro_batch_size=micro_batch_size),  # type: ignore[arg-type]
         perceptual_flops(perceptual, config.data.channels) if perceptual else 0,
     )
     return Assembly(

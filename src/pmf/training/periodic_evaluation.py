@@ -20,6 +20,7 @@ from pmf.evaluation.meter import Measured, compare, reliability_warnings
 from pmf.evaluation.record import extractor_record, fidelity_record, write_record
 from pmf.evaluation.references import open_reference
 from pmf.evaluation.subjects import ROUNDING, Subject, measure
+from pmf.flow.objective import create_objective
 from pmf.generation.folder import generate_batches
 from pmf.generation.plan import ImageBatch
 from pmf.training.preemption import StopRequest
@@ -86,6 +87,7 @@ class TrainingEvaluation:
                     raise Preempted(f"stopped while evaluating step {step}")
                 yield batch
 
+        objective = create_objective(self.config.objective, num_classes=self.config.data.num_classes)
         origin = {
             "weights": plan.weights,
             "ema": self.config.sampling.ema,
@@ -94,7 +96,7 @@ class TrainingEvaluation:
             "num_steps": plan.num_steps,
             "omega": plan.omega,
             "interval": list(plan.interval),
-            "noise_scale": self.config.objective.noise_scale,
+            "noise_scale": objective.noise_scale,
             "rounding": ROUNDING,
         }
         subject = self._subject(batches, origin)

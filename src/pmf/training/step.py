@@ -17,8 +17,7 @@ from pmf.data.loader import Batch
 from pmf.distributed.shards import average_gradients, whole
 from pmf.distributed.world import World
 from pmf.errors import AgreedError
-from pmf.flow.draws import Draws, StandardScalars
-from pmf.flow.pixel_mean_flow import LossTerms, PixelMeanFlow
+from pmf.flow.objective import LossTerms, Objective
 from pmf.optim.schedule import learning_rate
 from pmf.randomness import Stream, torch_generator
 from pmf.training.preemption import StopRequest
@@ -34,13 +33,13 @@ class LossModule(nn.Module):
     Taken around a wrapped network it fails, or silently leaves the gradients of each rank to themselves.
     """
 
-    def __init__(self, network: nn.Module, objective: PixelMeanFlow) -> None:
+    def __init__(self, network: nn.Module, objective: Objective[Any, Any]) -> None:
         super().__init__()
         self.network = network
         self.objective = objective
 
-    def forward(self, images: Tensor, labels: Tensor, draws: Draws) -> LossTerms:
-        """See :meth:`PixelMeanFlow.loss`."""
+    def forward(self, images: Tensor, labels: Tensor, draws: Any) -> LossTerms:
+        """See :meth:`Objective.loss`."""
         return self.objective.loss(self.network, images, labels, draws)
 
 
@@ -60,7 +59,7 @@ class OptimizerStep:
     world: World
     module: nn.Module
     optimizer: Any
-    objective: PixelMeanFlow
+    objective: Objective[Any, Any]
     state: TrainingState
     stop: StopRequest
     say: Callable[[str], None]
@@ -123,7 +122,7 @@ class OptimizerStep:
             scaler.update(MIN_LOSS_SCALE)
         return scaler.get_scale() < before
 
-    def _draw_rows(self, step: int) -> list[StandardScalars]:
+    def _draw_rows(self, step: int) -> list[Any]:
         """The scalar draws of this rank's micro-batches, out of those of the global batch."""
         first = self.world.rank * self.accumulation
         return self.objective.draw_rows(
@@ -133,7 +132,7 @@ class OptimizerStep:
             generator=torch_generator(Stream.DRAWS, self.config.training.seed, step),
         )
 
-    def _backward(self, batch: Batch, micro: int, scalars: StandardScalars) -> dict[str, Tensor]:
+    def _backward(self, batch: Batch, micro: int, scalars: Any) -> dict[str, Tensor]:
         """Gradients of one micro-batch; ranks synchronise in the last one of a step."""
         images = to_unit_range(batch.images.to(self.world.device, non_blocking=True))
         labels = batch.labels.to(self.world.device, non_blocking=True)
