@@ -32,10 +32,10 @@ def measure(setting: Setting, report: Report) -> None:
     report(global_batch=config.training.global_batch_size, compiled=config.training.compile)
 
     started = time.perf_counter()
-    with (setting.scratch / "first.log").open("w+") as log, _train(config_file, log=log.fileno()) as process:
+    with _train(config_file) as process:  # it writes where this stage does, which is kept if it hangs
         while not list_checkpoints(run):
             if process.poll() is not None:
-                raise RuntimeError(f"train.py ended with status {process.returncode}:\n{_tail(log.name)}")
+                raise RuntimeError(f"train.py ended with status {process.returncode}")
             time.sleep(0.05)
         process.kill()
     report(to_first_checkpoint_s=time.perf_counter() - started)
@@ -72,7 +72,7 @@ def _config(setting: Setting, run: Path) -> Config:
     return config.model_copy(update={"training": training, "sampling": sampling, "data": data})
 
 
-def _train(config_file: Path, max_steps: int | None = None, *, log: int) -> subprocess.Popen[bytes]:
+def _train(config_file: Path, max_steps: int | None = None, *, log: int | None = None) -> subprocess.Popen[bytes]:
     override = [f"training.max_steps={max_steps}"] if max_steps else []
     paths = [str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.Popen(

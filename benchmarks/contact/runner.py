@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from benchmarks.contact.setting import Setting
 from benchmarks.contact.stages import Stage
 from benchmarks.result_file import ResultFile
 
+ROOT = Path(__file__).parents[2]
 NOT_STARTED, SKIPPED, NEEDS_CUDA = "not started", "skipped: no time left", "needs CUDA"
 GOOD = ("ok", NEEDS_CUDA)
 GRACE_S = 0.5
@@ -96,7 +98,12 @@ class Runner:
         elif entry["status"] == "running":
             entry |= {"status": "failed", "error": f"its process ended with exit status {process.exitcode}"}
         if entry["status"] != "ok" and log.exists():
-            entry["log"] = log.read_text(errors="replace").splitlines()[-LOG_LINES:]
+            entry["log"] = without_places(log.read_text(errors="replace")).splitlines()[-LOG_LINES:]
+
+
+def without_places(text: str) -> str:
+    """Files of this repository and of packages without the folders that they are in on this machine."""
+    return re.sub(r'[^\s"]*/(site|dist)-packages/', "", text.replace(f"{ROOT}/", ""))
 
 
 def _listen(pipe: Connection, until: float, entry: dict[str, Any], file: ResultFile) -> bool:

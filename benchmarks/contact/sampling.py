@@ -15,6 +15,7 @@ from benchmarks.contact.setting import NUM_CLASSES, Report, Setting
 from benchmarks.environment import synchronize
 from pmf.config.sections import SamplingConfig
 from pmf.data.codec import to_uint8
+from pmf.distributed.world import set_float32_precision
 from pmf.flow.parameterization import ImagePrediction
 from pmf.flow.sampler import generate
 from pmf.generation.pictures import save_png
@@ -22,6 +23,7 @@ from pmf.generation.plan import image_noise
 from pmf.net.pixel_transformer import PixelTransformer
 
 IMAGES = 64
+PNG_REPEATS = 1  # some 20 ms an image
 
 
 def measure(setting: Setting, report: Report) -> None:
@@ -31,9 +33,9 @@ def measure(setting: Setting, report: Report) -> None:
     labels = torch.arange(batch, device=device) % NUM_CLASSES
     stages: dict[str, float] = {}
 
-    def timed(stage: str, function: Callable[[], Tensor]) -> Tensor:
+    def timed(stage: str, function: Callable[[], Tensor], repeats: int = setting.sizes.repeats) -> Tensor:
         result, seconds = function(), []
-        for _ in range(setting.sizes.repeats):
+        for _ in range(repeats):
             synchronize(device)
             started = time.perf_counter()
             result = function()
@@ -46,13 +48,15 @@ def measure(setting: Setting, report: Report) -> None:
     noise = timed("noise", lambda: image_noise(0, range(batch), (3, side, side), 1.0))
     on_device = timed("copy to device", lambda: noise.to(device))
     images = noise
-    for name, precision, compiled in (
-        ("network, float32", None, False),
-        ("network, bf16", torch.bfloat16, False),
-        ("network, bf16 compiled", torch.bfloat16, True),
+    for name, tf32, precision, compiled in (
+        ("network, float32", False, None, False),
+        ("network, TF32", True, None, False),  # what sampling does by default
+        ("network, bf16", True, torch.bfloat16, False),
+        ("network, bf16 compiled", True, torch.bfloat16, True),
     ):
         if compiled and not setting.on_gpu:
             continue
+        set_float32_precision(tf32=tf32)
         network = setting.network(inference=True).eval()
         if compiled:
             network.compile_blocks()
@@ -60,7 +64,7 @@ def measure(setting: Setting, report: Report) -> None:
     pixels = timed("to bytes", lambda: to_uint8(images))
     host = timed("copy to host", lambda: pixels.cpu())
     with tempfile.TemporaryDirectory(dir=setting.scratch) as folder:
-        timed("PNG, one thread", lambda: write(host, Path(folder)))
+        timed("PNG, one thread", lambda: write(host, Path(folder)), PNG_REPEATS)
 
 
 def sample(network: PixelTransformer, noise: Tensor, labels: Tensor, precision: torch.dtype | None) -> Tensor:

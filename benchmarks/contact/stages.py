@@ -52,6 +52,12 @@ STAGES = (
         limit=90,
         needs_cuda=True,
     ),
+    Stage(
+        name="steps_64_static",
+        run=partial(steps.measure, micro_batch=64, static_shapes=True),
+        limit=90,
+        needs_cuda=True,
+    ),
     Stage(name="sampling", run=sampling.measure, limit=60),
     Stage(name="train_kill_resume", run=processes.measure, limit=120, worthwhile=30),
 )

@@ -35,7 +35,9 @@ NO_PERCEPTUAL = PerceptualConfig()
 DEFAULTS = Config(data=DataConfig(kind="synthetic"), training=TrainingConfig(max_steps=1))
 
 
-def run_config(setting: Setting, micro_batch: int, *, compiled: bool, perceptual: PerceptualConfig) -> Config:
+def run_config(
+    setting: Setting, micro_batch: int, *, compiled: bool, perceptual: PerceptualConfig, static_shapes: bool = False
+) -> Config:
     """The model's recipe (the defaults if it has none) on made-up images, with nothing but steps in it.
 
     Args:
@@ -59,6 +61,7 @@ def run_config(setting: Setting, micro_batch: int, *, compiled: bool, perceptual
             "global_batch_size": sizes.global_batch,
             "micro_batch_size": micro_batch,
             "compile": compiled,
+            "static_shapes": static_shapes,
             "max_steps": 10**9,
             "epochs": None,
             "keep_checkpoints": 1,
@@ -164,6 +167,7 @@ def measure(
     compiled: bool = True,
     perceptual: bool = False,
     attention: str = "default",
+    static_shapes: bool = False,
 ) -> None:
     """Time whole steps, dealt as in a run; the timed ones are those of the warm-up, so each row count was seen.
 
@@ -172,19 +176,23 @@ def measure(
         attention: a row of BACKENDS, the only one that is used.
     """
     with with_backend(BACKENDS[attention]):
-        _measure(setting, report, micro_batch, compiled and setting.on_gpu, perceptual)
+        config = run_config(
+            setting,
+            setting.micro_batch(micro_batch),
+            compiled=compiled and setting.on_gpu,
+            perceptual=random_perceptual(setting) if perceptual else NO_PERCEPTUAL,
+            static_shapes=static_shapes,
+        )
+        _measure(setting, report, config)
 
 
-def _measure(setting: Setting, report: Report, micro_batch: int, compiled: bool, perceptual: bool) -> None:
-    images = setting.micro_batch(micro_batch)
-    config = run_config(
-        setting, images, compiled=compiled, perceptual=random_perceptual(setting) if perceptual else NO_PERCEPTUAL
-    )
+def _measure(setting: Setting, report: Report, config: Config) -> None:
     report(
         global_batch=setting.sizes.global_batch,
-        micro_batch=images,
-        compiled=compiled,
-        perceptual="random weights" if perceptual else None,
+        micro_batch=config.training.micro_batch_size,
+        compiled=config.training.compile,
+        perceptual=None if config.perceptual == NO_PERCEPTUAL else "random weights",
+        static_shapes=config.training.static_shapes,
     )
     run, device, numbers = Run(config), setting.device, range(setting.sizes.timed_steps)
     graphs = counters["stats"]["unique_graphs"]

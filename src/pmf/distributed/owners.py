@@ -22,7 +22,7 @@ from pmf.distributed.world import World
 # Newton-Schulz takes matrices of one shape together, up to so many elements: on a GPU enough to fill it and little
 # enough to leave several stacks for each rank; on a CPU a large product is fastest alone. What is stacked with what
 # depends on shapes alone, because it may decide the last bit of a product: so the number of ranks changes no result.
-STACK_ELEMENTS = {"cpu": 2**15, "cuda": 2**22}
+STACK_ELEMENTS = {"cpu": 2**15, "cuda": 2**23}
 
 
 def assign_owners(costs: Sequence[float], num_ranks: int) -> list[int]:

@@ -43,7 +43,7 @@ class StopRequest:
 
         Called by all ranks. Nothing waits until the value is read.
         """
-        flag = torch.tensor(float(self._received is not None), device=self._world.device)
+        flag = torch.full((), float(self._received is not None), device=self._world.device)  # a copy would wait
         return self._world.maximum(flag)
 
     def agreed(self) -> bool:
