@@ -1,0 +1,125 @@
+"""The newcomer's table of the README is true: each part is one new file and a row, trained two steps and sampled."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pmf.config.yaml_file import load_config
+from pmf.data.options import SOURCES, DataKind
+from pmf.errors import UserError
+from pmf.flow.objective import OBJECTIVES, Method
+from pmf.flow.options import SAMPLERS
+from pmf.net.sizes import SIZES
+from pmf.optim.options import AVERAGES, RULES
+from pmf.training.trainer import Trainer
+
+CONFIG = Path(__file__).parent / "newcomer" / "run.yaml"
+
+
+@pytest.fixture(autouse=True)
+def rows(monkeypatch):
+    """One row for each file of tests/newcomer, and one for a size."""
+    denoising = Method("tests.newcomer.loss:DenoisingOptions", "tests.newcomer.loss:Denoising")
+    monkeypatch.setitem(OBJECTIVES, "denoising", denoising)
+    monkeypatch.setitem(SOURCES, "greys", DataKind(source="tests.newcomer.data_set:Greys"))
+    monkeypatch.setitem(SIZES, "pmf_small_4", dataclasses.replace(SIZES["pmf_tiny_2"], patch_size=4))
+    monkeypatch.setitem(SAMPLERS, "late_steps", "tests.newcomer.sampler:late_steps")
+    monkeypatch.setitem(RULES, "sign", "tests.newcomer.rule:SignDescent")
+    monkeypatch.setitem(AVERAGES, "mean_since", "tests.newcomer.average:mean_since")
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def train(run: Path, *changes: str) -> dict[str, dict[str, Tensor]]:
+    """Two steps and ten images; the tensors of each checkpoint by file, e.g. ``1/model``."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    Trainer(load_config(CONFIG, [*changes, f"training.output_dir={run}"])).train()
+    images = sorted((run / "samples" / "final_step_00000002").glob("*.png"))
+    assert len(images) == 10
+    files = sorted((run / "checkpoints").glob("step_*/*.safetensors"))
+    return {f"{int(file.parent.name[5:])}/{file.stem}": load_file(file) for file in files}
+
+
+def pixels(run: Path) -> np.ndarray:
+    return np.stack([np.asarray(Image.open(file)) for file in sorted(run.glob("samples/final_step_*/*.png"))])
+
+
+def test_a_loss(tmp_path):
+    found = train(tmp_path / "run", "objective.name=denoising", "objective.power=1")
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    # A new network predicts zeros, so the first loss is the mean of |x| over the images of the first step.
+    assert losses[0] == pytest.approx(float(found["1/objective"]["errors"][0]) / 8, rel=1e-6)  # float32 means
+    assert found["2/objective"]["errors"].tolist() == pytest.approx([8 * sum(losses), 16], rel=1e-6)
+    with pytest.raises(UserError, match=r"unknown key objective.time_mean"):  # an option of another loss
+        load_config(CONFIG, ["objective.name=denoising", "objective.time_mean=0"])
+
+
+def test_its_state_is_resumed(tmp_path):
+    changes = ("objective.name=denoising", "objective.power=1")
+    whole = train(tmp_path / "whole", *changes)
+    halves = tmp_path / "halves"
+    AcceleratorState._reset_state(reset_partial_state=True)
+    once = [*changes, "training.max_steps=1", "sampling.final_images=0", f"training.output_dir={halves}"]
+    Trainer(load_config(CONFIG, once)).train()
+    resumed = train(halves, *changes)
+    assert whole.keys() == resumed.keys()
+    for file, tensors in whole.items():
+        assert all(torch.equal(tensor, resumed[file][name]) for name, tensor in tensors.items()), file
+
+
+def test_a_data_set(tmp_path):
+    train(tmp_path / "run", "data.kind=greys")
+    assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["epoch"] == 2 * 8 / 64
+
+
+def test_a_model_size(tmp_path):
+    found = train(tmp_path / "run", "model.name=pmf_small_4")
+    assert found["2/model"]["patch_embedding.bottleneck.weight"].shape[-2:] == (4, 4)
+
+
+def test_a_sampler(tmp_path):
+    steps = ("sampling.num_steps=3", "optimizer.lr=0.1")
+    train(tmp_path / "late", *steps, "sampling.sampler=late_steps")
+    train(tmp_path / "equal", *steps)
+    assert (pixels(tmp_path / "late") != pixels(tmp_path / "equal")).any()
+    record = json.loads((tmp_path / "late" / "samples" / "final_step_00000002" / "sampling.json").read_text())
+    assert "late_steps" in json.dumps(record)
+
+
+def test_a_rule_of_an_optimizer(tmp_path):
+    found = train(tmp_path / "run", "optimizer.name=sign", "optimizer.lr=0.25")
+    moved = found["2/model"]["label_embedding.weight"] - found["1/model"]["label_embedding.weight"]
+    # 0.25 is exact in float32, and the sums round to about 1e-7.
+    assert {round(float(step), 5) for step in moved.unique()} <= {-0.25, 0.0, 0.25}
+    assert bool(moved.any())
+
+
+def test_an_average(tmp_path):
+    found = train(tmp_path / "run", "ema.others=mean_since_0", "sampling.ema=mean_since_0")
+    weights = [found[f"{step}/model"]["u_output.linear.weight"] for step in (1, 2)]
+    mean = found["2/ema_mean_since_0"]["u_output.linear.weight"]
+    torch.testing.assert_close(mean, (weights[0] + weights[1]) / 2, rtol=1e-6, atol=1e-9)  # one float32 step
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("objective.name=other", "'pmf' or 'denoising'"),
+        ("data.kind=other", "'digits' or 'greys'"),
+        ("sampling.sampler=other", "'equal_steps' or 'late_steps'"),
+        ("optimizer.name=other", "'adamw' or 'sign'"),
+    ],
+)
+def test_a_name_that_is_in_no_row_is_told_the_rows(override, message):
+    with pytest.raises(UserError, match=message):
+        load_config(CONFIG, [override])
