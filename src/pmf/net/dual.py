@@ -43,7 +43,7 @@ Operand = Tensor | Dual
 
 
 def value_of(x: Operand) -> Tensor:
-    """The value alone."""
+    """The value of a dual, or the tensor itself."""
     return x.value if isinstance(x, Dual) else x
 
 
@@ -123,7 +123,7 @@ def _in_float16(device: str) -> bool:
 
 
 def _power_of_two(exponent: Tensor, ndim: int) -> Tensor:
-    """(K,) integers to (K, 1, ...) float32 that multiply tensors of ``ndim`` dimensions."""
+    """2 to the power of (K,) integers, as float32 of ``ndim`` dimensions: (K, 1, ...)."""
     return torch.exp2(exponent.float()).view(-1, *[1] * (ndim - 1))
 
 
@@ -135,7 +135,7 @@ def map_linear(function: Callable[[Tensor], Tensor], x: Operand) -> Operand:
 
 
 def concatenate(parts: Sequence[Operand], dim: int) -> Operand:
-    """``torch.cat`` where parts without a tangent have the tangent zero."""
+    """``torch.cat``; a part that is no dual has the tangent zero."""
     value = torch.cat([value_of(part) for part in parts], dim)
     known = [part.tangent for part in parts if isinstance(part, Dual)]
     if not known:
@@ -175,7 +175,7 @@ def gelu_tanh(x: Operand) -> Operand:
 
 
 def sinusoids(x: Operand, frequencies: Tensor) -> Operand:
-    """cos, then sin, of x times each frequency: (B,) and (n,) -> (B, 2 n)."""
+    """The cosines, then the sines, of x times each frequency: (B,) and (n,) -> (B, 2 n)."""
     if isinstance(x, Dual):
         angle, rate = x.primal[:, None] * frequencies, x.tangent[:, None] * frequencies
         tangent = torch.cat((-angle.sin() * rate, angle.cos() * rate), dim=-1)
@@ -203,7 +203,7 @@ class Linear(nn.Linear):
         self.extra = (0, extra_in, 0, extra_out)
 
     def forward(self, x: Operand) -> Operand:  # type: ignore[override]
-        """(B, ..., in + extra_in) -> (B, ..., out + extra_out)."""
+        """Map (B, ..., in + extra_in) to (B, ..., out + extra_out)."""
         weight = F.pad(self.weight, self.extra) if any(self.extra) else self.weight
         if isinstance(x, Dual):
             return Dual(F.linear(x.value, weight, self.bias), F.linear(x.tangent, weight.detach()))
@@ -214,7 +214,7 @@ class Conv2d(nn.Conv2d):
     """``nn.Conv2d`` with stride and no padding, on tensors and duals."""
 
     def forward(self, x: Operand) -> Operand:  # type: ignore[override]
-        """(B, in, H, W) -> (B, out, H / stride, W / stride)."""
+        """Map (B, in, H, W) to (B, out, H / stride, W / stride)."""
         if isinstance(x, Dual):
             return Dual(super().forward(x.value), F.conv2d(x.tangent, self.weight.detach(), stride=self.stride))
         return super().forward(x)

@@ -43,7 +43,7 @@ class Rotation(nn.Module):
         return torch.cat((rows, columns), -1).flatten(0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., T, d) -> the same shape."""
+        """Rotate queries or keys, (..., T, d)."""
         real, imaginary = x.unflatten(-1, (-1, 2)).unbind(-1)
         turned = (real * self.cos - imaginary * self.sin, real * self.sin + imaginary * self.cos)
         return torch.stack(turned, dim=-1).flatten(-2)
@@ -63,7 +63,7 @@ class Attention(nn.Module):
         self.key_norm = RMSNorm(width // num_heads)
 
     def forward(self, x: Operand, rotation: Rotation) -> Operand:
-        """(B, T, width) -> the same shape."""
+        """Attend: (B, T, width) to the same shape."""
         value = map_linear(self._split_heads, self.value(x))  # (B, heads, T, d)
         dtype = value_of(value).dtype
 
@@ -93,7 +93,7 @@ class SwiGLU(nn.Module):
         self.down = Linear(hidden, width, bias=False, extra_in=extra)
 
     def forward(self, x: Operand) -> Operand:
-        """(B, T, width) -> the same shape."""
+        """Apply to each token: (B, T, width) to the same shape."""
         return self.down(multiply(silu(self.gate(x)), self.up(x)))
 
 
@@ -110,14 +110,14 @@ class Block(BaseBlock):
         self.mlp_gate = nn.Parameter(torch.zeros(width))
 
     def body(self, x: Operand, rotation: Rotation) -> Operand:
-        """(B, T, width) -> the same shape."""
+        """Add both branches: (B, T, width) to the same shape."""
         attended = scaled(lambda normed: self.attention(normed, rotation), self.norm1(x))
         x = add(x, multiply(attended, self.attention_gate))
         return add(x, multiply(scaled(self.mlp, self.norm2(x)), self.mlp_gate))
 
 
 class ScalarEmbedding(nn.Module):
-    """A scalar per sample through 256 sinusoids (cosines first) and a two-layer MLP."""
+    """Embedding of one scalar per sample: 256 sinusoids (cosines first), then a two-layer MLP."""
 
     frequencies: Tensor
 
@@ -130,12 +130,12 @@ class ScalarEmbedding(nn.Module):
         self.output = Linear(width, width)
 
     def forward(self, x: Operand) -> Operand:
-        """(B,) -> (B, width)."""
+        """Embed (B,) as (B, width)."""
         return self.output(silu(self.hidden(sinusoids(x, self.frequencies))))
 
 
 class PatchEmbedding(nn.Module):
-    """Patches through a narrow bottleneck to the width of the network."""
+    """Linear embedding of patches through a narrow bottleneck."""
 
     def __init__(self, channels: int, patch_size: int, bottleneck: int, width: int) -> None:
         super().__init__()
@@ -143,13 +143,13 @@ class PatchEmbedding(nn.Module):
         self.expansion = Conv2d(bottleneck, width, 1)
 
     def forward(self, images: Operand) -> Operand:
-        """(B, C, H, W) -> (B, patches, width)."""
+        """Embed (B, C, H, W) as (B, patches, width)."""
         features = scaled(lambda x: self.expansion(self.bottleneck(x)), images)  # (B, width, H / p, W / p)
         return map_linear(lambda x: rearrange(x, "b d h w -> b (h w) d"), features)
 
 
 class PatchOutput(nn.Module):
-    """Patch tokens to pixels: RMSNorm and a linear layer that starts at zero."""
+    """Decoder of patch tokens to pixels: RMSNorm and a linear layer that starts at zero."""
 
     def __init__(self, width: int, patch_size: int, channels: int) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ class PatchOutput(nn.Module):
         self.linear = Linear(width, patch_size * patch_size * channels)
 
     def forward(self, tokens: Operand) -> Operand:
-        """(B, patches, width) -> (B, C, H, W)."""
+        """Decode (B, patches, width) to (B, C, H, W)."""
         return map_linear(self._unpatchify, scaled(self.linear, self.norm(tokens)))
 
     def _unpatchify(self, x: Tensor) -> Tensor:

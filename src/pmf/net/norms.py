@@ -20,7 +20,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Operand) -> Operand:
-        """(B, ..., width) -> the same shape."""
+        """Normalise (B, ..., width) over its last dimension."""
         if isinstance(x, Dual):
             return Dual(self._value(x.value), self._tangent(x))
         return self._value(x)
@@ -53,7 +53,7 @@ class LayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width)) if affine else None
 
     def forward(self, x: Operand) -> Operand:
-        """(B, ..., width) -> the same shape."""
+        """Normalise (B, ..., width) over its last dimension."""
         if isinstance(x, Dual):
             return Dual(self._value(x.value), self._tangent(x))
         return self._value(x)

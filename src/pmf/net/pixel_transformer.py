@@ -1,8 +1,8 @@
 """The two-headed pixel transformer of pMF (paper section 4; official models/pmfDiT.py).
 
 The condition enters in context, as tokens in front of the patches: class, guidance scale, guidance interval and time.
-A shared trunk feeds two heads of equal depth, u (average velocity) and v (instantaneous velocity). What the heads'
-outputs mean is the parameterization's business (pmf/flow/parameterization.py), not this file's.
+A shared trunk feeds two heads of equal depth, u (average velocity) and v (instantaneous velocity). How an output of a
+head becomes a velocity is defined in pmf/flow/parameterization.py.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class PixelTransformer(BaseNetwork):
         """Build and initialise.
 
         Args:
-            depth: blocks on the way from patches to one head, the ``head_depth`` blocks of the head included.
+            depth: number of blocks between the patches and the output of one head, its ``head_depth`` blocks included.
+            head_depth: number of blocks of each head.
             mlp_width: hidden width of the SwiGLU; None is the paper's int(8 / 3 width).
             inference: leave out the v head, which only training uses.
             generator: source of the initial weights; None is torch's global one.
