@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from torch import Tensor
@@ -75,3 +77,21 @@ def test_without_scaled_tangents_the_block_overflows(monkeypatch):
     with torch.no_grad(), torch.autocast("cpu", torch.float16):
         found = AdaptiveBlock()(Dual(x, dx * 2.0**20), Dual(condition, dc * 2.0**20))
     assert not torch.isfinite(found.tangent).all()
+
+
+@pytest.mark.filterwarnings("ignore")  # dynamo's own
+def test_a_compiled_block_has_the_same_derivative_and_gradients(monkeypatch):
+    torch._dynamo.reset()
+    # Traces and differentiates as the default does, and spares the machine code.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    found = []
+    for compiled in (False, True):
+        block = AdaptiveBlock().double()
+        if compiled:
+            block.compile_body(static_shapes=True)
+        x, condition, dx, dc = inputs(3)
+        leaves = (condition.requires_grad_(), *block.parameters())
+        output = block(Dual(x, dx), Dual(condition, dc))
+        found.append((output.value, output.tangent, *torch.autograd.grad(output.value.square().sum(), leaves)))
+    for plain, ours in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-11, atol=1e-11)  # float64, other orders of summation
