@@ -27,7 +27,7 @@ from pmf.costs.memory import MemoryEstimator
 from pmf.costs.simulated_step import AUTOCAST
 from pmf.flow.draws import Draws
 from pmf.flow.objective import Objective, create_objective
-from pmf.net.pixel_transformer import PixelTransformer
+from pmf.net.base import BaseNetwork
 from pmf.net.sizes import create_network
 from pmf.randomness import Stream, torch_generator
 
@@ -56,7 +56,7 @@ class Comparison:
 class MicroBatch:
     """The first micro-batch of a run, on random images and without perceptual losses."""
 
-    network: PixelTransformer
+    network: BaseNetwork
     objective: Objective[Any, Any]
     images: Tensor
     labels: Tensor

@@ -80,7 +80,9 @@ def build_network(settings: dict[str, Any], device: str) -> PixelTransformer:
     """A network by name or by shape, with gates open: at the usual start half of the work multiplies zeros."""
     torch.manual_seed(0)
     if "name" in settings:
-        network = create_network(settings["name"], image_size=settings["image_size"], num_classes=NUM_CLASSES)
+        created = create_network(settings["name"], image_size=settings["image_size"], num_classes=NUM_CLASSES)
+        assert isinstance(created, PixelTransformer)
+        network = created
     else:
         network = PixelTransformer(channels=3, num_classes=NUM_CLASSES, **settings)
     with torch.no_grad():

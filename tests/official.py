@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pmf.config.sections import Config
 from pmf.config.yaml_file import config_from_plain
-from pmf.net.sizes import NetworkSize
+from pmf.net.sizes import PIXEL_TRANSFORMER, NetworkSize
 from tests.parity.golden import golden_path
 
 SIX = ("pmf_b_16", "pmf_b_32", "pmf_l_16", "pmf_l_32", "pmf_h_16", "pmf_h_32")
@@ -35,6 +35,7 @@ def config_of(model: str, image_size: int, num_classes: int = 1000, **sampling: 
 def golden_size(net: Mapping[str, int], mlp_width: int | None = None) -> NetworkSize:
     """A row of our table from the ``net`` entry of a golden file's meta."""
     return NetworkSize(
+        PIXEL_TRANSFORMER,
         width=net["hidden_size"],
         depth=net["depth"],
         head_depth=net["aux_head_depth"],

@@ -13,6 +13,7 @@ from pmf.config.sections import as_plain
 from pmf.config.yaml_file import config_from_plain
 from pmf.errors import UserError
 from pmf.files import complete_or_absent
+from pmf.net.base import BaseNetwork
 
 CONFIG = config_from_plain(
     {
@@ -124,4 +125,17 @@ def test_weights_of_another_network_are_refused_by_name():
         load_strictly(module, {"weight": torch.zeros(2, 4)}, "here")
     with pytest.raises(UserError, match="extra is unknown here"):
         load_strictly(module, {**module.state_dict(), "extra": torch.zeros(1)}, "here")
-    load_strictly(module, {**module.state_dict(), "v_blocks.0": torch.zeros(1)}, "here")  # a v head may be left over
+
+
+def test_weights_that_only_training_uses_are_left_over_for_inference():
+    class Network(BaseNetwork):
+        training_only = ("second.",)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = torch.nn.Linear(2, 2)
+
+    network, spare = Network(), {"second.weight": torch.zeros(1)}
+    load_strictly(network, {**network.state_dict(), **spare}, "here")
+    with pytest.raises(UserError, match=r"here: weights of another network: second.weight is unknown here"):
+        load_strictly(network.first, {**network.first.state_dict(), **spare}, "here")

@@ -22,7 +22,8 @@ from pmf.errors import UserError
 from pmf.flow.parameterization import ImagePrediction
 from pmf.flow.sampler import generate
 from pmf.generation.command import SamplingRequest, inference_network, sample_folder
-from pmf.net.sizes import SIZES, create_network
+from pmf.net.base import BaseNetwork
+from pmf.net.sizes import SIZES, NetworkSize, create_network
 from tests.launch import ROOT
 from tests.official import (
     SIX,
@@ -205,6 +206,16 @@ def test_our_table_of_rotations_is_the_official_one():
         table = rotation_table(config_of("golden", net["input_size"]))
     official = torch.complex(golden["rope_freqs/re"], golden["rope_freqs/im"])
     torch.testing.assert_close(table, official, atol=1e-6, rtol=0)  # one unit in the last place of cos and sin
+
+
+def test_only_the_models_of_pmf_have_an_official_layout(monkeypatch):
+    class Other(BaseNetwork):
+        def __init__(self, **_numbers) -> None:
+            super().__init__()
+
+    monkeypatch.setitem(SIZES, "other", NetworkSize(Other, patch_size=2))
+    with pytest.raises(UserError, match="model.name is other: the official layouts are for the models of pMF only"):
+        rotation_table(config_of("other", 8))
 
 
 def damage(change):

@@ -16,9 +16,9 @@ from benchmarks.contact.setting import Measurements, Report, Setting, millisecon
 from benchmarks.environment import synchronize
 from benchmarks.result_file import one_line
 from benchmarks.step_variants import only_attention
-from pmf.net.layers import Block
-from pmf.net.pixel_transformer import NUM_CONDITION_TOKENS
-from pmf.net.sizes import SIZES, create_network
+from pmf.net.layers import Attention
+from pmf.net.pixel_transformer import PixelTransformer
+from pmf.net.sizes import create_network
 
 BACKENDS = {
     "default": None,
@@ -76,9 +76,8 @@ def product_rate(setting: Setting, rows: int, inner: int, columns: int) -> float
 
 def product_shapes(setting: Setting) -> Iterator[tuple[int, tuple[int, int]]]:
     """Rows (tokens of a micro-batch of 64 and of 128) and weights (out, in) of the linear layers of a block."""
-    with torch.device("meta"):
-        network = create_network(setting.model, image_size=setting.image_size, num_classes=1)
-    block = next(module for module in network.modules() if isinstance(module, Block))
+    network = network_without_values(setting)
+    block = network.blocks()[0]
     # As wide as inside the products, where SwiGLU rounds its hidden width up to a multiple of 8.
     weights = {
         tuple(-(-length // 8) * 8 for length in module.weight.shape)
@@ -89,6 +88,14 @@ def product_shapes(setting: Setting) -> Iterator[tuple[int, tuple[int, int]]]:
     for images in (64, 128):
         for outputs, inputs in sorted(weights):
             yield setting.micro_batch(images) * tokens, (outputs, inputs)
+
+
+def network_without_values(setting: Setting) -> PixelTransformer:
+    """The model's layers and shapes."""
+    with torch.device("meta"):
+        network = create_network(setting.model, image_size=setting.image_size, num_classes=1)
+    assert isinstance(network, PixelTransformer)
+    return network
 
 
 def attention_costs(setting: Setting, backend: SDPBackend | None) -> Measurements | str:
@@ -116,9 +123,10 @@ def with_backend(backend: SDPBackend | None) -> AbstractContextManager[object]:
 
 def attention_calls(setting: Setting, batch: int) -> tuple[Callable[[], Tensor], Callable[[], object]]:
     """Forward alone, and with backward, over (batch, heads, tokens, d) in bfloat16."""
-    size = SIZES[setting.model]
-    tokens = NUM_CONDITION_TOKENS + (setting.image_size // size.patch_size) ** 2
-    shape = (batch, size.num_heads, tokens, size.width // size.num_heads)
+    network = network_without_values(setting)
+    tokens, width = network.position_embedding.shape[1:]
+    num_heads = next(module.num_heads for module in network.modules() if isinstance(module, Attention))
+    shape = (batch, num_heads, tokens, width // num_heads)
     query, key, value = (
         torch.randn(shape, device=setting.device, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)
     )

@@ -20,7 +20,7 @@ from pmf.flow.parameterization import ImagePrediction
 from pmf.flow.sampler import generate
 from pmf.generation.pictures import save_png
 from pmf.generation.plan import image_noise
-from pmf.net.pixel_transformer import PixelTransformer
+from pmf.net.base import BaseNetwork
 
 IMAGES = 64
 PNG_REPEATS = 1  # some 20 ms an image
@@ -67,7 +67,7 @@ def measure(setting: Setting, report: Report) -> None:
         timed("PNG, one thread", lambda: write(host, Path(folder)), PNG_REPEATS)
 
 
-def sample(network: PixelTransformer, noise: Tensor, labels: Tensor, precision: torch.dtype | None) -> Tensor:
+def sample(network: BaseNetwork, noise: Tensor, labels: Tensor, precision: torch.dtype | None) -> Tensor:
     """One step of the sampler, with the defaults of ``sampling``; ``precision`` of the products, None: float32."""
     settings = SamplingConfig()
     with torch.autocast(noise.device.type, precision, enabled=precision is not None):

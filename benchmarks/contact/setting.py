@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks.environment import environment, synchronize
-from pmf.net.pixel_transformer import PixelTransformer
+from pmf.net.base import BaseNetwork
 from pmf.net.sizes import SIZES, create_network
 
 NUM_CLASSES = 1000
@@ -107,7 +107,7 @@ class Setting:
         """``images``, or what stands for it on a CPU."""
         return images // self.sizes.shrink
 
-    def network(self, *, inference: bool = False) -> PixelTransformer:
+    def network(self, *, inference: bool = False) -> BaseNetwork:
         """The model on its device, gates open: at the usual start half of the work multiplies zeros."""
         network = create_network(
             self.model,
@@ -120,7 +120,7 @@ class Setting:
         return network
 
 
-def open_gates(network: PixelTransformer) -> None:
+def open_gates(network: BaseNetwork) -> None:
     """Replace the zeros of a network's start by small numbers, the same each time."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

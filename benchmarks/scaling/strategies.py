@@ -39,9 +39,9 @@ class NetworkBytes:
     muon: int
 
 
-def network_bytes(network: PixelTransformer, muon: int) -> NetworkBytes:
+def network_bytes(network: nn.Module, muon: int) -> NetworkBytes:
     """Count a network's parameters, which need no contents."""
-    assert network.v_blocks is not None, "a network for training"
+    assert isinstance(network, PixelTransformer) and network.v_blocks is not None, "a network for training"
     blocks = [block for group in (network.shared_blocks, network.u_blocks, network.v_blocks) for block in group]
     total = _size(network)
     return NetworkBytes(

@@ -60,13 +60,14 @@ def _import(arguments: argparse.Namespace) -> None:
     # Only now: importing torch's stack takes seconds.
     from pmf.checkpoint.official.layouts import load_official
     from pmf.checkpoint.storage import save_weights
+    from pmf.net.sizes import find_architecture
 
     saved = load_official(
         arguments.checkpoint, config, arguments.ema, key=arguments.key, allow_pickle=arguments.allow_pickle
     )
     with writing(f"--output {arguments.output}"):
         save_weights(arguments.output, saved.weights, saved.config)
-    has_v_head = any(name.startswith("v_") for name in saved.weights)
+    has_v_head = any(map(find_architecture(config.model.name).is_training_only, saved.weights))
     print(
         f"{arguments.output}: {sum(tensor.numel() for tensor in saved.weights.values()):,} weights of "
         f"{config.model.name} in {len(saved.weights)} tensors, {'with' if has_v_head else 'without'} the v head"

@@ -7,13 +7,12 @@ import dataclasses
 import pytest
 import torch
 
-from pmf.errors import UserError
 from pmf.net.attention import attention
 from pmf.net.dual import Dual
 from pmf.net.interface import Conditions, Tangent
 from pmf.net.layers import SwiGLU
 from pmf.net.pixel_transformer import PixelTransformer
-from pmf.net.sizes import SIZES, create_network
+from pmf.net.sizes import create_network
 
 
 def network(**changes) -> PixelTransformer:
@@ -144,11 +143,3 @@ def test_a_new_network_predicts_zero_and_is_a_function_of_its_generator():
     assert not a(z.float(), dataclasses.replace(conditions, **numbers)).u.any()
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
     assert not torch.equal(a.class_tokens, c.class_tokens)
-
-
-def test_sizes_are_checked_in_one_line():
-    with pytest.raises(UserError, match=r"choose one of: pmf_b_16, pmf_b_32"):
-        create_network("pmf_x", image_size=8, num_classes=4)
-    with pytest.raises(UserError, match=r"data.image_size is 250, .* patch size 16; use 240 or 256"):
-        create_network("pmf_b_16", image_size=250, num_classes=4)
-    assert {"pmf_b_16", "pmf_b_32", "pmf_l_16", "pmf_l_32", "pmf_h_16", "pmf_h_32"} <= SIZES.keys()

@@ -42,6 +42,7 @@ from pmf.files import (
     storage_advice,
     storage_reason,
 )
+from pmf.net.base import BaseNetwork
 from pmf.tensors import read_safetensors, require_finite, require_same_tensors, save_safetensors
 
 
@@ -208,13 +209,14 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], config: Config) -> N
 
 
 def load_strictly(module: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
-    """Copy weights into a module; those of a head that it does not have may be left over.
+    """Copy weights into a module. A network built for inference is also given those that only training uses.
 
     Raises:
         UserError: names the first missing or differing tensors, or the first with values that are not finite.
     """
     own = module.state_dict()
-    kept = {name: tensor for name, tensor in weights.items() if name in own or not name.startswith("v_")}
+    spare = {name for name in weights if isinstance(module, BaseNetwork) and module.is_training_only(name)} - own.keys()
+    kept = {name: tensor for name, tensor in weights.items() if name not in spare}
     require_same_tensors(
         own,
         kept,

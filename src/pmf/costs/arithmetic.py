@@ -66,12 +66,13 @@ class StepFlops:
         return f"{self.total / 1e9:.4g} GFLOP an image ({parts})"
 
 
-def step_flops(network: PixelTransformer, shares: RowShares, perceptual: float = 0.0) -> StepFlops:
+def step_flops(network: nn.Module, shares: RowShares, perceptual: float = 0.0) -> StepFlops:
     """Count a step's operations for each image.
 
     Args:
         perceptual: those of the perceptual losses for each row that is under them; see :func:`perceptual_flops`.
     """
+    assert isinstance(network, PixelTransformer)
     assert network.v_blocks is not None and network.v_output is not None, "a network for training"
     tokens = network.position_embedding.shape[1]
     patches = tokens - NUM_CONDITION_TOKENS

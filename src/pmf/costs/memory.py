@@ -16,7 +16,7 @@ from pmf.costs.live import LiveBytes
 from pmf.costs.simulated_step import MicroBatchBytes, act_out
 from pmf.distributed.owners import Share, assign_owners, divide
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
-from pmf.net.pixel_transformer import PixelTransformer
+from pmf.net.base import BaseNetwork
 from pmf.net.sizes import create_network
 from pmf.optim.groups import create_optimizer, parameter_groups
 from pmf.optim.muon import MOMENTS
@@ -194,10 +194,10 @@ class MemoryEstimator:
         return live.peak
 
     @functools.cached_property
-    def _device_network(self) -> PixelTransformer:
+    def _device_network(self) -> BaseNetwork:
         return self._network(self._device)  # how matrices are stacked depends on the device
 
-    def _network(self, device: str) -> PixelTransformer:
+    def _network(self, device: str) -> BaseNetwork:
         data = self._config.data
         with torch.device("meta"):
             network = create_network(

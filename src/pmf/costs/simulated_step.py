@@ -18,7 +18,7 @@ from pmf.costs.live import LiveBytes
 from pmf.distributed.batching import accumulation_steps
 from pmf.flow.draws import Draws, StandardDraws, shape_draws
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
-from pmf.net.pixel_transformer import PixelTransformer
+from pmf.net.base import BaseNetwork
 from pmf.randomness import Stream, torch_generator
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -38,7 +38,7 @@ class MicroBatchBytes:
 
 
 def measure(
-    network: PixelTransformer, objective: PixelMeanFlow, images: Tensor, labels: Tensor, draws: Draws, precision: str
+    network: BaseNetwork, objective: PixelMeanFlow, images: Tensor, labels: Tensor, draws: Draws, precision: str
 ) -> MicroBatchBytes:
     """Run one micro-batch and count. Gradients are added to those that the parameters have: give them some.
 
@@ -60,7 +60,7 @@ def measure(
 
 def act_out(
     mode: FakeTensorMode,
-    network: PixelTransformer,
+    network: BaseNetwork,
     objective: PixelMeanFlow,
     config: Config,
     micro_batch_size: int,

@@ -1,1 +1,1 @@
-"""Networks: pure functions of tensors."""
+"""Networks: architectures, the table of their sizes, and derivatives carried beside values."""

@@ -1,4 +1,4 @@
-"""Softmax attention: fused wherever no derivative runs forward, written out where one does."""
+"""Softmax attention: by the fused kernel, or written out where forward-mode differentiation needs that."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pmf.net.dual import Dual, Operand
 def attention(query: Operand, key: Operand, value: Operand) -> Operand:
     """softmax(query key^T / sqrt(d)) value, per head.
 
-    No fused kernel has a forward-mode derivative. So tensors under ``torch.func.jvp`` take the written-out form,
-    a dual's value takes the fused one and its tangent the rule below, and everything else is fused.
+    No fused kernel has a forward-mode derivative, so under ``torch.func.jvp`` attention is written out. Of duals, the
+    fused kernel computes the value and the rule below the tangent. Everything else runs through the fused kernel.
 
     Args:
         query, key, value: (B, heads, T, d), all tensors or all duals.

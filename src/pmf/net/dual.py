@@ -2,15 +2,16 @@
 
 Training needs u with its graph for every row, and du/dt without a graph for the rows with r < t. Instead of a second
 forward pass under ``torch.func.jvp``, a :class:`Dual` carries both through one pass: each operation computes its value
-as ever and adds the tangent by its own derivative rule, from activations that are there already. A composite layer is
-written once, for tensors, and works on duals because the operations it is made of do.
+as it does for a tensor, and adds the tangent by its own derivative rule, from activations that it has already. A
+composite layer is written once, for tensors, and works on duals because the operations that it is made of do.
 
-Rules see the primal and the weights detached, so a tangent never joins the autograd graph. A linear map costs a
-tangent one matrix product; generic forward AD, which must allow for a tangent of the weight, runs three.
+The rules use the primal and the weights detached, so a tangent never joins the autograd graph. A linear map costs a
+tangent one matrix product; general forward-mode differentiation, which allows for a tangent of the weight, runs three.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -42,12 +43,17 @@ Operand = Tensor | Dual
 
 
 def value_of(x: Operand) -> Tensor:
-    """The value alone."""
+    """The value of a dual, or the tensor itself."""
     return x.value if isinstance(x, Dual) else x
 
 
-def add(x: Operand, y: Operand) -> Operand:
-    """x + y; what is no dual has the tangent zero."""
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half-precision numbers as float32; others as they are."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def add(x: Operand, y: Operand | float) -> Operand:
+    """x + y; an operand that is no dual has the tangent zero."""
     if isinstance(x, Dual) and isinstance(y, Dual):
         return Dual(x.value + y.value, x.tangent + y.tangent)
     if isinstance(y, Dual):
@@ -59,23 +65,48 @@ def add(x: Operand, y: Operand) -> Operand:
 
 
 def multiply(x: Operand, y: Operand) -> Operand:
-    """x y, where y has a tangent only if x has one (a gate or a weight has none)."""
+    """x y; an operand that is no dual has the tangent zero."""
+    if isinstance(x, Dual) and isinstance(y, Dual):
+        return Dual(x.value * y.value, x.tangent * y.primal + x.primal * y.tangent)
+    if isinstance(y, Dual):
+        return multiply(y, x)
     if isinstance(x, Dual):
-        if isinstance(y, Dual):
-            return Dual(x.value * y.value, x.tangent * y.primal + x.primal * y.tangent)
-        return Dual(x.value * y, x.tangent * y.detach())
-    assert isinstance(y, Tensor)
+        return Dual(x.value * y, x.tangent * _rows_of_tangent(y.detach(), x))
     return x * y
 
 
+def _rows_of_tangent(y: Tensor, x: Dual) -> Tensor:
+    """What of ``y`` meets the rows of ``x`` that have a tangent: the last ones, or all of it if it has no batch."""
+    has_rows = y.ndim == x.value.ndim and y.shape[0] == x.value.shape[0]
+    return y[x.value.shape[0] - x.tangent.shape[0] :] if has_rows else y
+
+
+def over_tokens(x: Operand) -> Operand:
+    """One vector for all tokens of a sample: (B, width) -> (B, 1, width)."""
+    return map_linear(lambda vector: vector[:, None], x)
+
+
+def modulate(x: Operand, shift: Operand, scale: Operand) -> Operand:
+    """x (1 + scale) + shift, as adaptive norms (adaLN) let a condition act on all tokens of a sample.
+
+    Args:
+        x: (B, T, width).
+        shift, scale: (B, width).
+
+    Returns:
+        (B, T, width).
+    """
+    return add(multiply(x, over_tokens(add(scale, 1.0))), over_tokens(shift))
+
+
 def scaled(function: Callable[[Operand], Operand], x: Operand) -> Operand:
-    """``function(x)``, with a tangent that stays within half precision on the way.
+    """``function(x)``, with a tangent that stays within the range of float16 inside the function.
 
     Float16 ends at 65504, and tangents are not bounded as values are: those of the pixels are velocities, twenty times
     the pixels at small t, and they grow from block to block. A derivative is linear in its direction, so under float16
     autocast each row's tangent is multiplied by the power of two that brings its largest entry to [1/2, 1), and the
-    result divided by it in float32. Both are exact; what is lost are entries under 2^-24 of the largest. Anywhere else
-    this is ``function(x)``.
+    result divided by it in float32. Both are exact; only entries under 2^-24 of the largest are lost. Under any other
+    precision this is ``function(x)``.
     """
     if not isinstance(x, Dual) or not _in_float16(x.value.device.type):
         return function(x)
@@ -92,19 +123,19 @@ def _in_float16(device: str) -> bool:
 
 
 def _power_of_two(exponent: Tensor, ndim: int) -> Tensor:
-    """(K,) integers to (K, 1, ...) float32 that multiply tensors of ``ndim`` dimensions."""
+    """2 to the power of (K,) integers, as float32 of ``ndim`` dimensions: (K, 1, ...)."""
     return torch.exp2(exponent.float()).view(-1, *[1] * (ndim - 1))
 
 
 def map_linear(function: Callable[[Tensor], Tensor], x: Operand) -> Operand:
-    """Apply a row-wise map that is linear and has no weights (reshapes, slices, rotations): its own tangent rule."""
+    """Apply a row-wise linear map without weights (reshape, slice, rotation); it maps the tangent as it maps values."""
     if isinstance(x, Dual):
         return Dual(function(x.value), function(x.tangent))
     return function(x)
 
 
 def concatenate(parts: Sequence[Operand], dim: int) -> Operand:
-    """``torch.cat`` where parts without a tangent have the tangent zero."""
+    """``torch.cat``; a part that is no dual has the tangent zero."""
     value = torch.cat([value_of(part) for part in parts], dim)
     known = [part.tangent for part in parts if isinstance(part, Dual)]
     if not known:
@@ -122,8 +153,29 @@ def silu(x: Operand) -> Operand:
     return F.silu(x)
 
 
+def gelu(x: Operand) -> Operand:
+    """x Phi(x), where Phi is the distribution function of the normal distribution."""
+    if isinstance(x, Dual):
+        primal = at_least_float32(x.primal)
+        density = torch.exp(-0.5 * primal.square()) / math.sqrt(2 * math.pi)
+        slope = 0.5 * (1 + torch.erf(primal / math.sqrt(2))) + primal * density
+        return Dual(F.gelu(x.value), x.tangent * slope.to(x.tangent.dtype))
+    return F.gelu(x)
+
+
+def gelu_tanh(x: Operand) -> Operand:
+    """x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2, the usual approximation of :func:`gelu`."""
+    if isinstance(x, Dual):
+        primal = at_least_float32(x.primal)  # the squares of float16 numbers above 255 are none
+        factor, cubic = math.sqrt(2 / math.pi), 0.044715
+        tanh = torch.tanh(factor * (primal + cubic * primal**3))
+        slope = 0.5 * (1 + tanh) + 0.5 * primal * (1 - tanh.square()) * factor * (1 + 3 * cubic * primal.square())
+        return Dual(F.gelu(x.value, approximate="tanh"), x.tangent * slope.to(x.tangent.dtype))
+    return F.gelu(x, approximate="tanh")
+
+
 def sinusoids(x: Operand, frequencies: Tensor) -> Operand:
-    """cos, then sin, of x times each frequency: (B,) and (n,) -> (B, 2 n)."""
+    """The cosines, then the sines, of x times each frequency: (B,) and (n,) -> (B, 2 n)."""
     if isinstance(x, Dual):
         angle, rate = x.primal[:, None] * frequencies, x.tangent[:, None] * frequencies
         tangent = torch.cat((-angle.sin() * rate, angle.cos() * rate), dim=-1)
@@ -139,8 +191,8 @@ def _sinusoids(x: Tensor, frequencies: Tensor) -> Tensor:
 class Linear(nn.Linear):
     """``nn.Linear`` on tensors and duals.
 
-    ``extra_in`` and ``extra_out`` widen the product by zeros, without touching the weight: its shape, and with it
-    initialisation, optimizer and checkpoints, stay the true one. For widths that matrix units take badly.
+    ``extra_in`` and ``extra_out`` widen the product by zeros, for widths that are slow on tensor cores. The weight
+    keeps its true shape for initialisation, optimizer and checkpoints.
     """
 
     def __init__(
@@ -151,7 +203,7 @@ class Linear(nn.Linear):
         self.extra = (0, extra_in, 0, extra_out)
 
     def forward(self, x: Operand) -> Operand:  # type: ignore[override]
-        """(B, ..., in + extra_in) -> (B, ..., out + extra_out)."""
+        """Map (B, ..., in + extra_in) to (B, ..., out + extra_out)."""
         weight = F.pad(self.weight, self.extra) if any(self.extra) else self.weight
         if isinstance(x, Dual):
             return Dual(F.linear(x.value, weight, self.bias), F.linear(x.tangent, weight.detach()))
@@ -162,7 +214,7 @@ class Conv2d(nn.Conv2d):
     """``nn.Conv2d`` with stride and no padding, on tensors and duals."""
 
     def forward(self, x: Operand) -> Operand:  # type: ignore[override]
-        """(B, in, H, W) -> (B, out, H / stride, W / stride)."""
+        """Map (B, in, H, W) to (B, out, H / stride, W / stride)."""
         if isinstance(x, Dual):
             return Dual(super().forward(x.value), F.conv2d(x.tangent, self.weight.detach(), stride=self.stride))
         return super().forward(x)

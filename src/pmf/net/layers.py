@@ -1,53 +1,21 @@
-"""The layers of the pixel transformer: written for tensors, and through their parts good for duals too."""
+"""The layers of the pixel transformer. They work on tensors and on duals, as the parts that they are made of do."""
 
 from __future__ import annotations
 
 import math
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from pmf.net.attention import attention
-from pmf.net.dual import Conv2d, Dual, Linear, Operand, add, map_linear, multiply, scaled, silu, sinusoids, value_of
-from pmf.net.recompute import recomputed
-
-
-class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + 1e-6) times a weight, in float32 at least."""
-
-    eps = 1e-6
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-
-    def forward(self, x: Operand) -> Operand:
-        """(B, ..., width) -> the same shape."""
-        if isinstance(x, Dual):
-            return Dual(self._value(x.value), self._tangent(x))
-        return self._value(x)
-
-    def _value(self, x: Tensor) -> Tensor:
-        x = _at_least_float32(x)
-        if forward_ad.unpack_dual(x).tangent is not None:  # the fused kernel has no forward-mode derivative on CUDA
-            return x * self._inverse_rms(x) * self.weight
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
-
-    def _inverse_rms(self, x: Tensor) -> Tensor:
-        return torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
-
-    def _tangent(self, x: Dual) -> Tensor:
-        primal, tangent = _at_least_float32(x.primal), _at_least_float32(x.tangent)
-        inverse = self._inverse_rms(primal)
-        unit = primal * inverse
-        return inverse * (tangent - unit * (unit * tangent).mean(-1, keepdim=True)) * self.weight.detach()
+from pmf.net.base import BaseBlock
+from pmf.net.dual import Conv2d, Linear, Operand, add, map_linear, multiply, scaled, silu, sinusoids, value_of
+from pmf.net.norms import RMSNorm
 
 
 class Rotation(nn.Module):
-    """2-D rotary position embedding of the patch tokens; the condition tokens in front stay as they are.
+    """2-D rotary position embedding of the patch tokens; the condition tokens in front of them are not rotated.
 
     Channels are interleaved complex pairs; the first half of them turns with the row, the second with the column.
     """
@@ -57,18 +25,25 @@ class Rotation(nn.Module):
 
     def __init__(self, head_width: int, grid: int, num_condition_tokens: int, theta: float = 1e4) -> None:
         super().__init__()
-        per_axis = head_width // 2
-        frequencies = theta ** -(torch.arange(0, per_axis, 2, dtype=torch.float32) / per_axis)  # (d / 4,)
-        angle = torch.arange(grid, dtype=torch.float32)[:, None] * frequencies  # (grid, d / 4)
-        rows = angle[:, None].expand(grid, grid, -1)
-        columns = angle[None].expand(grid, grid, -1)
-        patches = torch.cat((rows, columns), -1).flatten(0, 1)  # (patches, d / 2)
-        angles = torch.cat((patches.new_zeros(num_condition_tokens, per_axis), patches))  # (T, d / 2)
+        self.per_axis = head_width // 2
+        self.grid = grid
+        self.theta = theta
+        patches = self.patch_angles()
+        angles = torch.cat((patches.new_zeros(num_condition_tokens, self.per_axis), patches))  # (T, d / 2)
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
 
+    def patch_angles(self) -> Tensor:
+        """(patches, d / 2) float32 in radians, computed anew: with values even if this module is on the meta device."""
+        exponents = torch.arange(0, self.per_axis, 2, dtype=torch.float32) / self.per_axis
+        frequencies = self.theta**-exponents  # (d / 4,)
+        angle = torch.arange(self.grid, dtype=torch.float32)[:, None] * frequencies  # (grid, d / 4)
+        rows = angle[:, None].expand(self.grid, self.grid, -1)
+        columns = angle[None].expand(self.grid, self.grid, -1)
+        return torch.cat((rows, columns), -1).flatten(0, 1)
+
     def forward(self, x: Tensor) -> Tensor:
-        """(..., T, d) -> the same shape."""
+        """Rotate queries or keys, (..., T, d)."""
         real, imaginary = x.unflatten(-1, (-1, 2)).unbind(-1)
         turned = (real * self.cos - imaginary * self.sin, real * self.sin + imaginary * self.cos)
         return torch.stack(turned, dim=-1).flatten(-2)
@@ -88,7 +63,7 @@ class Attention(nn.Module):
         self.key_norm = RMSNorm(width // num_heads)
 
     def forward(self, x: Operand, rotation: Rotation) -> Operand:
-        """(B, T, width) -> the same shape."""
+        """Attend: (B, T, width) to the same shape."""
         value = map_linear(self._split_heads, self.value(x))  # (B, heads, T, d)
         dtype = value_of(value).dtype
 
@@ -118,18 +93,12 @@ class SwiGLU(nn.Module):
         self.down = Linear(hidden, width, bias=False, extra_in=extra)
 
     def forward(self, x: Operand) -> Operand:
-        """(B, T, width) -> the same shape."""
+        """Apply to each token: (B, T, width) to the same shape."""
         return self.down(multiply(silu(self.gate(x)), self.up(x)))
 
 
-class Block(nn.Module):
-    """Pre-norm transformer block whose two residual branches are scaled by vectors that start at zero.
-
-    Attributes:
-        checkpointed: keep only the block's input for the backward pass, and run the block again there.
-    """
-
-    checkpointed = False
+class Block(BaseBlock):
+    """Pre-norm transformer block whose two residual branches are scaled by vectors that start at zero."""
 
     def __init__(self, width: int, num_heads: int, mlp_width: int) -> None:
         super().__init__()
@@ -140,21 +109,15 @@ class Block(nn.Module):
         self.mlp = SwiGLU(width, mlp_width)
         self.mlp_gate = nn.Parameter(torch.zeros(width))
 
-    def forward(self, x: Operand, rotation: Rotation) -> Operand:
-        """(B, T, width) -> the same shape."""
-        if self.checkpointed and value_of(x).requires_grad:
-            return recomputed(lambda operand: self.residuals(operand, rotation), tuple(self.parameters()), x)
-        return self.residuals(x, rotation)
-
-    def residuals(self, x: Operand, rotation: Rotation) -> Operand:
-        """The block itself, and the unit of compilation: (B, T, width) -> the same shape."""
+    def body(self, x: Operand, rotation: Rotation) -> Operand:
+        """Add both branches: (B, T, width) to the same shape."""
         attended = scaled(lambda normed: self.attention(normed, rotation), self.norm1(x))
         x = add(x, multiply(attended, self.attention_gate))
         return add(x, multiply(scaled(self.mlp, self.norm2(x)), self.mlp_gate))
 
 
 class ScalarEmbedding(nn.Module):
-    """A scalar per sample through 256 sinusoids (cosines first) and a two-layer MLP."""
+    """Embedding of one scalar per sample: 256 sinusoids (cosines first), then a two-layer MLP."""
 
     frequencies: Tensor
 
@@ -167,12 +130,12 @@ class ScalarEmbedding(nn.Module):
         self.output = Linear(width, width)
 
     def forward(self, x: Operand) -> Operand:
-        """(B,) -> (B, width)."""
+        """Embed (B,) as (B, width)."""
         return self.output(silu(self.hidden(sinusoids(x, self.frequencies))))
 
 
 class PatchEmbedding(nn.Module):
-    """Patches through a narrow bottleneck to the width of the network."""
+    """Linear embedding of patches through a narrow bottleneck."""
 
     def __init__(self, channels: int, patch_size: int, bottleneck: int, width: int) -> None:
         super().__init__()
@@ -180,13 +143,13 @@ class PatchEmbedding(nn.Module):
         self.expansion = Conv2d(bottleneck, width, 1)
 
     def forward(self, images: Operand) -> Operand:
-        """(B, C, H, W) -> (B, patches, width)."""
+        """Embed (B, C, H, W) as (B, patches, width)."""
         features = scaled(lambda x: self.expansion(self.bottleneck(x)), images)  # (B, width, H / p, W / p)
         return map_linear(lambda x: rearrange(x, "b d h w -> b (h w) d"), features)
 
 
 class PatchOutput(nn.Module):
-    """Patch tokens to pixels: RMSNorm and a linear layer that starts at zero."""
+    """Decoder of patch tokens to pixels: RMSNorm and a linear layer that starts at zero."""
 
     def __init__(self, width: int, patch_size: int, channels: int) -> None:
         super().__init__()
@@ -196,7 +159,7 @@ class PatchOutput(nn.Module):
         self.linear = Linear(width, patch_size * patch_size * channels)
 
     def forward(self, tokens: Operand) -> Operand:
-        """(B, patches, width) -> (B, C, H, W)."""
+        """Decode (B, patches, width) to (B, C, H, W)."""
         return map_linear(self._unpatchify, scaled(self.linear, self.norm(tokens)))
 
     def _unpatchify(self, x: Tensor) -> Tensor:
@@ -206,7 +169,3 @@ class PatchOutput(nn.Module):
 
 def _merge_heads(x: Tensor) -> Tensor:
     return rearrange(x, "b heads t d -> b t (heads d)")
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

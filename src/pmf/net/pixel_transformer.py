@@ -1,8 +1,8 @@
 """The two-headed pixel transformer of pMF (paper section 4; official models/pmfDiT.py).
 
 The condition enters in context, as tokens in front of the patches: class, guidance scale, guidance interval and time.
-A shared trunk feeds two heads of equal depth, u (average velocity) and v (instantaneous velocity). What the heads'
-outputs mean is the parameterization's business (pmf/flow/parameterization.py), not this file's.
+A shared trunk feeds two heads of equal depth, u (average velocity) and v (instantaneous velocity). How an output of a
+head becomes a velocity is defined in pmf/flow/parameterization.py.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from pmf.net.dual import Dual, Operand, add, concatenate, map_linear, value_of
+from pmf.net.base import BaseNetwork
+from pmf.net.dual import Dual, Operand, add, concatenate, map_linear, over_tokens, value_of
 from pmf.net.interface import Conditions, HeadOutputs, Heads, Tangent
 from pmf.net.layers import Block, PatchEmbedding, PatchOutput, Rotation, ScalarEmbedding
 
@@ -23,11 +24,11 @@ NUM_TIME_TOKENS = 4
 NUM_CONDITION_TOKENS = NUM_CLASS_TOKENS + NUM_GUIDANCE_TOKENS + 2 * NUM_INTERVAL_TOKENS + NUM_TIME_TOKENS
 
 
-class PixelTransformer(nn.Module):
+class PixelTransformer(BaseNetwork):
     """Images and conditions to images; knows nothing of losses, guidance or time sampling."""
 
     carries_tangents = True
-    """It takes the ``tangent`` of :meth:`forward`."""
+    training_only = ("v_blocks.", "v_output.")
 
     def __init__(
         self,
@@ -48,12 +49,14 @@ class PixelTransformer(nn.Module):
         """Build and initialise.
 
         Args:
-            depth: blocks on the way from patches to one head, the ``head_depth`` blocks of the head included.
+            depth: number of blocks between the patches and the output of one head, its ``head_depth`` blocks included.
+            head_depth: number of blocks of each head.
             mlp_width: hidden width of the SwiGLU; None is the paper's int(8 / 3 width).
             inference: leave out the v head, which only training uses.
             generator: source of the initial weights; None is torch's global one.
         """
         super().__init__()
+        self.heads = "u" if inference else "uv"
         mlp_width = mlp_width or int(width * 8 / 3)
         grid = image_size // patch_size
 
@@ -145,23 +148,6 @@ class PixelTransformer(nn.Module):
             outputs.v = value_of(v).to(z.dtype)
         return outputs
 
-    def compile_blocks(self, *, static_shapes: bool = False) -> None:
-        """Compile each block by itself, without graph breaks; blocks share the code, so few shapes are compiled.
-
-        Args:
-            static_shapes: one graph for each number of rows, instead of one for any number.
-        """
-        for module in self.modules():
-            if isinstance(module, Block):
-                compiled = torch.compile(module.residuals, fullgraph=True, dynamic=False if static_shapes else None)
-                module.residuals = compiled  # type: ignore[method-assign]
-
-    def checkpoint_blocks(self) -> None:
-        """Train in less memory: each block keeps its input only, and runs a second time for its gradients."""
-        for module in self.modules():
-            if isinstance(module, Block):
-                module.checkpointed = True
-
     def _embed(self, image: Operand, h: Operand, conditions: Conditions) -> Operand:
         """Condition tokens, then patches: (B, T, width)."""
         embedded = [
@@ -171,7 +157,7 @@ class PixelTransformer(nn.Module):
             (self.interval_end_tokens, self.interval_end_embedding(conditions.t_max)),
             (self.time_tokens, self.time_embedding(h)),
         ]
-        groups = [add(map_linear(lambda e: e[:, None], embedding), tokens) for tokens, embedding in embedded]
+        groups = [add(over_tokens(embedding), tokens) for tokens, embedding in embedded]
         return add(concatenate([*groups, self.patch_embedding(image)], dim=1), self.position_embedding)
 
     def _run_head(self, x: Operand, blocks: nn.ModuleList | None, output: PatchOutput | None) -> Operand:

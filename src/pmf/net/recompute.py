@@ -1,8 +1,8 @@
-"""Activation checkpointing: keep a layer's input only, and compute the layer again for its gradients.
+"""Activation checkpointing: keep a layer's inputs only, and compute the layer again for its gradients.
 
-The first pass runs without a graph and carries a tangent if there is one. The second runs just before the layer's
-backward, on the value alone: nothing flows back through a tangent. torch.utils.checkpoint would want both passes to
-save the same tensors in the same order, which two compiled graphs, with and without a tangent, do not promise.
+The first pass runs without a graph and carries tangents if there are any. The second runs just before the layer's
+backward pass, on the values alone: no gradient flows through a tangent. torch.utils.checkpoint requires that both
+passes save the same tensors in the same order, which two compiled graphs, with and without tangents, do not promise.
 """
 
 from __future__ import annotations
@@ -16,33 +16,36 @@ from torch import Tensor
 from pmf.net.dual import Dual, Operand
 
 
-def recomputed(layer: Callable[[Operand], Operand], parameters: Sequence[Tensor], x: Operand) -> Operand:
-    """``layer(x)``, of which only the value of ``x`` stays in memory until the backward pass.
+def recomputed(layer: Callable[..., Operand], parameters: Sequence[Tensor], *inputs: Any) -> Operand:
+    """``layer(*inputs)``, of which only the values of the inputs stay in memory until the backward pass.
 
     Args:
-        layer: deterministic; maps a tensor to a tensor, and a dual to a dual.
-        parameters: everything else that gradients shall flow to. They are inputs of the graph here, so what waits for
-            their gradients (DDP) finds them as ever.
+        layer: deterministic; maps tensors to a tensor, and to a dual if an input is a dual.
+        parameters: all other tensors that gradients shall flow to. They are inputs of the graph here, so that whatever
+            waits for their gradients (DDP) finds them where it looks.
+        inputs: tensors and duals, which get gradients, and anything else, which both passes are given.
     """
-    if isinstance(x, Dual):
-        return Dual(*_Recompute.apply(layer, x.tangent, x.value, *parameters))
-    return _Recompute.apply(layer, None, x, *parameters)
+    values = [part.value if isinstance(part, Dual) else part for part in inputs]
+    tangents = [part.tangent if isinstance(part, Dual) else None for part in inputs]
+    output = _Recompute.apply(layer, tangents, *values, *parameters)
+    return Dual(*output) if isinstance(output, tuple) else output
 
 
 class _Recompute(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, layer: Callable[[Operand], Operand], tangent: Tensor | None, value: Tensor, *parameters: Tensor
-    ) -> Any:
-        device = value.device.type
+    def forward(ctx: Any, layer: Callable[..., Operand], tangents: list[Tensor | None], *arguments: Any) -> Any:
+        values, parameters = arguments[: len(tangents)], arguments[len(tangents) :]
+        device = next(value for value in values if isinstance(value, Tensor)).device.type
         ctx.layer = layer
         ctx.autocast = {
             "device_type": device,
             "dtype": torch.get_autocast_dtype(device),
             "enabled": torch.is_autocast_enabled(device),
         }
-        ctx.save_for_backward(value, *parameters)
-        output = layer(value if tangent is None else Dual(value, tangent))
+        ctx.others = [None if isinstance(value, Tensor) else value for value in values]
+        ctx.save_for_backward(*(value if isinstance(value, Tensor) else None for value in values), *parameters)
+        pairs = zip(values, tangents, strict=True)
+        output = layer(*(value if tangent is None else Dual(value, tangent) for value, tangent in pairs))
         if isinstance(output, Dual):
             ctx.mark_non_differentiable(output.tangent)
             return output.value, output.tangent
@@ -51,11 +54,15 @@ class _Recompute(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> Any:
-        saved, *parameters = ctx.saved_tensors
-        value = saved.detach().requires_grad_()
+        count = len(ctx.others)
+        needed = ctx.needs_input_grad[2:]  # of the values, then of the parameters
+        saved, parameters = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        values = [
+            other if tensor is None else tensor.detach().requires_grad_(wanted)
+            for other, tensor, wanted in zip(ctx.others, saved, needed[:count], strict=True)
+        ]
         with torch.enable_grad(), torch.autocast(**ctx.autocast):
-            output = ctx.layer(value)
-        trained = [parameter for parameter in parameters if parameter.requires_grad]
-        value_gradient, *found = torch.autograd.grad(output, (value, *trained), gradient)
-        gradients = iter(found)
-        return None, None, value_gradient, *(next(gradients) if p.requires_grad else None for p in parameters)
+            output = ctx.layer(*values)
+        sources = [source for source, wanted in zip((*values, *parameters), needed, strict=True) if wanted]
+        gradients = iter(torch.autograd.grad(output, sources, gradient))
+        return None, None, *(next(gradients) if wanted else None for wanted in needed)

@@ -1,43 +1,54 @@
-"""The table of networks. A new size is one row. Reading it needs no torch, so that configs are checked against it."""
+"""The table of networks. Reading it needs no torch, so that configs are checked against it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pmf.errors import CrossFieldError, UserError
+from pmf.tables import resolve
 
 if TYPE_CHECKING:
     import torch
 
-    from pmf.net.pixel_transformer import PixelTransformer
+    from pmf.net.base import BaseNetwork
 
 
-@dataclass(frozen=True, kw_only=True)
 class NetworkSize:
-    """Shape of a :class:`PixelTransformer`; see its constructor for the meaning of each number."""
+    """A row of the table: an architecture, and the numbers that make a network of it.
 
-    width: int
-    depth: int
-    head_depth: int = 8
-    num_heads: int
-    mlp_width: int
-    patch_size: int
-    bottleneck: int = 128
+    Attributes:
+        architecture: a subclass of ``pmf.net.base.BaseNetwork``, or where it is defined as "package.module:Class".
+        patch_size: side of a patch in pixels; it divides the side of the images.
+        numbers: by name, what else the constructor takes; see there for the meaning of each.
+    """
+
+    def __init__(self, architecture: str | type[BaseNetwork], *, patch_size: int, **numbers: float) -> None:
+        self.architecture = architecture
+        self.patch_size = patch_size
+        self.numbers: Mapping[str, float] = numbers
 
 
-# The SwiGLU widths are int(8 / 3 width) as in the released weights; H's is rounded up to a multiple of 8 (3416).
+PIXEL_TRANSFORMER = "pmf.net.pixel_transformer:PixelTransformer"
+
+# The hidden widths of the MLPs are int(8 / 3 width) as in the released weights; H's is rounded up to a multiple of 8.
+_B = {"width": 768, "depth": 16, "head_depth": 8, "num_heads": 12, "mlp_width": 2048, "bottleneck": 128}
+_L = {"width": 1024, "depth": 32, "head_depth": 8, "num_heads": 16, "mlp_width": 2730, "bottleneck": 128}
+_H = {"width": 1280, "depth": 48, "head_depth": 8, "num_heads": 16, "mlp_width": 3416, "bottleneck": 256}
+# For the embedded digits, tests and laptops.
+_TINY = {"width": 64, "num_heads": 4, "mlp_width": 170, "bottleneck": 128}
+
 SIZES: dict[str, NetworkSize] = {
-    "pmf_b_16": NetworkSize(width=768, depth=16, num_heads=12, mlp_width=2048, patch_size=16),
-    "pmf_b_32": NetworkSize(width=768, depth=16, num_heads=12, mlp_width=2048, patch_size=32),
-    "pmf_l_16": NetworkSize(width=1024, depth=32, num_heads=16, mlp_width=2730, patch_size=16),
-    "pmf_l_32": NetworkSize(width=1024, depth=32, num_heads=16, mlp_width=2730, patch_size=32),
-    "pmf_h_16": NetworkSize(width=1280, depth=48, num_heads=16, mlp_width=3416, patch_size=16, bottleneck=256),
-    "pmf_h_32": NetworkSize(width=1280, depth=48, num_heads=16, mlp_width=3416, patch_size=32, bottleneck=256),
-    # For the embedded digits, tests and laptops.
-    "pmf_tiny_2": NetworkSize(width=64, depth=4, head_depth=2, num_heads=4, mlp_width=170, patch_size=2),
-    "pmf_tiny_16": NetworkSize(width=64, depth=2, head_depth=1, num_heads=4, mlp_width=170, patch_size=16),
+    "pmf_b_16": NetworkSize(PIXEL_TRANSFORMER, patch_size=16, **_B),
+    "pmf_b_32": NetworkSize(PIXEL_TRANSFORMER, patch_size=32, **_B),
+    "pmf_l_16": NetworkSize(PIXEL_TRANSFORMER, patch_size=16, **_L),
+    "pmf_l_32": NetworkSize(PIXEL_TRANSFORMER, patch_size=32, **_L),
+    "pmf_h_16": NetworkSize(PIXEL_TRANSFORMER, patch_size=16, **_H),
+    "pmf_h_32": NetworkSize(PIXEL_TRANSFORMER, patch_size=32, **_H),
+    "pmf_tiny_2": NetworkSize(PIXEL_TRANSFORMER, patch_size=2, depth=4, head_depth=2, **_TINY),
+    "pmf_tiny_16": NetworkSize(PIXEL_TRANSFORMER, patch_size=16, depth=2, head_depth=1, **_TINY),
 }
+"""By ``model.name``. A new size is one row; it may also be added while a program runs."""
 
 
 def find_size(name: str, image_size: int) -> NetworkSize:
@@ -46,9 +57,7 @@ def find_size(name: str, image_size: int) -> NetworkSize:
     Raises:
         CrossFieldError: the name is not in the table, or the patch size does not divide the image size.
     """
-    if name not in SIZES:
-        raise CrossFieldError("model.name", f"is '{name}'; choose one of: {', '.join(SIZES)}")
-    size = SIZES[name]
+    size = _find_row(name)
     if image_size % size.patch_size:
         lower = image_size // size.patch_size * size.patch_size
         nearest = " or ".join(str(side) for side in (lower, lower + size.patch_size) if side)
@@ -60,6 +69,24 @@ def find_size(name: str, image_size: int) -> NetworkSize:
     return size
 
 
+def _find_row(name: str) -> NetworkSize:
+    if name not in SIZES:
+        raise CrossFieldError("model.name", f"is '{name}'; choose one of: {', '.join(SIZES)}")
+    return SIZES[name]
+
+
+def find_architecture(name: str) -> type[BaseNetwork]:
+    """The class of the networks of a name; imports torch.
+
+    Raises:
+        UserError: the name is not in the table.
+    """
+    try:
+        return resolve(_find_row(name).architecture)
+    except CrossFieldError as error:
+        raise UserError(str(error)) from None
+
+
 def create_network(
     name: str,
     *,
@@ -68,29 +95,26 @@ def create_network(
     channels: int = 3,
     inference: bool = False,
     generator: torch.Generator | None = None,
-) -> PixelTransformer:
+) -> BaseNetwork:
     """Build a network by name.
+
+    Args:
+        inference: leave out what only training uses.
+        generator: source of the initial weights; None is torch's global one.
 
     Raises:
         UserError: the name is not in the table, or the patch size does not divide the image size.
     """
-    from pmf.net.pixel_transformer import PixelTransformer
-
     try:
         size = find_size(name, image_size)
     except CrossFieldError as error:
         raise UserError(str(error)) from None
-    return PixelTransformer(
+    return find_architecture(name)(
         image_size=image_size,
         patch_size=size.patch_size,
         channels=channels,
         num_classes=num_classes,
-        width=size.width,
-        depth=size.depth,
-        head_depth=size.head_depth,
-        num_heads=size.num_heads,
-        mlp_width=size.mlp_width,
-        bottleneck=size.bottleneck,
         inference=inference,
         generator=generator,
+        **size.numbers,
     )

@@ -21,8 +21,9 @@ from pmf.config.sections import Config
 from pmf.distributed.world import ALONE, World
 from pmf.errors import UserError
 from pmf.files import file_format, file_sha256, printable
-from pmf.net.layers import Rotation
-from pmf.net.sizes import SIZES, create_network
+from pmf.net.base import BaseNetwork
+from pmf.net.pixel_transformer import PixelTransformer
+from pmf.net.sizes import create_network, find_architecture
 from pmf.tensors import read_safetensors, require_finite, require_same_tensors
 
 # The official PyTorch networks store their table of rotations; ours is computed from the sizes.
@@ -94,7 +95,7 @@ def export_pytorch(path: Path, saved: SavedWeights, *, inference: bool) -> None:
     Args:
         inference: leave out the v head, as the released files do.
     """
-    tensors = _to_layout(PYTORCH, saved.weights, saved.source, inference)
+    tensors = _to_layout(PYTORCH, saved, inference)
     write_pytorch(path, tensors | {ROTATIONS: rotation_table(saved.config)})
 
 
@@ -104,17 +105,23 @@ def export_jax(path: Path, saved: SavedWeights, *, inference: bool) -> None:
     Args:
         inference: leave out the v head.
     """
-    write_jax(path, _to_layout(JAX, saved.weights, saved.source, inference), average=saved.config.sampling.ema)
+    write_jax(path, _to_layout(JAX, saved, inference), average=saved.config.sampling.ema)
 
 
 EXPORTS = {"pytorch": export_pytorch, "jax": export_jax}
 
 
 def rotation_table(config: Config) -> Tensor:
-    """(patches, head width / 2) complex64: what the official network multiplies queries and keys of patches with."""
-    size = SIZES[config.model.name]
-    rotation = Rotation(size.width // size.num_heads, config.data.image_size // size.patch_size, 0)
-    return torch.complex(rotation.cos, rotation.sin)
+    """(patches, head width / 2) complex64: what the official network multiplies queries and keys of patches with.
+
+    Raises:
+        UserError: the model is none of pMF's pixel transformers.
+    """
+    network = _network_without_values(config)
+    if not isinstance(network, PixelTransformer):
+        raise UserError(f"model.name is {config.model.name}: the official layouts are for the models of pMF only")
+    angles = network.rotation.patch_angles()
+    return torch.complex(angles.cos(), angles.sin())
 
 
 def _kind(path: Path) -> str:
@@ -145,7 +152,7 @@ def _from_names(tensors: Mapping[str, Tensor], config: Config, path: Path) -> di
     views = [{short: tensors[name] for name, short in names.items()}]
     if all(name.startswith("net.") for name in views[0]):  # the official wrapper, or one of somebody else's
         views.append({name.removeprefix("net."): tensor for name, tensor in views[0].items()})
-    own = _own_tensors(config)
+    own = _network_without_values(config).state_dict()
     pairs = [(layout, view) for view in views for layout in (PYTORCH, OFFICIAL_NETWORK, OURS)]
     layout, view = max(pairs, key=lambda pair: sum(pair[0].name(name) in pair[1] for name in own))
     for name in (ROTATIONS, ROTATIONS.removeprefix("net.")):
@@ -155,9 +162,10 @@ def _from_names(tensors: Mapping[str, Tensor], config: Config, path: Path) -> di
 
 def _from_layout(layout: Layout, tensors: Mapping[str, Tensor], config: Config, path: Path) -> dict[str, Tensor]:
     """Tensors under our names, after comparing theirs with what the config's network would be there."""
-    own = _own_tensors(config)
-    if not any(layout.name(name) in tensors for name in own if name.startswith("v_")):
-        own = {name: tensor for name, tensor in own.items() if not name.startswith("v_")}
+    network = _network_without_values(config)
+    own: Mapping[str, Tensor] = network.state_dict()
+    if not any(layout.name(name) in tensors for name in own if network.is_training_only(name)):
+        own = {name: tensor for name, tensor in own.items() if not network.is_training_only(name)}
     require_same_tensors(
         {layout.name(name): layout.store(name, tensor) for name, tensor in own.items()},
         tensors,
@@ -168,20 +176,24 @@ def _from_layout(layout: Layout, tensors: Mapping[str, Tensor], config: Config, 
     return {name: layout.restore(name, tensors[layout.name(name)]) for name in own}
 
 
-def _to_layout(layout: Layout, weights: Mapping[str, Tensor], where: str, inference: bool) -> dict[str, Tensor]:
-    kept = {name: tensor for name, tensor in weights.items() if not (inference and name.startswith("v_"))}
-    require_finite(kept, intro=where, advice=NO_IMAGES)
+def _to_layout(layout: Layout, saved: SavedWeights, inference: bool) -> dict[str, Tensor]:
+    architecture = find_architecture(saved.config.model.name)
+    kept = {
+        name: tensor
+        for name, tensor in saved.weights.items()
+        if not (inference and architecture.is_training_only(name))
+    }
+    require_finite(kept, intro=saved.source, advice=NO_IMAGES)
     return {layout.name(name): layout.store(name, tensor) for name, tensor in kept.items()}
 
 
-def _own_tensors(config: Config) -> dict[str, Tensor]:
-    """Our training network's tensors, without values."""
+def _network_without_values(config: Config) -> BaseNetwork:
+    """The config's network for training, on torch's meta device."""
     data = config.data
     with torch.device("meta"):
-        network = create_network(
+        return create_network(
             config.model.name, image_size=data.image_size, num_classes=data.num_classes, channels=data.channels
         )
-    return dict(network.state_dict())
 
 
 def _check_rotations(table: Tensor | None, config: Config, path: Path) -> None:
