@@ -9,11 +9,11 @@ from typing import Protocol
 
 import numpy as np
 
-from pmf.data.options import SOURCES, DataConfig
+from pmf.data.options import SOURCES, DataConfig, section_problems
 from pmf.data.transforms import ImageError, decode
 from pmf.errors import UserError
 from pmf.files import require_reachable
-from pmf.tables import find_row
+from pmf.tables import resolve
 
 # How far to look for an image that can stand in for a corrupt one.
 REPLACEMENT_TRIES = 100
@@ -149,6 +149,8 @@ def create_source(config: DataConfig, seed: int) -> Source:
     Raises:
         UserError: one line, for anything missing or unsuitable; see the source's own file.
     """
+    for key, problem in section_problems(config):
+        raise UserError(f"{key} {problem}")
     if config.path:
         require_reachable(Path(config.path), f"{config.path}: data.path")
-    return find_row(SOURCES, config.kind)(config, seed)
+    return resolve(SOURCES[config.kind].source)(config, seed)
