@@ -17,11 +17,11 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pmf.checkpoint.storage import tensors_sha256
 from pmf.config.yaml_file import load_config
 from pmf.data import codec
 from pmf.flow import draws
 from pmf.perceptual.distances import PerceptualDistances
+from pmf.tensors import tensors_sha256
 from pmf.training.trainer import Trainer
 from tests.launch import ROOT
 

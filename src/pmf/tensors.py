@@ -1,8 +1,9 @@
-"""Tensors by name: the checks that stand before every load, and files of them (safetensors)."""
+"""Tensors by name: files of them (safetensors), their hash, and the checks before every load."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import tempfile
@@ -64,6 +65,15 @@ def save_safetensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[s
         raise OSError(errno.EIO, str(error), str(path)) from None
     if path.stat().st_mode != mode:  # some file systems have one mode for all, and refuse any other
         path.chmod(mode)
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """The sha256 of names and values, in hex; the order of the mapping does not matter."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def require_same_tensors(own: Mapping[str, Tensor], given: Mapping[str, Tensor], *, intro: str, advice: str) -> None:

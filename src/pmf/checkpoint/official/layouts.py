@@ -11,19 +11,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pmf.checkpoint.integrity import MANIFEST, list_checkpoints
 from pmf.checkpoint.official.jax_checkpoint import read_jax, write_jax
 from pmf.checkpoint.official.names import JAX, OFFICIAL_NETWORK, OURS, PYTORCH, Layout, unwrapped
 from pmf.checkpoint.official.pytorch_file import read_pytorch, write_pytorch
-from pmf.checkpoint.places import run_or_checkpoint
-from pmf.checkpoint.storage import SavedWeights, recorded_config, tensors_sha256
+from pmf.checkpoint.places import MANIFEST, list_checkpoints, run_or_checkpoint
+from pmf.checkpoint.weights import SavedWeights, recorded_config
 from pmf.config.sections import Config
 from pmf.distributed.world import ALONE, World
 from pmf.errors import UserError
 from pmf.files import file_format, file_sha256, printable
 from pmf.net.layers import Rotation
 from pmf.net.sizes import SIZES, create_network
-from pmf.tensors import read_safetensors, require_finite, require_same_tensors
+from pmf.tensors import read_safetensors, require_finite, require_same_tensors, tensors_sha256
 
 # The official PyTorch networks store their table of rotations; ours is computed from the sizes.
 ROTATIONS = "net.rope_freqs"
