@@ -47,8 +47,10 @@ def parameter_groups(network: nn.Module, config: OptimizerConfig) -> list[dict[s
     groups: dict[str, list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
-            goes_to_rest = isinstance(rule, MatrixRule) and not is_linear_weight(name, parameter, tables)
-            groups.setdefault(rule.rest if goes_to_rest else config.name, []).append(parameter)
+            kind = config.name
+            if isinstance(rule, MatrixRule) and not is_linear_weight(name, parameter, tables):
+                kind = rule.rest
+            groups.setdefault(kind, []).append(parameter)
     return [{"kind": kind, "params": parameters} for kind, parameters in groups.items()]
 
 
