@@ -59,7 +59,7 @@ def _import(arguments: argparse.Namespace) -> None:
 
     # Only now: importing torch's stack takes seconds.
     from pmf.checkpoint.official.layouts import load_official
-    from pmf.checkpoint.weights import save_weights
+    from pmf.checkpoint.saved_weights import save_weights
 
     saved = load_official(
         arguments.checkpoint, config, arguments.ema, key=arguments.key, allow_pickle=arguments.allow_pickle
@@ -77,7 +77,7 @@ def _export(arguments: argparse.Namespace) -> None:
     _require_free(arguments.output, "" if arguments.layout == "jax" else ".pt")
 
     from pmf.checkpoint.official.layouts import EXPORTS
-    from pmf.checkpoint.weights import load_weights
+    from pmf.checkpoint.saved_weights import load_weights
 
     saved = load_weights(arguments.checkpoint, arguments.ema)
     with writing(f"--output {arguments.output}"):

@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import save_file
 
 from pmf.checkpoint.official.pytorch_file import read_pytorch
+from pmf.checkpoint.saved_weights import load_weights
 from pmf.checkpoint.storage import Checkpoint, save_checkpoint
-from pmf.checkpoint.weights import load_weights
 from pmf.commands import run_command
 from pmf.config.sections import as_plain
 from pmf.config.yaml_file import load_config

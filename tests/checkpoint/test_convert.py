@@ -14,8 +14,8 @@ from safetensors import safe_open
 
 from pmf.checkpoint.official.layouts import load_official, rotation_table
 from pmf.checkpoint.official.names import JAX, PYTORCH
+from pmf.checkpoint.saved_weights import load_weights
 from pmf.checkpoint.storage import Checkpoint, save_checkpoint
-from pmf.checkpoint.weights import load_weights
 from pmf.config.sections import as_plain
 from pmf.config.yaml_file import load_config
 from pmf.convert import main

@@ -9,8 +9,8 @@ import torch
 
 from pmf.checkpoint.integrity import find_damage, find_resumable
 from pmf.checkpoint.places import list_checkpoints
+from pmf.checkpoint.saved_weights import load_strictly, load_weights
 from pmf.checkpoint.storage import Checkpoint, save_checkpoint
-from pmf.checkpoint.weights import load_strictly, load_weights
 from pmf.config.sections import as_plain
 from pmf.config.yaml_file import config_from_plain
 from pmf.errors import UserError

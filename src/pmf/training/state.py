@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from pmf.checkpoint.saved_weights import load_strictly
 from pmf.checkpoint.storage import Checkpoint, read_checkpoint
-from pmf.checkpoint.weights import load_strictly
 from pmf.config.sections import Config, as_plain
 from pmf.distributed.shards import complete
 from pmf.errors import UserError

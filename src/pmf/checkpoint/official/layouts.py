@@ -15,7 +15,7 @@ from pmf.checkpoint.official.jax_checkpoint import read_jax, write_jax
 from pmf.checkpoint.official.names import JAX, OFFICIAL_NETWORK, OURS, PYTORCH, Layout, unwrapped
 from pmf.checkpoint.official.pytorch_file import read_pytorch, write_pytorch
 from pmf.checkpoint.places import MANIFEST, list_checkpoints, run_or_checkpoint
-from pmf.checkpoint.weights import SavedWeights, recorded_config
+from pmf.checkpoint.saved_weights import SavedWeights, recorded_config
 from pmf.config.sections import Config
 from pmf.distributed.world import ALONE, World
 from pmf.errors import UserError
