@@ -29,7 +29,7 @@ class WeightsFile:
 
 
 def find_weights(path: Path, wanted: Sequence[str | None]) -> list[WeightsFile]:
-    """The files of several weights, all of one checkpoint: of a run, the newest in which these files are intact.
+    """Find the files of several weights, all in one checkpoint: of a run, the newest in which these files are intact.
 
     Each is hashed once, and what was not asked for is not read. With several processes, the main one calls this for
     all.
@@ -103,7 +103,7 @@ def _find_in(folder: Path, manifest: Mapping[str, Any], wanted: Sequence[str | N
 
 
 def _default_average(folder: Path, there: Mapping[str, Any]) -> str:
-    """What the config of a checkpoint samples with."""
+    """The name of the average that the config of a checkpoint samples with."""
     if STATE not in there:
         raise UserError(f"{folder}: has no {STATE} to say which average to take; name one with --ema")
     check_file(folder / STATE, there[STATE])

@@ -99,7 +99,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _check_all(folder: Path) -> Path:
-    """Returns the folder; raises DamageError."""
+    """The folder, after checking every file of its manifest; raises DamageError."""
     for name, expected in read_manifest(folder).items():
         check_file(folder / name, expected)
     return folder

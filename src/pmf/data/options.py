@@ -73,7 +73,7 @@ class DataConfig(Section):
 
 
 def section_problems(data: DataConfig) -> list[tuple[str, str]]:
-    """What a section says that its kind cannot have: the key to point at, and what is wrong with it."""
+    """The options that do not fit ``data.kind``: for each the key to point at, and what is wrong with it."""
     kind = SOURCES[data.kind]
     problems = []
     if kind.folder_holds and not data.path:

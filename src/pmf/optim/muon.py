@@ -29,11 +29,11 @@ class Muon(MatrixRule):
         return look_ahead(momenta, gradients, beta, settings["step"])
 
     def direct(self, settings: Settings, matrices: Tensor) -> Tensor:
-        """The orthogonal matrices nearest to these, roughly."""
+        """Roughly the nearest orthogonal matrices; see :func:`orthogonalize`."""
         return orthogonalize(matrices, eps=settings["eps"], dtype=settings["newton_schulz_dtype"])
 
     def factor(self, rows: int, columns: int) -> float:
-        """Larger for matrices that make more of less."""
+        """sqrt(max(1, out / in))."""
         return math.sqrt(max(1, rows / columns))
 
 

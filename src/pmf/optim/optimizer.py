@@ -75,7 +75,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         super().__init__(groups, settings)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """See :class:`torch.optim.Optimizer`; moments start at zero, k at 0."""
+        """See :class:`torch.optim.Optimizer`; moments and the count of updates start at zero."""
         kind = param_group.get("kind")
         if kind not in RULES:
             raise ValueError(f"kind is {kind!r}; choose one of: {', '.join(RULES)}")

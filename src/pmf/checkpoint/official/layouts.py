@@ -136,7 +136,7 @@ def _kind(path: Path) -> str:
 
 
 def _from_names(tensors: Mapping[str, Tensor], config: Config, path: Path) -> dict[str, Tensor]:
-    """Tensors of a network under our names, whoever's their names are, and whatever they are wrapped in."""
+    """Tensors of a network under our names, whichever names they have and whatever they are wrapped in."""
     tensors = {name: tensor for name, tensor in tensors.items() if name != COUNT_OF_AVERAGES}
     names = unwrapped(tensors)
     if len(set(names.values())) < len(names):
