@@ -103,8 +103,8 @@ def class_root(path: Path, split: str) -> Path:
     nested = [name for name in named if _visible_folders(path / name)]
     if named and (named == folders or len(nested) > 1):
         raise UserError(
-            f"{path}: its folders {first_names(named)} are named like splits and data.split is {split!r}; set data.split "
-            "to one of them, or rename them if they are classes"
+            f"{path}: its folders {first_names(named)} are named like splits and data.split is {split!r}; set "
+            "data.split to one of them, or rename them if they are classes"
         )
     return path
 
