@@ -22,7 +22,7 @@ from benchmarks.environment import environment, synchronize
 from benchmarks.result_file import ResultFile
 from pmf.commands import run_command
 from pmf.distributed import owners as sharding
-from pmf.optim.muon import Muon
+from pmf.optim.optimizer import RuleOptimizer
 
 Shapes = dict[tuple[int, ...], int]
 
@@ -76,7 +76,7 @@ def create_muon_step(
     ]
     shipped = sharding.STACK_ELEMENTS[device]
     sharding.STACK_ELEMENTS[device] = stack_elements
-    optimizer = Muon(groups, newton_schulz_dtype=dtype)
+    optimizer = RuleOptimizer(groups, newton_schulz_dtype=dtype)
     sharding.STACK_ELEMENTS[device] = shipped
     return optimizer.step
 

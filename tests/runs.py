@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pmf.checkpoint.storage import list_checkpoints
+from pmf.checkpoint.places import list_checkpoints
 from pmf.config.sections import Config
 from pmf.config.yaml_file import load_config
 from pmf.training.trainer import Trainer

@@ -12,7 +12,7 @@ import torch
 from pmf.config.yaml_file import load_config
 from pmf.training.trainer import Trainer
 from tests.launch import ROOT, TINY
-from tests.perceptual_weights import write_weights
+from tests.perceptual.published import write_weights
 
 DOCUMENT = (ROOT / "docs" / "recipes.md").read_text().partition("## Ablations")[2]
 # | what | `key=value ...` | FID |

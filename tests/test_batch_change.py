@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from accelerate.state import AcceleratorState
 
-from pmf.checkpoint.storage import list_checkpoints
+from pmf.checkpoint.places import list_checkpoints
 from pmf.files import file_sha256
 from pmf.optim.ema import WeightAverages
 from pmf.training.trainer import Trainer

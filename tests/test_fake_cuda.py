@@ -27,7 +27,7 @@ from pmf.training.step import OptimizerStep
 from tests.fake_cuda import MixedDevicesError, Trace, backward, fake_cuda, grad
 from tests.flow.small_step import CLASSES, in_float32, inputs, small_network
 from tests.launch import ROOT, TINY
-from tests.perceptual_weights import random_convnext, random_lpips
+from tests.perceptual.published import random_convnext, random_lpips
 
 GPU = torch.device("cuda:0")
 ACCUMULATION = 2

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pmf.checkpoint.storage import save_weights
+from pmf.checkpoint.saved_weights import save_weights
 from pmf.config.yaml_file import load_config
 from pmf.errors import UserError
 from pmf.generation.pictures import save_png

@@ -17,7 +17,7 @@ from pmf.net.sizes import create_network
 from pmf.perceptual.distances import PerceptualDistances
 from pmf.perceptual.lpips import STAGES
 from pmf.training.trainer import Trainer
-from tests.perceptual_weights import random_lpips
+from tests.perceptual.published import random_lpips
 from tests.runs import tiny_config
 
 

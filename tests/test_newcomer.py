@@ -98,7 +98,7 @@ def test_a_sampler(tmp_path):
 
 def test_a_rule_of_an_optimizer(tmp_path):
     found = train(tmp_path / "run", "optimizer.name=sign", "optimizer.lr=0.25")
-    moved = found["2/model"]["label_embedding.weight"] - found["1/model"]["label_embedding.weight"]
+    moved = found["2/model"]["u_output.linear.weight"] - found["1/model"]["u_output.linear.weight"]
     # 0.25 is exact in float32, and the sums round to about 1e-7.
     assert {round(float(step), 5) for step in moved.unique()} <= {-0.25, 0.0, 0.25}
     assert bool(moved.any())

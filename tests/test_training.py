@@ -9,7 +9,7 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from pmf.checkpoint.storage import list_checkpoints
+from pmf.checkpoint.places import list_checkpoints
 from pmf.errors import UserError
 from pmf.training.step import MAX_SKIPPED_IN_A_ROW
 from pmf.training.trainer import Trainer

@@ -17,7 +17,7 @@ from pmf.distributed.world import set_float32_precision
 from pmf.flow.options import PixelMeanFlowOptions
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
 from pmf.optim.groups import create_optimizer
-from pmf.optim.newton_schulz import orthogonalize
+from pmf.optim.muon import orthogonalize
 from pmf.optim.options import OptimizerConfig
 
 

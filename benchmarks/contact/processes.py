@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.contact.setting import Report, Setting
 from benchmarks.contact.steps import NO_PERCEPTUAL, run_config
-from pmf.checkpoint.storage import list_checkpoints
+from pmf.checkpoint.places import list_checkpoints
 from pmf.config.sections import Config
 from pmf.config.yaml_file import save_config
 

@@ -1,4 +1,4 @@
-"""How a command reads its arguments and how it ends. Needs no torch, so that a mistake is told at once."""
+"""How a command reads its arguments and how it ends. Needs no torch, so that a mistake is reported at once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pmf.options import FLOAT, expand_path, number
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Reports a wrong command line as every other mistake: by one line, from the main process alone."""
+    """A parser that reports a wrong command line like any other mistake: in one line, from the main process alone."""
 
     def error(self, message: str) -> NoReturn:
         """End the command.
@@ -28,7 +28,7 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def path_text(text: str) -> str:
-    """Of an argument that may be a path: ``~`` and variables replaced; see :func:`pmf.options.expand_path`."""
+    """The value of an argument that may be a path; see :func:`pmf.options.expand_path`. For ``type=`` of argparse."""
     try:
         return expand_path(text)
     except UserError as error:
@@ -36,12 +36,12 @@ def path_text(text: str) -> str:
 
 
 def to_path(text: str) -> Path:
-    """Of an argument that is a path."""
+    """The value of an argument that is a path. For ``type=`` of argparse."""
     return Path(path_text(text))
 
 
 def whole_from(least: int) -> Callable[[str], int]:
-    """Of an argument that is a whole number, at least so large; 5e4 is one."""
+    """What reads an argument that is a whole number, at least ``least``; 5e4 is one. For ``type=`` of argparse."""
 
     def read(text: str) -> int:
         try:
@@ -56,7 +56,7 @@ def whole_from(least: int) -> Callable[[str], int]:
 
 
 def say(text: str) -> None:
-    """Print what all processes know, once."""
+    """Print a line that all processes would print, from the main one alone."""
     if is_main_rank(os.environ):
         print(text)
 
@@ -99,7 +99,7 @@ def _end(problem: str, *, tell: bool = True) -> NoReturn:
 
 
 def _in_process_group() -> bool:
-    """False as long as nobody has imported torch."""
+    """Whether there is a process group; there is none as long as nobody has imported torch."""
     distributed = sys.modules.get("torch.distributed")
     return distributed is not None and distributed.is_initialized()
 

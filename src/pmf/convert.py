@@ -59,7 +59,7 @@ def _import(arguments: argparse.Namespace) -> None:
 
     # Only now: importing torch's stack takes seconds.
     from pmf.checkpoint.official.layouts import load_official
-    from pmf.checkpoint.storage import save_weights
+    from pmf.checkpoint.saved_weights import save_weights
     from pmf.net.sizes import find_architecture
 
     saved = load_official(
@@ -78,7 +78,7 @@ def _export(arguments: argparse.Namespace) -> None:
     _require_free(arguments.output, "" if arguments.layout == "jax" else ".pt")
 
     from pmf.checkpoint.official.layouts import EXPORTS
-    from pmf.checkpoint.storage import load_weights
+    from pmf.checkpoint.saved_weights import load_weights
 
     saved = load_weights(arguments.checkpoint, arguments.ema)
     with writing(f"--output {arguments.output}"):

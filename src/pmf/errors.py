@@ -12,7 +12,7 @@ class UserError(ValueError):
 
 
 class AgreedError(UserError):
-    """One that every rank raises, in the same words: the main one reports it for all."""
+    """A user's mistake that every rank raises, in the same words: the main rank reports it for all."""
 
 
 class NotFiniteError(AgreedError):

@@ -1,4 +1,6 @@
-"""Files: written whole or not at all, hashed, read as JSON; what storage refuses, in words that help."""
+"""Files: the one way to write them (complete or absent), to hash them and to read JSON; what a file is by its content;
+and what storage refuses, in words that help.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,42 +38,17 @@ NO_FLUSH = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.E
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
 
 
-def foreign_content(path: str | Path) -> str | None:
-    """What stands in a file instead of its content, and what to do about it; None if it is none of these.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
-    with Path(path).open("rb") as file:
-        start = file.read(256).lstrip().lower()
-    if not start:
-        return "this file is empty (0 bytes); download it again"
-    if start.startswith(b"version https://git-lfs"):
-        return "this is a Git LFS pointer, not the file itself; run `git lfs pull` there"
-    if start.startswith((b"<!doctype html", b"<html", b"<?xml")):
-        return "this is a web page (a login or error page was saved); log in and download the file again"
-    return None
-
-
-def file_format(path: Path) -> str | None:
-    """``safetensors`` or ``pytorch`` (a zip archive, or a pickle from before torch 1.6) by a file's content; else None.
-
-    A file that is cut short is still recognised.
-    """
-    with path.open("rb") as file:
-        start = file.read(9)
-    if start.startswith(b"PK\x03\x04") or re.match(rb"\x80[\x02-\x05]", start):
-        return "pytorch"
-    # The length of a header, which is a JSON object and never as long as 100 MB.
-    if start[8:] == b"{" and int.from_bytes(start[:8], "little") <= 100_000_000:
-        return "safetensors"
-    return None
-
-
 @contextmanager
-def complete_or_absent(path: Path) -> Iterator[Path]:
-    """A temporary path to write to; what stands there in the end is flushed to disk and renamed to ``path``."""
-    temporary = path.with_name(f".incomplete_{path.name}")
+def complete_or_absent(path: Path, *, by_several: bool = False) -> Iterator[Path]:
+    """A temporary path to write to; what stands there in the end is flushed to disk and renamed to ``path``.
+
+    Args:
+        path: in a folder that exists; a file of that name is replaced.
+        by_several: several processes may write this file at the same time, so that each needs a temporary path of its
+            own. Otherwise what a killed process left is overwritten by the next.
+    """
+    writer = f"{socket.gethostname()}_{os.getpid()}_" if by_several else ""
+    temporary = path.with_name(f".incomplete_{writer}{path.name}")
     try:
         yield temporary
         flush(temporary)
@@ -81,13 +59,13 @@ def complete_or_absent(path: Path) -> Iterator[Path]:
 
 
 def flush(path: Path) -> str | None:
-    """Have a file, or the names in a folder, on disk before anything else is done.
+    """Wait until a file, or the names in a folder, are on the disk itself.
 
     Returns:
-        Why the file system cannot do this for folders, where it cannot: it has the names there at a time of its own.
+        Why the file system cannot do this for folders, if it cannot: it writes their names at a time of its own choice.
 
     Raises:
-        OSError: it fails.
+        OSError: the disk or the file system fails.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -108,7 +86,7 @@ def write_json(path: Path, values: Any) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """Of the file's bytes, in hex."""
+    """The sha256 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -117,7 +95,7 @@ def read_object(path: Path, advice: str) -> dict[str, Any]:
     """The JSON object that a file holds.
 
     Raises:
-        UserError: the file cannot be read, or see :func:`parse_object`; ends with ``advice``.
+        UserError: the file cannot be read, is not JSON, or is JSON of another kind; the line ends with ``advice``.
     """
     try:
         content = path.read_bytes()
@@ -127,10 +105,14 @@ def read_object(path: Path, advice: str) -> dict[str, Any]:
 
 
 def parse_object(text: str | bytes, where: str, advice: str) -> dict[str, Any]:
-    """A JSON object.
+    """The JSON object that a text is.
+
+    Args:
+        where: names the text in errors.
+        advice: what its user can do where it is none.
 
     Raises:
-        UserError: the text is not JSON, or JSON of another kind (a list, a number); ends with ``advice``.
+        UserError: the text is not JSON, or JSON of another kind (a list, a number).
     """
     try:
         found = json.loads(text)
@@ -141,17 +123,52 @@ def parse_object(text: str | bytes, where: str, advice: str) -> dict[str, Any]:
     return found
 
 
+def foreign_content(path: str | Path) -> str | None:
+    """Which usual mistake a file is instead of what was wanted (empty, a Git LFS pointer, a web page), and what to do.
+
+    Returns:
+        A part of a line; None if the file is none of these.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with Path(path).open("rb") as file:
+        start = file.read(256).lstrip().lower()
+    if not start:
+        return "this file is empty (0 bytes); download it again"
+    if start.startswith(b"version https://git-lfs"):
+        return "this is a Git LFS pointer, not the file itself; run `git lfs pull` there"
+    if start.startswith((b"<!doctype html", b"<html", b"<?xml")):
+        return "this is a web page (a login or error page was saved); log in and download the file again"
+    return None
+
+
+def file_format(path: Path) -> str | None:
+    """The format of a file of tensors by its content: ``safetensors``, ``pytorch`` or None for any other.
+
+    ``pytorch`` is a zip archive, or a pickle from before torch 1.6. A file that is cut short is still recognised.
+    """
+    with path.open("rb") as file:
+        start = file.read(9)
+    if start.startswith(b"PK\x03\x04") or re.match(rb"\x80[\x02-\x05]", start):
+        return "pytorch"
+    # The length of a header, which is a JSON object and never as long as 100 MB.
+    if start[8:] == b"{" and int.from_bytes(start[:8], "little") <= 100_000_000:
+        return "safetensors"
+    return None
+
+
 @contextmanager
 def writing(what: str, otherwise: str = "choose another", *, again: bool = False) -> Iterator[None]:
-    """Around what writes to disk.
+    """A context around what writes to disk: a failure of storage becomes one line for the user.
 
     Args:
         what: option and path, for the message.
         otherwise: the advice where the place itself is at fault.
-        again: a run is under way, which its command continues.
+        again: a run is under way, and starting the same command again continues it.
 
     Raises:
-        UserError: storage fails, in one line.
+        UserError: storage fails.
     """
     try:
         yield
@@ -162,22 +179,12 @@ def writing(what: str, otherwise: str = "choose another", *, again: bool = False
         raise UserError(f"{what}: cannot be written ({storage_reason(error)}); {advice}") from None
 
 
-def storage_reason(error: OSError) -> str:
-    """What happened, in the system's words."""
-    return error.strerror or str(error)
-
-
-def storage_advice(error: OSError, otherwise: str) -> str:
-    """What helps against this kind of error; ``otherwise`` where nothing is known but that this place does not do."""
-    return _ADVICE.get(error.errno or 0, otherwise)
-
-
 @contextmanager
 def storage_in_one_line() -> Iterator[None]:
-    """Around a whole command: what storage refuses anywhere in it is no mistake of the program's.
+    """A context around a whole command: what storage refuses anywhere in it is told like a user's mistake.
 
     Raises:
-        UserError: in place of an ``OSError`` that the state of storage, or rights on it, explain.
+        UserError: in place of an ``OSError`` that the state of storage, or missing rights, explain.
     """
     try:
         yield
@@ -190,7 +197,10 @@ def storage_in_one_line() -> Iterator[None]:
 
 
 def require_reachable(path: Path, what: str) -> None:
-    """Whether a path that a user gave leads anywhere can be asked.
+    """Refuse a path of which the system cannot even say whether something is there.
+
+    Args:
+        what: option and path, for the message.
 
     Raises:
         UserError: its links lead in a circle, or its name is longer than any that the file system can hold.
@@ -202,10 +212,20 @@ def require_reachable(path: Path, what: str) -> None:
             raise UserError(f"{what}: {storage_reason(error)}; {storage_advice(error, '')}") from None
 
 
-def printable(value: Any) -> Any:
-    """Plain values in which each file name that is not UTF-8 has its foreign bytes written out, as in ``caf\\udce9``.
+def storage_reason(error: OSError) -> str:
+    """What an error says, in the system's words."""
+    return error.strerror or str(error)
 
-    JSON and trackers know no others.
+
+def storage_advice(error: OSError, otherwise: str) -> str:
+    """What helps against an error of storage; ``otherwise`` where nothing is known but that this place fails."""
+    return _ADVICE.get(error.errno or 0, otherwise)
+
+
+def printable(value: Any) -> Any:
+    """Plain values with every string valid UTF-8: bytes of file names that are not are written out, as ``caf\\udce9``.
+
+    JSON and trackers take no other strings.
     """
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode()

@@ -16,7 +16,7 @@ FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.
 
 
 class Section(BaseModel):
-    """Frozen, keyword-only, no unknown keys, no silent conversion of strings to numbers."""
+    """A section of the config: frozen, keyword-only, no unknown keys, no silent conversion of strings to numbers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
@@ -27,7 +27,7 @@ class Section(BaseModel):
 
 
 def number_name(value: Any) -> Any:
-    """``500`` for 500 and 500.0, ``0.9999`` for 0.9999: numbers as they stand in file names and in YAML."""
+    """A number as file names have it: ``500`` for 500 and 500.0, ``0.9999`` for 0.9999; other values as they are."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return value
     return str(int(value)) if isinstance(value, int) or value.is_integer() else repr(value)
@@ -38,17 +38,17 @@ RECORDED = {"recorded": True}
 
 
 def expanded(path: str, info: ValidationInfo) -> str:
-    """A path as its user meant it."""
+    """A path with its variables replaced, unless a checkpoint recorded it."""
     return path if info.context == RECORDED else expand_path(path)
 
 
 def one_or_more(value: Any) -> Any:
-    """A single string as a list of one."""
+    """The value of an option that takes a list: a single string counts as a list of one."""
     return [value] if isinstance(value, str) else value
 
 
 def whole_number(value: Any) -> Any:
-    """1e5 as 100000: how people write large numbers of steps and images. Other floats stay, to be refused."""
+    """A number that people may write as 1e5, as an int. Other floats stay floats, which the option then refuses."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -68,7 +68,7 @@ Files = Annotated[list[PathText], BeforeValidator(one_or_more), Field(min_length
 
 
 def number(text: str) -> int | float:
-    """Of text that ``INT`` or ``FLOAT`` matches."""
+    """The number that a text stands for; the text matches ``INT`` or ``FLOAT``."""
     return int(text) if INT.fullmatch(text) else float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
 
 

@@ -1,6 +1,7 @@
 """Tables of names: what a config can choose by name, and where each choice is defined. Needs no torch.
 
-A row is the object itself or, so that reading a config imports nothing, ``"package.module:name"``.
+A row is the object itself or, so that reading a config imports nothing, ``"package.module:name"``. Tables are plain
+dictionaries: a program that uses the library can add a row before it reads a config.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Tensors by name: the checks that stand before every load, and files of them (safetensors)."""
+"""Tensors by name: files of them (safetensors, published ones), their hash, and the checks before every load."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import tempfile
@@ -10,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -64,6 +66,41 @@ def save_safetensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[s
         raise OSError(errno.EIO, str(error), str(path)) from None
     if path.stat().st_mode != mode:  # some file systems have one mode for all, and refuse any other
         path.chmod(mode)
+
+
+def hub_path(name: str) -> Path:
+    """Where a published file of this name is kept on this machine: in ``$TORCH_HOME``, as torch.hub does."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / name
+
+
+def download_once(url: str, name: str, *, sha256_start: str | None = None, progress: bool = True) -> Path:
+    """The local copy of a published file, downloaded at first use; complete or absent.
+
+    Args:
+        name: under which it is kept; see :func:`hub_path`.
+        sha256_start: first hex digits of its sha256, to be checked after a download.
+        progress: show a bar.
+
+    Raises:
+        OSError: no network, no such page, or no space.
+        ValueError: a malformed URL.
+        http.client.HTTPException: a server that does not speak HTTP.
+        RuntimeError: another sha256.
+    """
+    path = hub_path(name)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), sha256_start, progress=progress)
+    return path
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """The sha256 of names and values, in hex; the order of the mapping does not matter."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def require_same_tensors(own: Mapping[str, Tensor], given: Mapping[str, Tensor], *, intro: str, advice: str) -> None:

@@ -19,7 +19,8 @@ import torch
 from safetensors.torch import save_file
 
 from pmf.checkpoint.official.pytorch_file import read_pytorch
-from pmf.checkpoint.storage import Checkpoint, load_checkpoint, load_weights, save_checkpoint
+from pmf.checkpoint.saved_weights import load_weights
+from pmf.checkpoint.storage import Checkpoint, save_checkpoint
 from pmf.commands import run_command
 from pmf.config.sections import as_plain
 from pmf.config.yaml_file import load_config
@@ -34,6 +35,7 @@ from pmf.generation.folder import write_image_folder
 from pmf.generation.pictures import save_png
 from pmf.generation.plan import SamplingPlan
 from pmf.training.metrics import MetricsLog
+from tests.checkpoint.loading import load_checkpoint
 from tests.evaluation.networks import SmallFeatures
 from tests.launch import ROOT
 

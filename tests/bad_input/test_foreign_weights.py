@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from pmf.checkpoint.official.layouts import load_official
-from pmf.checkpoint.storage import load_weights
+from pmf.checkpoint.saved_weights import load_weights
 from pmf.config.yaml_file import load_config
 from pmf.errors import UserError
 from pmf.training.run_folder import RunFolder

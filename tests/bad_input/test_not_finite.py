@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from pmf.checkpoint.integrity import list_checkpoints
 from pmf.checkpoint.official.pytorch_file import write_pytorch
-from pmf.checkpoint.storage import save_weights
+from pmf.checkpoint.places import list_checkpoints
+from pmf.checkpoint.saved_weights import save_weights
 from pmf.commands import run_command
 from pmf.config.yaml_file import load_config
 from pmf.errors import NotFiniteError, UserError

@@ -20,7 +20,9 @@ from safetensors import SafetensorError
 
 import pmf.tensors
 from pmf.checkpoint.official.pytorch_file import write_pytorch
-from pmf.checkpoint.storage import Checkpoint, list_checkpoints, save_checkpoint, save_weights
+from pmf.checkpoint.places import list_checkpoints
+from pmf.checkpoint.saved_weights import save_weights
+from pmf.checkpoint.storage import Checkpoint, save_checkpoint
 from pmf.commands import run_command as as_command
 from pmf.config.sections import as_plain
 from pmf.config.yaml_file import load_config

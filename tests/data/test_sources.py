@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pmf.data.options import DataConfig
+from pmf.data.options import SOURCES, DataConfig
 from pmf.data.parquet import OPEN_FILES, ParquetSource
-from pmf.data.source import SOURCES, create_source
+from pmf.data.source import create_source
 from pmf.errors import UserError
 
 

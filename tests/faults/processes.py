@@ -10,7 +10,8 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from pmf.checkpoint.storage import list_checkpoints, tensors_sha256
+from pmf.checkpoint.places import list_checkpoints
+from pmf.tensors import tensors_sha256
 from tests import launch
 from tests.faults.rank import Fault, FaultyTraining
 from tests.launch import ROOT, TINY, Ranks

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from pmf.checkpoint.integrity import find_resumable, list_checkpoints
-from pmf.checkpoint.storage import load_checkpoint
+from pmf.checkpoint.integrity import find_resumable
+from pmf.checkpoint.places import list_checkpoints
 from pmf.errors import UserError
+from tests.checkpoint.loading import load_checkpoint
 from tests.faults.processes import EVERY_FOUR, cut_back, finish, trace
 
 FILES = ("model", "optimizer", "ema_0.05", "ema_10")

@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from pmf.checkpoint.storage import find_damage, list_checkpoints
+from pmf.checkpoint.integrity import find_damage
+from pmf.checkpoint.places import list_checkpoints
 from tests.faults.faults import STEP, WRITES, KillInSave, SignalAt
 from tests.faults.processes import EVERY_FOUR, cut_back, finish, started, trace
 from tests.launch import ROOT, TINY, launch, torchrun

@@ -6,7 +6,8 @@ import signal
 
 import pytest
 
-from pmf.checkpoint.storage import find_damage, list_checkpoints
+from pmf.checkpoint.integrity import find_damage
+from pmf.checkpoint.places import list_checkpoints
 from pmf.errors import PREEMPTED_STATUS
 from tests.faults.faults import SignalAt
 from tests.faults.processes import finish, started, trace

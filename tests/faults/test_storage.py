@@ -7,7 +7,7 @@ import os
 import signal
 import stat
 
-from pmf.checkpoint.storage import list_checkpoints
+from pmf.checkpoint.places import list_checkpoints
 from tests.faults.faults import All, FullDisk, NoFolderFlush, NoLocks, NoRights, Umask
 from tests.faults.processes import EVERY_FOUR, cut_back, finish, started, trace
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from pmf.optim.muon import Muon
+from pmf.optim.optimizer import RuleOptimizer
 from tests.gpu.devices import DEVICES
 
 SHAPES = ((96, 64), (96, 64), (64, 96), (64, 64))
@@ -23,7 +23,7 @@ def test_bfloat16_steps_are_those_of_float32(device):
     moved = {}
     for dtype in (torch.bfloat16, None):
         weights = copy.deepcopy(start)
-        optimizer = Muon([{"kind": "muon", "params": weights}], lr=RATE, newton_schulz_dtype=dtype)
+        optimizer = RuleOptimizer([{"kind": "muon", "params": weights}], lr=RATE, newton_schulz_dtype=dtype)
         for of_step in gradients:
             for weight, gradient in zip(weights, of_step, strict=True):
                 weight.grad = gradient

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from pmf.optim.rule import Moments, Rule, Settings
 from torch import Tensor
+
+from pmf.optim.rule import Moments, Rule, Settings
 
 
 class SignDescent(Rule):

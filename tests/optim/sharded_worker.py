@@ -8,7 +8,7 @@ from torch import nn
 from pmf.distributed import owners as sharding
 from pmf.distributed.world import ALONE, World
 from pmf.optim.ema import WeightAverages
-from pmf.optim.muon import Muon
+from pmf.optim.optimizer import RuleOptimizer
 from pmf.optim.options import EmaConfig
 
 # Stacks of two of the matrices below, so that there is something to stack and something to divide.
@@ -16,7 +16,7 @@ sharding.STACK_ELEMENTS["cpu"] = 200
 EMA = EmaConfig(half_lives_kimg=[0.5, 2], decays=[0.9])
 
 
-def build(world: World) -> tuple[nn.Module, Muon, WeightAverages]:
+def build(world: World) -> tuple[nn.Module, RuleOptimizer, WeightAverages]:
     """Five matrices of one shape, so that no number of ranks divides them; odd sizes everywhere; one frozen."""
     generator = torch.Generator().manual_seed(0)
     shapes = [(13, 7)] * 5 + [(7, 13), (9, 9)] + [(5,), (1, 3, 7), (11,), (2, 3, 3, 1)] + [(4,)]
@@ -27,7 +27,7 @@ def build(world: World) -> tuple[nn.Module, Muon, WeightAverages]:
         {"kind": "muon", "params": [p for p in trained if p.ndim == 2]},
         {"kind": "nadamw", "params": [p for p in trained if p.ndim != 2]},
     ]
-    return network, Muon(groups, weight_decay=0.1, world=world), WeightAverages(network, EMA, world)
+    return network, RuleOptimizer(groups, weight_decay=0.1, world=world), WeightAverages(network, EMA, world)
 
 
 def set_gradients(network: nn.Module, step: int) -> None:
@@ -37,7 +37,7 @@ def set_gradients(network: nn.Module, step: int) -> None:
         parameter.grad = gradient if parameter.requires_grad else None
 
 
-def advance(network: nn.Module, optimizer: Muon, averages: WeightAverages, steps: range) -> None:
+def advance(network: nn.Module, optimizer: RuleOptimizer, averages: WeightAverages, steps: range) -> None:
     for step in steps:
         set_gradients(network, step)
         optimizer.step()
@@ -48,7 +48,7 @@ def equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> boo
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def everything(network: nn.Module, optimizer: Muon, averages: WeightAverages) -> dict[str, torch.Tensor]:
+def everything(network: nn.Module, optimizer: RuleOptimizer, averages: WeightAverages) -> dict[str, torch.Tensor]:
     state = dict(optimizer.named_state(network))
     for name in averages.names:
         state |= {f"{name}/{key}": tensor for key, tensor in averages.state(name).items()}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from pmf.errors import UserError
 from pmf.optim.ema import WeightAverages, half_life_decay
-from pmf.optim.options import EmaConfig, ema_names
+from pmf.optim.options import AVERAGES, EmaConfig, ema_names
 
 CONFIG = EmaConfig(half_lives_kimg=[0.25, 1, 500], decays=[0.75, 0.9999])
 
@@ -81,3 +82,36 @@ def test_loading_other_weights_names_the_first_differences():
         "average '500' is of another run: 1.bias is missing; 0.weight is (4, 4) there and (4, 3) here; "
         "2.weight is unknown here; check"
     )
+
+
+def power_decay(power: float, images_seen: int, images_per_step: int) -> float:
+    """A newcomer's rule: each average weighs images by the given power of their number."""
+    return (1 - images_per_step / images_seen) ** (power + 1)
+
+
+def test_a_new_rule_is_a_function_and_a_row(monkeypatch):
+    with pytest.raises(ValidationError, match="is 'power_6'; choose from: half_life_NUMBER, decay_NUMBER"):
+        EmaConfig(others=["power_6"])
+    monkeypatch.setitem(AVERAGES, "power", power_decay)
+    config = EmaConfig(half_lives_kimg=[1], others=["power_6", "power_0.5"])
+    assert ema_names(config) == ["1", "power_6", "power_0.5"]
+    network = small_network()
+    averages = WeightAverages(network, config)
+    assert averages.names == ["1", "power_6", "power_0.5"]
+    seen = []
+    for step in range(1, 8):
+        with torch.no_grad():
+            network[0].weight.normal_()
+        seen.append(network[0].weight.detach().double().clone())
+        averages.update(network, step * 64, 64)
+    for power in (6, 0.5):
+        shares = torch.tensor([step ** (power + 1) - (step - 1) ** (power + 1) for step in range(1, 8)])
+        expected = sum(share / shares.sum() * weights for share, weights in zip(shares, seen, strict=True))
+        average = averages.state(f"power_{power}")["0.weight"].double()
+        torch.testing.assert_close(average, expected, rtol=0, atol=1e-6)  # float32 sums of values of order 1
+
+
+def test_a_weight_that_is_none_ends_the_run():
+    averages = WeightAverages(small_network(), EmaConfig(others=["decay_1.5"]))
+    with pytest.raises(UserError, match=r"ema.others: decay_1.5 gives the old average the weight 1.5"):
+        averages.update(small_network(), 64, 64)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pmf.optim.groups import create_optimizer, embedding_table_names, optimizer_kind, parameter_groups
+from pmf.optim.groups import create_optimizer, embedding_table_names, is_linear_weight, parameter_groups
 from pmf.optim.options import OptimizerConfig
 
 
@@ -50,9 +50,9 @@ def test_one_adam_for_everything(name):
 
 def test_the_rule_needs_only_a_name_and_a_tensor():
     matrix = torch.zeros(3, 4)
-    assert optimizer_kind("table", matrix, {"table"}) == "nadamw"
-    assert optimizer_kind("other", matrix, {"table"}) == "muon"
-    assert optimizer_kind("tokens", matrix[None], set()) == "nadamw"
+    assert not is_linear_weight("table", matrix, {"table"})
+    assert is_linear_weight("other", matrix, {"table"})
+    assert not is_linear_weight("tokens", matrix[None], set())
 
 
 def test_settings_reach_every_group():

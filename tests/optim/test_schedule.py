@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import math
-from typing import get_args
 
 import pytest
+from pydantic import ValidationError
 
 from pmf.errors import UserError
-from pmf.optim.options import OptimizerConfig
-from pmf.optim.schedule import SCHEDULES, learning_rate
+from pmf.optim.options import SCHEDULES, OptimizerConfig
+from pmf.optim.schedule import learning_rate
 
 
 def config_of(schedule: str, **settings) -> OptimizerConfig:
     return OptimizerConfig(schedule=schedule, lr=0.5, **settings)
 
 
-def test_every_schedule_of_the_config_is_registered():
-    assert set(SCHEDULES) == set(get_args(OptimizerConfig.model_fields["schedule"].annotation))
+def test_a_new_schedule_is_a_function_and_a_row(monkeypatch):
+    with pytest.raises(ValidationError, match="'constant', 'warmup_constant' or 'warmup_cosine'"):
+        config_of("halving")
+    monkeypatch.setitem(SCHEDULES, "halving", lambda config, made, total: config.lr * 0.5**made)
+    assert [learning_rate(config_of("halving"), count, 10) for count in range(3)] == [0.5, 0.25, 0.125]
 
 
 def test_constant():

@@ -34,9 +34,9 @@ def test_stacks_are_those_of_one_process_and_turns_alternate(monkeypatch):
     monkeypatch.setitem(sharding.STACK_ELEMENTS, "cpu", 50)
     matrices = [normal(6, 4) for _ in range(7)] + [normal(4, 4)]
     stacks = {
-        world: [[id(p) for p in share.parameters] for share in divide("muon", matrices, world)] for world in (1, 3)
+        world: [[id(p) for p in share.parameters] for share in divide(matrices, world, stacks=True)] for world in (1, 3)
     }
     assert sorted(stacks[1]) == sorted(stacks[3])
     assert sorted(len(stack) for stack in stacks[1]) == [1, 1, 2, 2, 2]
-    assert [share.owner for share in divide("muon", matrices, 3)] == [0, 1, 2, 0, 1]
-    assert [share.owner for share in divide("nadamw", matrices[:2], 3)] == [0, 1]  # no empty shares
+    assert [share.owner for share in divide(matrices, 3, stacks=True)] == [0, 1, 2, 0, 1]
+    assert [share.owner for share in divide(matrices[:2], 3, stacks=False)] == [0, 1]  # no empty shares

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pmf.checkpoint.official.names import from_official
+from pmf.checkpoint.official.names import official_name
 from pmf.net.pixel_transformer import PixelTransformer
 
 OWN_FOLDER = Path(__file__).parents[1] / "golden"
@@ -75,7 +75,7 @@ def build_network(
         num_heads=settings["num_heads"],
         mlp_width=mlp_width,
     )
-    network.load_state_dict(from_official(weights, network.state_dict()))
+    network.load_state_dict({name: weights[official_name(name)] for name in network.state_dict()})
     return network
 
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from pmf.net.sizes import SIZES, create_network
 from pmf.optim.ema import WeightAverages, half_life_decay
-from pmf.optim.groups import optimizer_kind, parameter_groups
-from pmf.optim.muon import Muon
+from pmf.optim.groups import is_linear_weight, parameter_groups
+from pmf.optim.optimizer import RuleOptimizer
 from pmf.optim.options import EmaConfig, OptimizerConfig
 from tests.parity.golden import Golden, golden_path
 
@@ -46,7 +46,9 @@ class Run:
         groups: dict[str, list[Tensor]] = {}
         for name, parameter in zip(self.weights.names, self.weights.tensors, strict=True):
             groups.setdefault(kinds[name], []).append(parameter)
-        self.optimizer = Muon([{"kind": kind, "params": params} for kind, params in groups.items()], **settings)
+        self.optimizer = RuleOptimizer(
+            [{"kind": kind, "params": params} for kind, params in groups.items()], **settings
+        )
         self.history = [self.weights.by_name()]
         for step, rate in enumerate(rates, start=1):
             for name, parameter in zip(self.weights.names, self.weights.tensors, strict=True):
@@ -79,7 +81,7 @@ def golden() -> Golden:
 def kinds_of(golden: Golden) -> dict[str, str]:
     weights = golden.group("const/params/step0/")
     tables = {name for name in weights if "embedding_table" in name}
-    return {name: optimizer_kind(name, tensor, tables) for name, tensor in weights.items()}
+    return {name: "muon" if is_linear_weight(name, tensor, tables) else "nadamw" for name, tensor in weights.items()}
 
 
 def official_run(golden: Golden, rates: list[float]) -> Run:

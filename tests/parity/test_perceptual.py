@@ -16,7 +16,7 @@ from pmf.perceptual.crop import CropBoxes, crop_boxes, resample
 from pmf.perceptual.lpips import Lpips
 from pmf.perceptual.weights import load_published
 from tests.parity.golden import Golden
-from tests.perceptual_weights import random_convolution
+from tests.perceptual.published import random_convolution
 
 CROP = "J_random_resized_crop"
 # INDEX.md's limit for float32 weights of a kernel evaluated twice: 5.6e-6 measured. Cutting the box out before

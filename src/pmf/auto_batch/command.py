@@ -23,6 +23,7 @@ from pmf.costs.memory import MemoryEstimator
 from pmf.distributed.batching import accumulation_steps, divisors
 from pmf.distributed.world import World, join_world
 from pmf.errors import CrossFieldError, UserError
+from pmf.optim.options import ema_names
 
 CANDIDATE = (sys.executable, "-m", "pmf.auto_batch.candidate")
 TRIAL_STEPS, VERIFYING_STEPS = 4, 7
@@ -90,7 +91,7 @@ def advice(config: Config, processes: int) -> str:
     if not training.activation_checkpointing:
         ideas.append("training.activation_checkpointing=true")
     ideas.append("training.parallel=fsdp" if processes > 1 else "more processes with training.parallel=fsdp")
-    if len(config.ema.half_lives_kimg) + len(config.ema.decays) > 1:
+    if len(ema_names(config.ema)) > 1:
         ideas.append("fewer averages in ema.half_lives_kimg")
     return "try, in this order: " + ", ".join(ideas)
 

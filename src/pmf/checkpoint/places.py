@@ -1,14 +1,21 @@
-"""Paths into a run folder, and what people mean by them."""
+"""Where checkpoints stand in a run folder, and what people mean by paths into it."""
 
 from __future__ import annotations
 
 import contextlib
+import re
 from pathlib import Path
 
 from pmf.errors import UserError
 
 # The files of a checkpoint that stand for all of it; each of the others is a set of tensors of its own.
 MANIFEST, STATE = RECORDS = ("manifest.json", "state.json")
+
+
+def list_checkpoints(run_folder: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first; those that are being written or removed have other names."""
+    folders = (run_folder / "checkpoints").glob("step_*")
+    return sorted(path for path in folders if re.fullmatch(r"step_\d{8,}", path.name))
 
 
 def run_or_checkpoint(path: Path) -> Path:

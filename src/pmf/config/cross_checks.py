@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pmf.data.options import digits_problems
+from pmf.data.options import section_problems
 from pmf.distributed.batching import nearest_divisors
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def cross_field_problems(config: Config, ema_names: Sequence[str]) -> list[tuple[str, str]]:
     """Values that are fine alone and wrong together: the key to point at, and what is wrong with it."""
     problems: list[tuple[str, str]] = []
-    training, optimizer, sampling, data = config.training, config.optimizer, config.sampling, config.data
+    training, optimizer, sampling = config.training, config.optimizer, config.sampling
     if (training.max_steps is None) == (training.epochs is None):
         problems.append(("training.max_steps", "or training.epochs must be given, and not both"))
     micro = training.micro_batch_size
@@ -45,12 +45,10 @@ def cross_field_problems(config: Config, ema_names: Sequence[str]) -> list[tuple
         problems.append(("training.mixed_precision", "is fp16, which needs training.parallel: ddp; use bf16 or no"))
     if training.shard_size and training.parallel != "hsdp":
         problems.append(("training.shard_size", f"needs training.parallel: hsdp; it is {training.parallel}"))
-    if data.kind in ("parquet", "imagefolder") and not data.path:
-        problems.append(("data.path", f"is missing; data.kind {data.kind} needs the folder of the data set"))
     if config.evaluation.every_images and not config.evaluation.reference:
         problems.append(("evaluation.reference", "is missing; evaluation.every_images needs something to compare with"))
     if len(set(ema_names)) != len(ema_names):
         problems.append(("ema.half_lives_kimg", f"and ema.decays name one average twice: {', '.join(ema_names)}"))
     if sampling.ema not in (*ema_names, "online"):
         problems.append(("sampling.ema", f'is "{sampling.ema}"; choose one of: {", ".join((*ema_names, "online"))}'))
-    return problems + digits_problems(data)
+    return problems + section_problems(config.data)

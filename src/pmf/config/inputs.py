@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pmf.config.sections import Config
 from pmf.config.yaml_file import load_config
+from pmf.data.options import missing_folder
 from pmf.distributed.batching import accumulation_steps
 from pmf.errors import CrossFieldError, UserError
 from pmf.net.sizes import find_size
@@ -31,11 +32,9 @@ def require_inputs(config: Config, resume: str) -> None:
         raise UserError(str(error)) from None
     if config.training.max_steps is not None:
         learning_rate(config.optimizer, 0, config.training.max_steps)
-    data, evaluation = config.data, config.evaluation
-    read_from = data.path if data.kind in ("parquet", "imagefolder") else None
-    if read_from and not os.path.exists(read_from) and not glob.has_magic(read_from):
-        wanted = f"data/{data.split}-*.parquet" if data.kind == "parquet" else "one folder per class"
-        raise UserError(f"{read_from}: data.path does not exist; give the folder that holds {wanted}")
+    evaluation = config.evaluation
+    if problem := missing_folder(config.data):
+        raise UserError(problem)
     if evaluation.every_images and evaluation.reference:
         require_reference(evaluation.reference)
         require_extractor("evaluation.extractor", evaluation.extractor)

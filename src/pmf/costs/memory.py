@@ -19,8 +19,8 @@ from pmf.flow.pixel_mean_flow import PixelMeanFlow
 from pmf.net.base import BaseNetwork
 from pmf.net.sizes import create_network
 from pmf.optim.groups import create_optimizer, parameter_groups
-from pmf.optim.muon import MOMENTS
 from pmf.optim.options import ema_names
+from pmf.optim.rule import MatrixRule, create_rule
 from pmf.perceptual.distances import build_distances
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -164,14 +164,14 @@ class MemoryEstimator:
         """What is there between two steps, on the heaviest of so many processes."""
         config, network = self._config, self._device_network
         parameters = list(network.parameters())
-        shares = [
-            share
-            for group in parameter_groups(network, config.optimizer)
-            for share in divide(group["kind"], group["params"], processes)
-        ]
+        shares: list[Share] = []
         optimizer, averages = [0] * processes, [0] * processes
-        for share in shares:
-            optimizer[share.owner] += len(MOMENTS[share.kind]) * _size(share.parameters)
+        for group in parameter_groups(network, config.optimizer):
+            rule = create_rule(group["kind"])
+            of_group = divide(group["params"], processes, stacks=isinstance(rule, MatrixRule))
+            for share in of_group:
+                optimizer[share.owner] += len(rule.moments) * _size(share.parameters)
+            shares += of_group
         for parameter, owner in zip(parameters, assign_owners([p.numel() for p in parameters], processes), strict=True):
             averages[owner] += len(ema_names(config.ema)) * _size([parameter])
         heaviest = max(range(processes), key=lambda rank: optimizer[rank] + averages[rank])

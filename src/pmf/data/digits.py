@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import io
 import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from pmf.data.options import DataConfig, digits_problems
+from pmf.data.options import DataConfig
 from pmf.data.parquet import ParquetSource
 from pmf.errors import UserError
-from pmf.files import storage_advice, storage_reason
+from pmf.files import complete_or_absent, storage_advice, storage_reason
 
 FILE = "data/train-00000-of-00001.parquet"
 
@@ -22,10 +21,8 @@ def open_digits(config: DataConfig, _seed: int = 0) -> ParquetSource:
     """The digits in ``data.path``, or else in ``$XDG_CACHE_HOME``/pmf/digits; written there at first use.
 
     Raises:
-        UserError: unless data.channels is 1, data.num_classes 10 and data.split train; where nothing can be written.
+        UserError: nothing can be written there.
     """
-    for key, problem in digits_problems(config):
-        raise UserError(f"{key} {problem}")
     file = _folder(config) / FILE
     if not file.exists():
         try:
@@ -57,13 +54,8 @@ def write_digits(file: Path) -> None:
     images = [{"bytes": _png(np.rint(scan * (255 / 16)).astype(np.uint8)), "path": None} for scan in digits.images]
     table = datasets.Dataset.from_dict({"image": images, "label": digits.target.tolist()}, features=features)
     file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=file.parent, prefix=".writing-") as folder:
-        unfinished = Path(folder) / file.name
-        with unfinished.open("wb") as stream:
-            table.to_parquet(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(unfinished, file)
+    with complete_or_absent(file, by_several=True) as temporary, temporary.open("wb") as stream:
+        table.to_parquet(stream)
 
 
 def _folder(config: DataConfig) -> Path:

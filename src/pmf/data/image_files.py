@@ -30,7 +30,7 @@ class LeftOut:
         self._examples: dict[str, str] = {}
 
     def add(self, reason: str, names: Iterable[str]) -> None:
-        """``reason`` says what the names are, in plural words."""
+        """Count names that are not used; ``reason`` says what they are, in the plural."""
         for name in names:
             self._counts[reason] = self._counts.get(reason, 0) + 1
             self._examples[reason] = min(name, self._examples.get(reason, name))
@@ -40,7 +40,7 @@ class LeftOut:
         return "left out are " + ", ".join(told)
 
     def warnings(self, folder: Path) -> list[str]:
-        """One line, or none where everything is used."""
+        """A list of one line, or of none where everything is used."""
         return [f"{folder}: {self}"] if self._counts else []
 
 

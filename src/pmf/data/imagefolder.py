@@ -10,7 +10,7 @@ import numpy as np
 
 from pmf.data.image_files import EXTENSIONS, LeftOut, list_deep, list_flat, scan_folder
 from pmf.data.options import DataConfig
-from pmf.data.source import CorruptImage, Sample, names_in, prepare
+from pmf.data.source import CorruptImage, Sample, first_names, prepare
 from pmf.data.transforms import MAX_FILE_BYTES
 from pmf.errors import UserError
 
@@ -43,7 +43,7 @@ class ImageFolderSource:
             left_out.add("images beside the folder of the split", list_flat(path, LeftOut()))
         if len(classes) != config.num_classes:
             raise UserError(
-                f"{self.root}: there are {len(classes)} class folders ({names_in(classes)}) but data.num_classes is "
+                f"{self.root}: there are {len(classes)} class folders ({first_names(classes)}) but data.num_classes is "
                 f"{config.num_classes}; correct one of them, or data.path"
             )
         names: list[bytes] = []
@@ -103,8 +103,8 @@ def class_root(path: Path, split: str) -> Path:
     nested = [name for name in named if _visible_folders(path / name)]
     if named and (named == folders or len(nested) > 1):
         raise UserError(
-            f"{path}: its folders {names_in(named)} are named like splits and data.split is {split!r}; set data.split "
-            "to one of them, or rename them if they are classes"
+            f"{path}: its folders {first_names(named)} are named like splits and data.split is {split!r}; set "
+            "data.split to one of them, or rename them if they are classes"
         )
     return path
 

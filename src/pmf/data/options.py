@@ -1,22 +1,41 @@
-"""The data section."""
+"""The data section, and the table of the kinds of data sets."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import glob
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
 from pmf.options import Fraction, NonNegative, PathText, Positive, Section
 from pmf.tables import Row, one_of
 
-DIGITS = {"channels": 1, "num_classes": 10, "split": "train"}
-"""What the embedded digits are."""
+
+@dataclass(frozen=True, kw_only=True)
+class DataKind:
+    """A kind of data set: what opens it, and what can be known of its section before that is imported.
+
+    Attributes:
+        source: makes a :class:`pmf.data.source.Source` of the data section and the run's seed.
+        folder_holds: what stands in the folder that ``data.path`` has to name, in words in which ``{split}`` is
+            ``data.split``; None where the set needs no path.
+        fixed: options of the section that can have one value only, by name.
+    """
+
+    source: Row
+    folder_holds: str | None = None
+    fixed: Mapping[str, Any] = field(default_factory=dict)
 
 
-# A new kind of data set is a line here: what makes a Source of the data section and the run's seed.
-SOURCES: dict[str, Row] = {
-    "parquet": "pmf.data.parquet:ParquetSource",
-    "imagefolder": "pmf.data.imagefolder:ImageFolderSource",
-    "synthetic": "pmf.data.synthetic:SyntheticSource",
-    "digits": "pmf.data.digits:open_digits",
+# A new kind of data set is a file with a Source, and a line here.
+SOURCES: dict[str, DataKind] = {
+    "parquet": DataKind(source="pmf.data.parquet:ParquetSource", folder_holds="data/{split}-*.parquet"),
+    "imagefolder": DataKind(source="pmf.data.imagefolder:ImageFolderSource", folder_holds="one folder per class"),
+    "synthetic": DataKind(source="pmf.data.synthetic:SyntheticSource"),
+    "digits": DataKind(
+        source="pmf.data.digits:open_digits", fixed={"channels": 1, "num_classes": 10, "split": "train"}
+    ),
 }
 
 
@@ -53,12 +72,22 @@ class DataConfig(Section):
     """Page-locked batches, for asynchronous copies to a GPU."""
 
 
-def digits_problems(data: DataConfig) -> list[tuple[str, str]]:
-    """What ``data.kind: digits`` cannot have: the key to point at, and what is wrong with it."""
-    if data.kind != "digits":
-        return []
-    wrong = {key: value for key, value in DIGITS.items() if getattr(data, key) != value}
-    return [
-        (f"data.{key}", f"is {getattr(data, key)}; data.kind digits needs data.{key}: {value}")
-        for key, value in wrong.items()
+def section_problems(data: DataConfig) -> list[tuple[str, str]]:
+    """The options that do not fit ``data.kind``: for each the key to point at, and what is wrong with it."""
+    kind = SOURCES[data.kind]
+    problems = []
+    if kind.folder_holds and not data.path:
+        problems.append(("data.path", f"is missing; data.kind {data.kind} needs the folder of the data set"))
+    return problems + [
+        (f"data.{key}", f"is {getattr(data, key)}; data.kind {data.kind} needs data.{key}: {value}")
+        for key, value in kind.fixed.items()
+        if getattr(data, key) != value
     ]
+
+
+def missing_folder(data: DataConfig) -> str | None:
+    """The line that says that ``data.path`` does not exist; None where it does, is a pattern, or is not needed."""
+    holds = SOURCES[data.kind].folder_holds
+    if holds is None or not data.path or os.path.exists(data.path) or glob.has_magic(data.path):
+        return None
+    return f"{data.path}: data.path does not exist; give the folder that holds {holds.format(split=data.split)}"

@@ -8,7 +8,7 @@ import re
 from collections import defaultdict
 
 from pmf.data.options import DataConfig
-from pmf.data.source import names_in
+from pmf.data.source import first_names
 from pmf.errors import UserError
 
 # train-00007-of-00294.parquet, and as the Hugging Face hub writes it, train-00007-of-00294-0a1b2c3d4e5f6789.parquet.
@@ -126,4 +126,4 @@ def _require_complete(files: list[str]) -> None:
 
 def _what_is_there(folder: str) -> str:
     there = [name for sub in ("", "data") for name in sorted(glob.glob(os.path.join(sub, "*"), root_dir=folder))]
-    return f"{folder or '.'} holds {names_in(there)}"
+    return f"{folder or '.'} holds {first_names(there)}"

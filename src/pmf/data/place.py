@@ -13,7 +13,7 @@ from pmf.errors import AgreedError
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Between two steps of a run.
+    """How far a run is in its data, between two steps.
 
     Attributes:
         num_samples: images in the data set.
@@ -62,7 +62,7 @@ class Place:
 
 
 def resumed_place(saved: Mapping[str, Any] | None, step: int, batch_size: int, num_samples: int) -> Place:
-    """Where a run goes on.
+    """The place in the data at which a run goes on.
 
     Args:
         saved: what ``dataclasses.asdict`` made of its place, by way of JSON; None where it was not yet saved: all steps

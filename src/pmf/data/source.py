@@ -9,11 +9,11 @@ from typing import Protocol
 
 import numpy as np
 
-from pmf.data.options import SOURCES, DataConfig
+from pmf.data.options import SOURCES, DataConfig, section_problems
 from pmf.data.transforms import ImageError, decode
 from pmf.errors import UserError
 from pmf.files import require_reachable
-from pmf.tables import find_row
+from pmf.tables import resolve
 
 # How far to look for an image that can stand in for a corrupt one.
 REPLACEMENT_TRIES = 100
@@ -53,7 +53,7 @@ class Source(Protocol):
 
     @property
     def warnings(self) -> Sequence[str]:
-        """What was found at the place of the data set and is not used, a line each."""
+        """Lines, one for each place of the set, that say what was found there and is not used."""
         ...
 
     def __len__(self) -> int: ...
@@ -86,7 +86,7 @@ def prepare(data: bytes | None, label: int, config: DataConfig, where: str) -> S
 
 
 def label_error(where: str, label: int, config: DataConfig) -> UserError:
-    """A label out of range; -1 is how test sets without labels are published."""
+    """The error for a label out of range; test sets without labels are published with -1."""
     hidden = " (the labels of this split are not published?)" if label == -1 else ""
     return UserError(
         f"{where}: label {label} is outside 0 ... {config.num_classes - 1}{hidden}; "
@@ -111,7 +111,7 @@ def find_replacement(source: Source, index: int, corrupt: CorruptImage) -> Sampl
 
 
 def good_samples(samples: Iterator[Sample | CorruptImage]) -> Iterator[Sample]:
-    """For uses in which nothing can stand in for an image.
+    """The same samples, for uses in which nothing can stand in for an image that cannot be decoded.
 
     Raises:
         UserError: an image cannot be decoded.
@@ -137,7 +137,7 @@ def require_first_images(source: Source, count: int = 8) -> None:
         )
 
 
-def names_in(names: list[str]) -> str:
+def first_names(names: list[str]) -> str:
     """The first few of a list of names, for error texts."""
     shown = ", ".join(names[:5]) or "nothing"
     return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown
@@ -149,6 +149,8 @@ def create_source(config: DataConfig, seed: int) -> Source:
     Raises:
         UserError: one line, for anything missing or unsuitable; see the source's own file.
     """
+    for key, problem in section_problems(config):
+        raise UserError(f"{key} {problem}")
     if config.path:
         require_reachable(Path(config.path), f"{config.path}: data.path")
-    return find_row(SOURCES, config.kind)(config, seed)
+    return resolve(SOURCES[config.kind].source)(config, seed)

@@ -1,4 +1,4 @@
-"""The environment variables by which a launcher tells a process its place: complete or absent, and never a mixture."""
+"""The environment variables by which a launcher tells a process its place: all of them or none."""
 
 from __future__ import annotations
 

@@ -19,9 +19,10 @@ from torch import Tensor
 from pmf.distributed.shards import complete, is_sharded
 from pmf.distributed.world import World
 
-# Newton-Schulz takes matrices of one shape together, up to so many elements: on a GPU enough to fill it and little
-# enough to leave several stacks for each rank; on a CPU a large product is fastest alone. What is stacked with what
-# depends on shapes alone, because it may decide the last bit of a product: so the number of ranks changes no result.
+# Operations on whole matrices (Newton-Schulz) take those of one shape together, up to so many elements: on a GPU enough
+# to fill it and little enough to leave several stacks for each rank; on a CPU a large product is fastest alone. What is
+# stacked with what depends on shapes alone, because it may decide the last bit of a product: so the number of ranks
+# changes no result.
 STACK_ELEMENTS = {"cpu": 2**15, "cuda": 2**23}
 
 
@@ -37,21 +38,20 @@ def assign_owners(costs: Sequence[float], num_ranks: int) -> list[int]:
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """Parameters that one rank moves together: matrices of one shape for Muon, anything for Adam."""
+    """Parameters that one rank moves together: a stack of matrices of one shape, or any tensors."""
 
-    kind: str
     parameters: list[Tensor]
     owner: int
 
 
-def divide(kind: str, parameters: list[Tensor], num_ranks: int) -> list[Share]:
-    """One optimizer's parameters in shares, in turn one of each rank, so that no rank waits long for its first.
+def divide(parameters: list[Tensor], num_ranks: int, *, stacks: bool) -> list[Share]:
+    """Parameters in shares, in turn one of each rank, so that no rank waits long for its first.
 
     Args:
-        kind: ``muon`` makes stacks of matrices of one shape, at most STACK_ELEMENTS each (or one matrix); any other
-            kind makes one share for each rank.
+        stacks: the parameters are matrices, and each share is a stack of them: of one shape, at most STACK_ELEMENTS
+            elements (or one matrix). Otherwise there is one share for each rank that has any.
     """
-    if kind == "muon":
+    if stacks:
         parts = _stacks(parameters)
         owners = assign_owners([len(part) * part[0].numel() * min(part[0].shape) for part in parts], num_ranks)
     else:
@@ -61,7 +61,7 @@ def divide(kind: str, parameters: list[Tensor], num_ranks: int) -> list[Share]:
     queues: list[list[Share]] = [[] for _ in range(num_ranks)]
     for part, owner in zip(parts, owners, strict=True):
         if part:
-            queues[owner].append(Share(kind=kind, parameters=part, owner=owner))
+            queues[owner].append(Share(parameters=part, owner=owner))
     turns = itertools.zip_longest(*queues)
     return [share for turn in turns for share in turn if share is not None]
 

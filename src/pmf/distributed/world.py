@@ -36,18 +36,18 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes and talks."""
+        """Whether this is the process that writes files and prints."""
         return self.rank == 0
 
     def gather(self, value: Any) -> list[Any]:
-        """A plain value of every process, in order of rank."""
+        """The plain values of all processes, in order of rank; called by all of them."""
         values: list[Any] = [value] * self.size
         if self.size > 1:
             torch.distributed.all_gather_object(values, value)
         return values
 
     def raise_together(self, problem: str | None) -> None:
-        """Called by all ranks: what is wrong on any of them ends all, and none is left waiting.
+        """End all ranks if something is wrong on any of them, so that none is left waiting; called by all ranks.
 
         Raises:
             AgreedError: the problem of the lowest rank that has one.
@@ -106,7 +106,7 @@ class World:
         return work
 
     def maximum(self, tensor: Tensor) -> Tensor:
-        """Element by element over all processes, in place."""
+        """Overwrite a tensor with the largest of each element over all processes, and return it."""
         if self.size > 1:
             torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
         return tensor
@@ -208,5 +208,5 @@ def is_first_to_find(problem: str) -> bool:
     key = hashlib.sha256(problem.encode()).hexdigest()
     try:
         return meeting_point(timedelta(seconds=5)).add(f"reported {key}", 1) == 1
-    except (RuntimeError, KeyError):  # gone with the process that held it: better twice than never
+    except (RuntimeError, KeyError):  # gone with the process that held it: reported twice is better than not at all
         return True

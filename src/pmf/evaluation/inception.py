@@ -14,6 +14,7 @@ from pmf.distributed.world import World
 from pmf.errors import UserError
 from pmf.evaluation.extractors import Extractor, freeze
 from pmf.files import file_sha256, storage_advice, storage_reason
+from pmf.tensors import download_once, hub_path
 
 NAME = "inception-v3-compat"
 """torch-fidelity's own name for it."""
@@ -66,12 +67,11 @@ def load_inception(weights: Path | None, world: World) -> Extractor:
 
 
 def _find_or_download(world: World) -> Path:
-    path = Path(torch.hub.get_dir()) / "checkpoints" / FILE
+    path = hub_path(FILE)
     problem = ""
     if int(os.environ.get("LOCAL_RANK", "0")) == 0 and not path.exists():
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), SHA256_START, progress=world.is_main)
+            download_once(URL_INCEPTION_V3, FILE, sha256_start=SHA256_START, progress=world.is_main)
         except (OSError, RuntimeError) as error:
             problem = f" ({' '.join(str(error).split())})"
     world.barrier()

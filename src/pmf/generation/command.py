@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pmf.checkpoint.integrity import find_weights
+from pmf.checkpoint.finding import find_weights
 from pmf.checkpoint.official.layouts import load_official
-from pmf.checkpoint.storage import SavedWeights, load_strictly, read_weights
+from pmf.checkpoint.saved_weights import SavedWeights, load_strictly, read_weights
 from pmf.config.sections import Config, as_plain
 from pmf.config.yaml_file import config_from_plain, load_config
 from pmf.distributed.world import World, join_world, set_float32_precision

@@ -1,4 +1,9 @@
-"""Averages of the weights over training, several at once."""
+"""Averages of the weights over training, several at once.
+
+A rule of an average is a function of its number, the images seen and the images per step: it gives beta, the weight of
+the old average in one update. A new one stands here or in a file of its own, with a row in ``AVERAGES`` of
+pmf/optim/options.py; ``ema.others`` then takes its name and number.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +15,9 @@ from torch import Tensor, nn
 from pmf.distributed.owners import assign_owners, collect
 from pmf.distributed.shards import is_sharded, local, placed_like
 from pmf.distributed.world import ALONE, World
-from pmf.optim.options import EmaConfig
-from pmf.options import number_name
+from pmf.errors import UserError
+from pmf.optim.options import AVERAGES, EmaConfig, kept_averages
+from pmf.tables import find_row
 from pmf.tensors import require_same_tensors
 
 
@@ -34,8 +40,13 @@ def half_life_decay(half_life_kimg: float, images_seen: int, images_per_step: in
     return 0.5 ** (images_per_step / max(half_life, 1e-8))
 
 
+def constant_decay(decay: float, _images_seen: int, _images_per_step: int) -> float:
+    """Weight of the old average in one update: always ``decay``, in [0, 1), whatever the batch size."""
+    return decay
+
+
 class WeightAverages:
-    """One float32 average of all parameters per half-life and per constant decay; each starts as the weights.
+    """The float32 averages of all parameters that the ema section asks for; each starts as the weights.
 
     Averages are of the parameters as they stand, frozen ones included, so that each is a complete set of weights. With
     several processes each keeps and updates those of the parameters that it owns (:mod:`pmf.distributed.owners`),
@@ -45,20 +56,18 @@ class WeightAverages:
     def __init__(self, network: nn.Module, config: EmaConfig, world: World = ALONE) -> None:
         """Copy the network's parameters, on their device, once per average."""
         self._world = world
-        self._half_lives = {str(number_name(value)): value for value in config.half_lives_kimg}
-        self._decays = {str(number_name(value)): value for value in config.decays}
+        averages = kept_averages(config)
+        self._rules = {average.name: (find_row(AVERAGES, average.rule), average.value) for average in averages}
         parameters = dict(network.named_parameters())
         owners = assign_owners([parameter.numel() for parameter in parameters.values()], world.size)
         self._owners = dict(zip(parameters, owners, strict=True))
         self._shapes = {key: torch.empty(p.shape, dtype=torch.float32, device="meta") for key, p in parameters.items()}
         own = {key: p.detach() for key, p in parameters.items() if self._is_mine(key, p)}
-        self._tensors = {
-            name: {key: p.float().clone() for key, p in own.items()} for name in (*self._half_lives, *self._decays)
-        }
+        self._tensors = {name: {key: p.float().clone() for key, p in own.items()} for name in self._rules}
 
     @property
     def names(self) -> list[str]:
-        """``500`` for a half-life of 500 kimg, ``0.9999`` for a decay: those of ``pmf.optim.options.ema_names``."""
+        """``500`` for a half-life of 500 kimg, ``0.9999`` for a decay: those of :func:`pmf.optim.options.ema_names`."""
         return list(self._tensors)
 
     @torch.no_grad()
@@ -71,10 +80,14 @@ class WeightAverages:
             network: the one that the averages were made of.
             images_seen: images trained on, those of this step included.
             images_per_step: the global batch.
+
+        Raises:
+            UserError: a rule gives a beta that is not in [0, 1].
         """
         weights = [local(p.detach()).float() for key, p in network.named_parameters() if self._is_mine(key, p)]
         averages = [local(tensor) for tensors in self._tensors.values() for tensor in tensors.values()]
-        steps = [1 - self._beta(name, images_seen, images_per_step) for name in self._tensors for _ in weights]
+        betas = [self._beta(name, images_seen, images_per_step) for name in self._tensors]
+        steps = [1 - beta for beta in betas for _ in weights]
         if averages:
             torch._foreach_lerp_(averages, weights * len(self._tensors), steps)
 
@@ -108,6 +121,8 @@ class WeightAverages:
         return is_sharded(parameter) or self._owners[key] == self._world.rank
 
     def _beta(self, name: str, images_seen: int, images_per_step: int) -> float:
-        if name in self._decays:
-            return self._decays[name]
-        return half_life_decay(self._half_lives[name], images_seen, images_per_step)
+        rule, value = self._rules[name]
+        beta = rule(value, images_seen, images_per_step)
+        if not 0 <= beta <= 1:
+            raise UserError(f"ema.others: {name} gives the old average the weight {beta}, which is not in [0, 1]")
+        return beta

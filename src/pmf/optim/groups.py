@@ -1,4 +1,4 @@
-"""Which parameter is moved by what."""
+"""Which parameter is moved by which rule, and the optimizer that does it."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from torch import Tensor, nn
 
 from pmf.distributed.shards import is_sharded
 from pmf.distributed.world import ALONE, World
-from pmf.optim.muon import Muon
+from pmf.optim.optimizer import RuleOptimizer
 from pmf.optim.options import OptimizerConfig
-from pmf.optim.sharded_muon import ShardedMuon
+from pmf.optim.rule import MatrixRule, create_rule
+from pmf.optim.sharded_optimizer import ShardedRuleOptimizer
 
 
-def optimizer_kind(name: str, parameter: Tensor, embedding_names: Collection[str]) -> str:
-    """``muon`` for the weight of a linear layer, ``nadamw`` for everything else.
+def is_linear_weight(name: str, parameter: Tensor, embedding_names: Collection[str]) -> bool:
+    """Whether a parameter is the weight of a linear layer, which is what a rule for matrices moves.
 
-    A linear weight is a matrix that is not a lookup table: biases, norms and gates are vectors, tokens and positions
-    are (1, tokens, width), convolutions (1x1 too) are 4-D. That is what optax.contrib.muon sees in the official
-    networks, where the label table is 3-D.
+    That is a matrix that is not a lookup table: biases, norms and gates are vectors, tokens and positions are
+    (1, tokens, width), convolutions (1x1 too) are 4-D. So optax.contrib.muon sees the official networks, where the
+    label table is 3-D.
 
     Args:
         name: of the parameter, as in ``named_parameters``.
         embedding_names: the names of the lookup tables; see :func:`embedding_table_names`.
     """
-    return "muon" if parameter.ndim == 2 and name not in embedding_names else "nadamw"
+    return parameter.ndim == 2 and name not in embedding_names
 
 
 def embedding_table_names(network: nn.Module) -> set[str]:
@@ -36,23 +37,27 @@ def embedding_table_names(network: nn.Module) -> set[str]:
 
 
 def parameter_groups(network: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """``[{"kind": ..., "params": [...]}, ...]`` for :class:`Muon`, in the order of ``named_parameters``.
+    """``[{"kind": ..., "params": [...]}, ...]`` for :class:`RuleOptimizer`, in the order of ``named_parameters``.
 
-    Frozen parameters are left out. ``config.name`` other than ``muon`` puts all others into that one kind.
+    Frozen parameters are left out. The others are of the kind that ``config.name`` says; where that is a rule for
+    matrices, those that are not weights of linear layers are of the kind of its :attr:`MatrixRule.rest`.
     """
+    rule = create_rule(config.name)
     tables = embedding_table_names(network)
     groups: dict[str, list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
-            kind = optimizer_kind(name, parameter, tables) if config.name == "muon" else config.name
+            kind = config.name
+            if isinstance(rule, MatrixRule) and not is_linear_weight(name, parameter, tables):
+                kind = rule.rest
             groups.setdefault(kind, []).append(parameter)
     return [{"kind": kind, "params": parameters} for kind, parameters in groups.items()]
 
 
-def create_optimizer(network: nn.Module, config: OptimizerConfig, world: World = ALONE) -> Muon:
+def create_optimizer(network: nn.Module, config: OptimizerConfig, world: World = ALONE) -> RuleOptimizer:
     """The optimizer of ``config`` over a network that already is on its device, divided among ``world``."""
     sharded = any(is_sharded(parameter) for parameter in network.parameters())
-    return (ShardedMuon if sharded else Muon)(
+    return (ShardedRuleOptimizer if sharded else RuleOptimizer)(
         parameter_groups(network, config),
         lr=config.lr,
         momentum=config.momentum,

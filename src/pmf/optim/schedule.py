@@ -6,16 +6,16 @@ The first update is made at count 0, so with a warm-up its rate is 0 (pMF utils/
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 from pmf.errors import UserError
-from pmf.optim.options import OptimizerConfig
-
-Schedule = Callable[[OptimizerConfig, int, int], float]
+from pmf.optim.options import SCHEDULES, OptimizerConfig
+from pmf.tables import find_row
 
 
 def learning_rate(config: OptimizerConfig, updates_made: int, total_steps: int) -> float:
-    """Rate of the next update.
+    """Rate of the next update, as the schedule says that ``config.schedule`` names.
+
+    A schedule is a function of these three arguments.
 
     Args:
         updates_made: updates before it, >= 0.
@@ -24,7 +24,7 @@ def learning_rate(config: OptimizerConfig, updates_made: int, total_steps: int) 
     Raises:
         UserError: a cosine that has no steps left after its warm-up.
     """
-    return SCHEDULES[config.schedule](config, updates_made, total_steps)
+    return find_row(SCHEDULES, config.schedule)(config, updates_made, total_steps)
 
 
 def constant(config: OptimizerConfig, _updates_made: int, _total_steps: int) -> float:
@@ -60,11 +60,3 @@ def warmup_cosine(config: OptimizerConfig, updates_made: int, total_steps: int) 
     progress = min((updates_made - config.warmup_steps) / decay_steps, 1.0)
     floor = config.min_lr_factor * config.lr
     return floor + (config.lr - floor) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-# A new schedule is a function, a line here and one in config.OptimizerConfig.schedule.
-SCHEDULES: dict[str, Schedule] = {
-    "constant": constant,
-    "warmup_constant": warmup_constant,
-    "warmup_cosine": warmup_cosine,
-}

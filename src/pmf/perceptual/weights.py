@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pmf.errors import UserError
 from pmf.files import file_format
 from pmf.perceptual.options import PerceptualConfig
+from pmf.tensors import download_once, hub_path
 
 FILE_ENDINGS = (".safetensors", ".pth", ".pt", ".bin")
 HELP = "docs/perceptual.md says which files there are"
@@ -74,17 +75,14 @@ def find_file(source: str, key: str) -> Path:
             f"{key}: {path}: there is no such file; download {urls} and give the place here, or leave this option out "
             "and the run downloads at its start"
         )
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / file_name(source)
-    if cached.exists():
-        return cached
+    name = file_name(source)
     try:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(cached))
-    except (OSError, HTTPException, ValueError) as error:  # no network, no such page, no space; a malformed URL
+        return download_once(url, name)
+    except (OSError, HTTPException, ValueError) as error:
         raise UserError(
-            f"{key}: {url} cannot be downloaded to this machine ({error}); download it elsewhere and put it at {cached}"
+            f"{key}: {url} cannot be downloaded to this machine ({error}); download it elsewhere and put it at "
+            f"{hub_path(name)}"
         ) from None
-    return cached
 
 
 def url_of(source: str) -> str | None:
@@ -98,7 +96,7 @@ def url_of(source: str) -> str | None:
 
 
 def file_name(source: str) -> str:
-    """Of the downloaded copy: the URL's own, or the hub model's, whose files are all named alike."""
+    """The name of the downloaded copy: the URL's own, or the model's, because files on the hub are all named alike."""
     if "://" in source:
         return source.rpartition("/")[2].partition("?")[0]
     return f"{source.replace('/', '--')}.safetensors"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from pmf.checkpoint.integrity import list_checkpoints
+from pmf.checkpoint.places import list_checkpoints
 from pmf.config.sections import TrainingConfig
 from pmf.errors import UserError
 from pmf.files import require_reachable

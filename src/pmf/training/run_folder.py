@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from pmf.checkpoint.integrity import MANIFEST, find_resumable, list_checkpoints, require_intact
-from pmf.checkpoint.places import run_or_checkpoint
+from pmf.checkpoint.integrity import find_resumable, require_intact
+from pmf.checkpoint.places import MANIFEST, list_checkpoints, run_or_checkpoint
 from pmf.checkpoint.storage import Checkpoint
 from pmf.config.sections import Config, as_plain
 from pmf.config.yaml_file import save_config

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from pmf.checkpoint.storage import fingerprint
 from pmf.config.sections import Config
 from pmf.distributed.shards import complete
 from pmf.distributed.world import World
@@ -17,6 +16,7 @@ from pmf.generation.command import inference_network
 from pmf.generation.folder import class_grid, write_image_folder
 from pmf.generation.pictures import save_png
 from pmf.generation.plan import SamplingPlan, plan_samples
+from pmf.tensors import tensors_sha256
 from pmf.training.preemption import StopRequest
 from pmf.training.run_folder import RunFolder
 from pmf.training.state import TrainingState
@@ -95,5 +95,5 @@ class Snapshots:
 
     def plan(self, num_images: int, weights: dict[str, Tensor]) -> SamplingPlan:
         """Images of the training's seed, with the settings of the sampling section."""
-        source = f"step {self.state.progress.step}, {self.config.sampling.ema}, {fingerprint(weights)}"
+        source = f"step {self.state.progress.step}, {self.config.sampling.ema}, {tensors_sha256(weights)[:16]}"
         return plan_samples(self.config, num_images=num_images, seed=self.config.training.seed, weights=source)

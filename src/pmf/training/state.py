@@ -9,14 +9,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from pmf.checkpoint.storage import Checkpoint, load_strictly, read_checkpoint
+from pmf.checkpoint.saved_weights import load_strictly
+from pmf.checkpoint.storage import Checkpoint, read_checkpoint
 from pmf.config.sections import Config, as_plain
 from pmf.distributed.shards import complete
 from pmf.errors import UserError
 from pmf.optim.ema import WeightAverages
 from pmf.optim.groups import parameter_groups
-from pmf.optim.muon import MOMENTS, Muon
+from pmf.optim.optimizer import RuleOptimizer
 from pmf.optim.options import ema_names
+from pmf.optim.rule import create_rule
 
 SPIKE = 5.0
 
@@ -72,7 +74,7 @@ def checkpoint_bytes(network: nn.Module, config: Config) -> int:
     """Size of a checkpoint's tensors, known from shapes alone: the network may be on the meta device."""
     weights = sum(parameter.nbytes for parameter in network.parameters())
     moments = sum(
-        len(MOMENTS[group["kind"]]) * parameter.nbytes
+        len(create_rule(group["kind"]).moments) * parameter.nbytes
         for group in parameter_groups(network, config.optimizer)
         for parameter in group["params"]
     )
@@ -84,7 +86,7 @@ class TrainingState:
     """All that changes from step to step. Draws are functions of the step, and need no state."""
 
     network: nn.Module
-    optimizer: Muon
+    optimizer: RuleOptimizer
     averages: WeightAverages
     scaler: torch.amp.GradScaler | None
     progress: Progress = field(default_factory=Progress)

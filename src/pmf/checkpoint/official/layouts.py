@@ -11,12 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pmf.checkpoint.integrity import MANIFEST, list_checkpoints
 from pmf.checkpoint.official.jax_checkpoint import read_jax, write_jax
 from pmf.checkpoint.official.names import JAX, OFFICIAL_NETWORK, OURS, PYTORCH, Layout, unwrapped
 from pmf.checkpoint.official.pytorch_file import read_pytorch, write_pytorch
-from pmf.checkpoint.places import run_or_checkpoint
-from pmf.checkpoint.storage import SavedWeights, recorded_config, tensors_sha256
+from pmf.checkpoint.places import MANIFEST, list_checkpoints, run_or_checkpoint
+from pmf.checkpoint.saved_weights import SavedWeights, recorded_config
 from pmf.config.sections import Config
 from pmf.distributed.world import ALONE, World
 from pmf.errors import UserError
@@ -24,7 +23,7 @@ from pmf.files import file_format, file_sha256, printable
 from pmf.net.base import BaseNetwork
 from pmf.net.pixel_transformer import PixelTransformer
 from pmf.net.sizes import create_network, find_architecture
-from pmf.tensors import read_safetensors, require_finite, require_same_tensors
+from pmf.tensors import read_safetensors, require_finite, require_same_tensors, tensors_sha256
 
 # The official PyTorch networks store their table of rotations; ours is computed from the sizes.
 ROTATIONS = "net.rope_freqs"
@@ -144,7 +143,7 @@ def _kind(path: Path) -> str:
 
 
 def _from_names(tensors: Mapping[str, Tensor], config: Config, path: Path) -> dict[str, Tensor]:
-    """Tensors of a network under our names, whoever's their names are, and whatever they are wrapped in."""
+    """Tensors of a network under our names, whichever names they have and whatever they are wrapped in."""
     tensors = {name: tensor for name, tensor in tensors.items() if name != COUNT_OF_AVERAGES}
     names = unwrapped(tensors)
     if len(set(names.values())) < len(names):

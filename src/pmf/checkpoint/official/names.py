@@ -8,7 +8,7 @@ nearly those names as a tree, with kernels as flax stores them: (in, out) and (h
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -81,19 +81,6 @@ def official_name(name: str) -> str:
     for pattern, replacement in _OFFICIAL_PARTS:
         name = re.sub(pattern, replacement, name)
     return name
-
-
-def from_official(weights: Mapping[str, Tensor], our_names: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Official PyTorch weights, without the leading ``net.``, under our names.
-
-    Args:
-        weights: by official name.
-        our_names: our network's ``state_dict()`` (or parameters); says which names there are.
-
-    Raises:
-        KeyError: a weight of ours has no counterpart.
-    """
-    return {name: weights[official_name(name)] for name in our_names}
 
 
 def unwrapped(names: Iterable[str]) -> dict[str, str]:

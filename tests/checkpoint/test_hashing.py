@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from pmf.checkpoint.integrity import find_weights, list_checkpoints
+from pmf.checkpoint.finding import find_weights
+from pmf.checkpoint.places import list_checkpoints
 from pmf.errors import UserError
 from tests.launch import ROOT, TINY, run_command, train_tiny
 

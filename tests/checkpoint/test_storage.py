@@ -7,13 +7,16 @@ import json
 import pytest
 import torch
 
-from pmf.checkpoint.integrity import find_damage, find_resumable, list_checkpoints
-from pmf.checkpoint.storage import Checkpoint, load_checkpoint, load_strictly, load_weights, save_checkpoint
+from pmf.checkpoint.integrity import find_damage, find_resumable
+from pmf.checkpoint.places import list_checkpoints
+from pmf.checkpoint.saved_weights import load_strictly, load_weights
+from pmf.checkpoint.storage import Checkpoint, save_checkpoint
 from pmf.config.sections import as_plain
 from pmf.config.yaml_file import config_from_plain
 from pmf.errors import UserError
 from pmf.files import complete_or_absent
 from pmf.net.base import BaseNetwork
+from tests.checkpoint.loading import load_checkpoint
 
 CONFIG = config_from_plain(
     {

@@ -1,4 +1,4 @@
-"""Muon and Adam against their restatement in tests/optim/reference.py, and the behaviour around them."""
+"""The rules, driven, against their restatement in tests/optim/reference.py, and the behaviour around them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import nn
 
 from pmf.distributed import owners as sharding
 from pmf.errors import UserError
-from pmf.optim.muon import Muon
-from pmf.optim.newton_schulz import orthogonalize
+from pmf.optim.muon import orthogonalize
+from pmf.optim.optimizer import RuleOptimizer
 from tests.optim.reference import Reference, newton_schulz, normal
 
 SHAPES = {"wide": (5, 19), "tall": (23, 7), "square": (11, 11), "row": (1, 8), "column": (8, 1)}
@@ -38,16 +38,16 @@ class TwoKinds(nn.Module):
         self.matrices = nn.ParameterList(nn.Parameter(draw) for draw in draws)
         self.vectors = nn.ParameterList(nn.Parameter(normal(n, seed=n, dtype=dtype)) for n in (3, 7))
 
-    def optimizer(self, **settings) -> Muon:
+    def optimizer(self, **settings) -> RuleOptimizer:
         groups = [{"kind": "muon", "params": self.matrices}, {"kind": "nadamw", "params": self.vectors}]
-        return Muon(groups, **settings)
+        return RuleOptimizer(groups, **settings)
 
     def set_gradients(self, step: int) -> None:
         for i, parameter in enumerate(self.parameters()):
             parameter.grad = normal(*parameter.shape, seed=1000 * step + i, dtype=parameter.dtype)
 
 
-def run(network: TwoKinds, optimizer: Muon, steps: range) -> None:
+def run(network: TwoKinds, optimizer: RuleOptimizer, steps: range) -> None:
     for step in steps:
         network.set_gradients(step)
         optimizer.step()
@@ -82,7 +82,7 @@ def test_orthogonalize_is_scale_free_and_its_epsilon_is_outside_the_norm():
 def test_updates_equal_the_restatement(kind, shape, character):
     settings = {"momentum": 0.9, "betas": (0.8, 0.97), "eps": 1e-6, "weight_decay": 0.1}
     parameter = nn.Parameter(normal(*shape))
-    optimizer = Muon([{"kind": kind, "params": [parameter]}], **settings)
+    optimizer = RuleOptimizer([{"kind": kind, "params": [parameter]}], **settings)
     reference = Reference(parameter.detach().numpy().copy(), kind, **settings)
     for step, lr in enumerate((1e-2, 0.0, 3e-2, 1e-3)):
         now = ("zero" if step == 0 else "random") if character == "first zero" else character
@@ -200,13 +200,13 @@ def test_loading_another_state_names_the_first_differences():
 def test_unsuitable_groups_are_refused():
     matrix, vector = nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(2))
     with pytest.raises(ValueError, match="kind is 'adam'; choose one of: muon, nadamw, adamw"):
-        Muon([{"kind": "adam", "params": [vector]}])
+        RuleOptimizer([{"kind": "adam", "params": [vector]}])
     with pytest.raises(ValueError, match="kind 'adamw' already"):
-        Muon([{"kind": "adamw", "params": [vector]}, {"kind": "adamw", "params": [matrix]}])
+        RuleOptimizer([{"kind": "adamw", "params": [vector]}, {"kind": "adamw", "params": [matrix]}])
     with pytest.raises(ValueError, match=r"matrices only, not a tensor of shape \(2,\)"):
-        Muon([{"kind": "muon", "params": [vector]}])
+        RuleOptimizer([{"kind": "muon", "params": [vector]}])
     with pytest.raises(ValueError, match=r"must lie in \[0, 1\)"):
-        Muon([{"kind": "nadamw", "params": [vector]}], betas=(0.9, 1.0))
+        RuleOptimizer([{"kind": "nadamw", "params": [vector]}], betas=(0.9, 1.0))
 
 
 @pytest.mark.gpu

@@ -21,7 +21,7 @@ from pmf.perceptual.distances import create_distances
 from pmf.perceptual.lpips import Lpips
 from pmf.perceptual.options import PerceptualConfig
 from pmf.perceptual.weights import find_file, load_published, read_weights, url_of
-from tests.perceptual_weights import published_lpips, random_convnext, random_lpips
+from tests.perceptual.published import published_lpips, random_convnext, random_lpips
 
 KEY = "perceptual.lpips_weights"
 

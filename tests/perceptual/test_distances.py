@@ -23,7 +23,7 @@ from pmf.perceptual.weights import load_published
 from pmf.training.trainer import Trainer
 from tests.flow.small_step import CLASSES, ROWS, gradients, inputs, small_network, worst_relative_error
 from tests.launch import run_command, train_tiny
-from tests.perceptual_weights import random_convnext, random_lpips, write_weights
+from tests.perceptual.published import random_convnext, random_lpips, write_weights
 from tests.runs import tiny_config
 
 REAL_LPIPS = os.environ.get("PMF_LPIPS_WEIGHTS", "")

@@ -1,7 +1,8 @@
-"""Muon for weights in shards: every rank keeps the moments of its rows and moves them; only Newton-Schulz needs more.
+"""The optimizer for weights in shards: every rank keeps the moments of its rows and moves them.
 
-A matrix that is cut by rows cannot be orthogonalised in parts. So each stack of matrices has an owner in the shard
-group: the rows of what is to be orthogonalised go to it, and the rows of the direction come back. Stacks are taken in
+A rule for matrices needs whole ones for its directions (Muon orthogonalises), and a matrix is cut by rows. So each
+stack of matrices has an owner in the shard group: the rows of what directions are made of go to it, and the rows of the
+directions come back. Stacks are taken in
 turns, one of each owner, so that a turn is one all-to-all there and one back, and all owners compute at the same time.
 """
 
@@ -18,8 +19,8 @@ from torch import Tensor
 
 from pmf.distributed.owners import Share, divide
 from pmf.distributed.shards import is_sharded, local
-from pmf.optim.muon import MOMENTS, Muon, trained
-from pmf.optim.newton_schulz import orthogonalize
+from pmf.optim.optimizer import RuleOptimizer, trained
+from pmf.optim.rule import MatrixRule
 
 
 class ShardGroup:
@@ -68,68 +69,69 @@ class _Turn:
     gathering: Delivery
 
 
-class ShardedMuon(Muon):
-    """The arithmetic of :class:`Muon` on DTensors cut by rows; the results are those of one process.
+class ShardedRuleOptimizer(RuleOptimizer):
+    """The arithmetic of :class:`RuleOptimizer` on DTensors cut by rows; the results are those of one process.
 
     Where a gradient is missing, it must be missing on all ranks. With several copies of the weights (HSDP) each shard
     group does all of the work, so that nothing but gradients travels between groups.
     """
 
     def _adopt(self, kind: str, parameters: list[Tensor]) -> None:
-        group = ShardGroup(parameters[0])
-        shares = divide(kind, parameters, group.size if kind == "muon" else 1)
-        self._shares += shares
-        for share in shares:
-            self._allocate(share)
+        stacks = isinstance(self._rules[kind], MatrixRule)
+        self._shares[kind] = divide(parameters, ShardGroup(parameters[0]).size if stacks else 1, stacks=stacks)
+        for share in self._shares[kind]:
+            self._allocate(kind, share)
 
-    def _allocate(self, share: Share) -> None:
+    def _allocate(self, kind: str, share: Share) -> None:
         """Zero moments, sharded as the parameters are."""
         for parameter in share.parameters:
-            for moment in MOMENTS[share.kind]:
+            for moment in self._rules[kind].moments:
                 self.state[parameter][moment] = torch.zeros_like(parameter)
 
     def _move(self, groups: Mapping[str, dict[str, Any]]) -> None:
-        stacks = [share for share in self._shares if share.kind == "muon"]
-        for share in self._shares:
-            if share.kind != "muon":
-                self._update(share, groups[share.kind])
-        if stacks:
-            self._move_stacks(stacks, groups["muon"])
+        for kind, shares in self._shares.items():
+            rule = self._rules[kind]
+            if isinstance(rule, MatrixRule):
+                self._move_stacks(rule, shares, groups[kind])
+            else:
+                for share in shares:
+                    self._update(kind, groups[kind], trained(share))
 
-    def _move_stacks(self, stacks: list[Share], group: dict[str, Any]) -> None:
+    def _move_stacks(self, rule: MatrixRule, shares: list[Share], group: dict[str, Any]) -> None:
         """Turn by turn; the rows of the next turn travel while this one is computed."""
-        ranks = ShardGroup(stacks[0].parameters[0])
-        queues = [[trained(share) for share in stacks if share.owner == rank] for rank in range(ranks.size)]
+        ranks = ShardGroup(shares[0].parameters[0])
+        queues = [[trained(share) for share in shares if share.owner == rank] for rank in range(ranks.size)]
         under_way: deque[_Turn] = deque()
         for turn in itertools.zip_longest(*queues, fillvalue=[]):
-            under_way.append(self._start_turn(ranks, list(turn), group))
+            under_way.append(self._start_turn(ranks, list(turn), rule, group))
             if len(under_way) > 1:
-                self._finish_turn(ranks, under_way.popleft(), group)
+                self._finish_turn(ranks, under_way.popleft(), rule, group)
         while under_way:
-            self._finish_turn(ranks, under_way.popleft(), group)
+            self._finish_turn(ranks, under_way.popleft(), rule, group)
 
-    def _start_turn(self, ranks: ShardGroup, stacks: list[list[Tensor]], group: dict[str, Any]) -> _Turn:
+    def _start_turn(
+        self, ranks: ShardGroup, stacks: list[list[Tensor]], rule: MatrixRule, group: dict[str, Any]
+    ) -> _Turn:
         like = local(next(stack[0] for stack in stacks if stack))
         parcels = [like.new_empty(0)] * ranks.size
         for owner, stack in enumerate(stacks):
             if stack:
-                parcels[owner] = torch.stack(self._advance_momenta(group, stack)).flatten()
+                parcels[owner] = torch.stack(self._advance(rule, group, stack)).flatten()
         return _Turn(stacks=stacks, gathering=ranks.start_exchange(parcels, _parcel_sizes(ranks, stacks[ranks.rank])))
 
-    def _finish_turn(self, ranks: ShardGroup, turn: _Turn, group: dict[str, Any]) -> None:
+    def _finish_turn(self, ranks: ShardGroup, turn: _Turn, rule: MatrixRule, group: dict[str, Any]) -> None:
         parcels = turn.gathering.wait()
         mine = turn.stacks[ranks.rank]
         if mine:
             columns = mine[0].shape[1]
             rows = ranks.rows(mine[0].shape[0])
             parts = [parcel.view(len(mine), count, columns) for parcel, count in zip(parcels, rows, strict=True)]
-            inputs = torch.cat(parts, dim=1)  # (N, rows, columns)
-            directions = orthogonalize(inputs, eps=group["eps"], dtype=group["newton_schulz_dtype"])
+            directions = rule.direct(group, torch.cat(parts, dim=1))  # (N, rows, columns)
             parcels = [part.flatten() for part in directions.split(rows, dim=1)]
         sizes = [sum(local(matrix).numel() for matrix in stack) for stack in turn.stacks]
         for stack, parcel in zip(turn.stacks, ranks.start_exchange(parcels, sizes).wait(), strict=True):
             if stack:
-                self._step_muon(group, stack, parcel.view(len(stack), *local(stack[0]).shape).unbind())
+                self._follow(rule, group, stack, parcel.view(len(stack), *local(stack[0]).shape).unbind())
 
 
 def _parcel_sizes(ranks: ShardGroup, stack: list[Tensor]) -> list[int]:

@@ -14,7 +14,8 @@ from safetensors import safe_open
 
 from pmf.checkpoint.official.layouts import load_official, rotation_table
 from pmf.checkpoint.official.names import JAX, PYTORCH
-from pmf.checkpoint.storage import Checkpoint, load_weights, save_checkpoint
+from pmf.checkpoint.saved_weights import load_weights
+from pmf.checkpoint.storage import Checkpoint, save_checkpoint
 from pmf.config.sections import as_plain
 from pmf.config.yaml_file import load_config
 from pmf.convert import main
@@ -214,7 +215,7 @@ def test_only_the_models_of_pmf_have_an_official_layout(monkeypatch):
             super().__init__()
 
     monkeypatch.setitem(SIZES, "other", NetworkSize(Other, patch_size=2))
-    with pytest.raises(UserError, match="model.name is other: the official layouts are for the models of pMF only"):
+    with pytest.raises(UserError, match=r"model.name is other: the official layouts are for the models of pMF only"):
         rotation_table(config_of("other", 8))
 
 

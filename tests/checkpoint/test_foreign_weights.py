@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 
 from pmf.checkpoint.official.layouts import load_official, rotation_table
 from pmf.checkpoint.official.names import PYTORCH
-from pmf.checkpoint.storage import Checkpoint, load_weights, save_checkpoint
+from pmf.checkpoint.saved_weights import load_weights
+from pmf.checkpoint.storage import Checkpoint, save_checkpoint
 from pmf.config.sections import as_plain
 from pmf.config.yaml_file import load_config
 from pmf.net.sizes import create_network
