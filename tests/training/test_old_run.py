@@ -26,8 +26,9 @@ from tests.launch import ROOT
 from tests.loss_trace import machine
 
 OLD = ROOT / "tests" / "fixtures" / "old_run"
-# Of a weight after two steps with a learning rate of 5e-3. On other processors products are summed in another order.
-TOLERANCE = 1e-4
+# On other processors products are summed in another order: 1.4e-7 of a weight was measured between code for AVX2 and
+# code for neither AVX2 nor AVX-512.
+TOLERANCE = 1e-5
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the numbers are those of a CPU")
 
@@ -85,7 +86,7 @@ def test_it_goes_on_as_it_did_then_and_its_images_are_the_same(run, sample, caps
         assert found.keys() == expected.keys()
         start = load_file(run / "checkpoints" / "step_00000002" / f"{name}.safetensors")
         moved = max(float((expected[key] - start[key]).abs().max()) for key in expected)
-        assert moved > 20 * TOLERANCE  # so that the comparison sees whether the steps were those
+        assert moved > 100 * TOLERANCE  # so that the comparison sees whether the steps were those
         worst = max(float((found[key] - expected[key]).abs().max()) for key in expected)
         assert worst <= (0 if same_machine() else TOLERANCE)
     images, record = sample(run)
