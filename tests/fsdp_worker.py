@@ -49,15 +49,15 @@ def state_of(trainer: Trainer) -> dict[str, Tensor]:
 def poison_one_rank(trainer: Trainer) -> None:
     """Make the losses of the last rank NaN from now on."""
     if trainer.world.rank == trainer.world.size - 1:
-        original = trainer.objective._adaptive
-        trainer.objective._adaptive = lambda loss: original(loss) * float("nan")
+        original = trainer.train_step.objective._adaptive
+        trainer.train_step.objective._adaptive = lambda loss: original(loss) * float("nan")
 
 
 def run(folder: Path, *overrides: str) -> dict[str, Tensor]:
     """Gradients that the first optimizer step sees, the norms before clipping, and the state after STEPS steps."""
     trainer = Trainer(tiny_config(folder, *COMMON, *overrides))
     if torch.get_default_dtype() == torch.float64:
-        trainer.module.register_forward_pre_hook(lambda _, inputs: tuple(map(to_double, inputs)))
+        trainer.train_step.module.register_forward_pre_hook(lambda _, inputs: tuple(map(to_double, inputs)))
     start_elsewhere(trainer)
     network = trainer.state.network
     found: dict[str, Tensor] = {}
@@ -69,7 +69,7 @@ def run(folder: Path, *overrides: str) -> dict[str, Tensor]:
             found.update({name: g.clone() for name, g in complete(gradients, everywhere=True).items()})
         return step(*args, **kwargs)
 
-    trainer.optimizer.optimizer.step = look_and_step
+    trainer.state.optimizer.step = look_and_step
     batches = iter(trainer._batches())
     for _ in range(STEPS):
         trainer.train_step([next(batches) for _ in range(trainer.accumulation)])

@@ -93,7 +93,7 @@ def record(folder: Path, *overrides: str) -> dict[str, Any]:
     finally:
         torch.set_default_dtype(torch.float32)
     networks = {"lpips": StandInDistance(0.0), "convnext": StandInDistance(1.0)}
-    trainer.objective.perceptual = PerceptualDistances(networks, {"lpips": 0.4, "convnext": 0.1}, 12)
+    trainer.train_step.objective.perceptual = PerceptualDistances(networks, {"lpips": 0.4, "convnext": 0.1}, 12)
 
     def to_unit_range(images: Tensor) -> Tensor:
         spoiled = trainer.state.progress.step + 1 == SKIPPED

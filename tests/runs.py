@@ -53,5 +53,5 @@ def cut_back_to(run: Path, copy: Path, step: int) -> None:
 
 def poison(trainer: Trainer) -> None:
     """Make every loss NaN from now on."""
-    original = trainer.objective._adaptive
-    trainer.objective._adaptive = lambda loss: original(loss) * float("nan")
+    original = trainer.train_step.objective._adaptive
+    trainer.train_step.objective._adaptive = lambda loss: original(loss) * float("nan")

@@ -13,18 +13,18 @@ import torch
 from pmf.auto_batch import candidate
 from pmf.auto_batch.command import Request, find_and_write
 from pmf.commands import run_command
-from pmf.training.step import OptimizerStep
+from pmf.training.step import TrainingStep
 
 
 def starve() -> None:
-    step = OptimizerStep.__call__
+    step = TrainingStep.__call__
 
     def starved(self, batches):
-        if self.world.rank == 1 and len(batches[0].labels) > int(os.environ["MOST_IMAGES"]):
+        if self._world.rank == 1 and len(batches[0].labels) > int(os.environ["MOST_IMAGES"]):
             raise torch.OutOfMemoryError("as CUDA says it")
         return step(self, batches)
 
-    OptimizerStep.__call__ = starved
+    TrainingStep.__call__ = starved
 
 
 def search() -> None:

@@ -21,9 +21,9 @@ from pmf.flow.draws import shape_draws
 from pmf.flow.options import PixelMeanFlowOptions
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
 from pmf.perceptual.distances import PerceptualDistances
-from pmf.training.assembly import Assembly, assemble
+from pmf.training.course import Course
 from pmf.training.preemption import StopRequest
-from pmf.training.step import OptimizerStep
+from pmf.training.step import TrainingStep
 from tests.fake_cuda import MixedDevicesError, Trace, backward, fake_cuda, grad
 from tests.flow.small_step import CLASSES, in_float32, inputs, small_network
 from tests.launch import ROOT, TINY
@@ -64,7 +64,7 @@ class OneGpu:
 class Done:
     """One step, and the gradients that the optimizer saw."""
 
-    parts: Assembly
+    step: TrainingStep
     trace: Trace
     gradients: dict[str, Tensor | None] = field(default_factory=dict)
 
@@ -75,7 +75,7 @@ def take_step(
     monkeypatch: pytest.MonkeyPatch,
     *changes: str,
     perceptual: bool = False,
-    tamper: Callable[[Assembly], None] = lambda parts: None,
+    tamper: Callable[[TrainingStep], None] = lambda step: None,
 ) -> Done:
     """uint8 images to draws, guidance, loss, gradients, their norm, weights and averages."""
     overrides = [*TINY, f"training.output_dir={folder}", "data.image_size=32", "objective.derivative=dual", *changes]
@@ -83,33 +83,28 @@ def take_step(
     world = World(rank=0, size=1, device=GPU, barrier=lambda: None)
     with fake_cuda(monkeypatch) as trace:
         accelerator = OneGpu(precision, torch.amp.GradScaler("cuda") if precision == "fp16" else None)
-        parts = assemble(config, accelerator, world, micro_batch_size=8, max_steps=12, say=print)
+        step = TrainingStep(
+            config,
+            accelerator,
+            world,
+            Course(config, num_samples=1797),
+            accumulation=ACCUMULATION,
+            stop=StopRequest(world),
+            say=print,
+        )
         if perceptual:
             networks = {"lpips": random_lpips(), "convnext": random_convnext()}
             for network in networks.values():
                 network.requires_grad_(False).to(GPU)
-            parts.objective.perceptual = PerceptualDistances(networks, {"lpips": 0.4, "convnext": 0.1}, 32)
-        tamper(parts)
-        done, move = Done(parts, trace), parts.state.optimizer.step
+            step.objective.perceptual = PerceptualDistances(networks, {"lpips": 0.4, "convnext": 0.1}, 32)
+        tamper(step)
+        done, move = Done(step, trace), step.state.optimizer.step
 
         def spy() -> None:
-            done.gradients.update({name: p.grad for name, p in parts.state.network.named_parameters()})
+            done.gradients.update({name: p.grad for name, p in step.state.network.named_parameters()})
             move()
 
-        parts.state.optimizer.step = spy
-        step = OptimizerStep(
-            config=config,
-            accelerator=accelerator,
-            world=world,
-            module=parts.module,
-            optimizer=parts.optimizer,
-            objective=parts.objective,
-            state=parts.state,
-            stop=StopRequest(world),
-            say=print,
-            accumulation=ACCUMULATION,
-            max_steps=12,
-        )
+        step.state.optimizer.step = spy
         step([batch() for _ in range(ACCUMULATION)])
     return done
 
@@ -139,7 +134,7 @@ ON_GPU = {(FakeTensor, GPU, torch.float32)}
 )
 def test_a_step_stays_on_the_gpu_and_waits_once(precision, changes, tmp_path, monkeypatch):
     done = take_step(precision, tmp_path, monkeypatch, *changes)
-    state, half = done.parts.state, AUTOCAST[precision]
+    state, half = done.step.state, AUTOCAST[precision]
     assert len(done.gradients) > 50
     assert placed(done.gradients) == ON_GPU
     for name in state.averages.names:
@@ -186,23 +181,23 @@ def test_the_engine_that_stands_in_for_torchs_gives_its_gradients(precision, che
         )
 
 
-def in_loss(change: Callable[[Tensor], Any]) -> Callable[[Assembly], None]:
+def in_loss(change: Callable[[Tensor], Any]) -> Callable[[TrainingStep], None]:
     """Something that happens to z where the loss begins."""
 
-    def tamper(parts: Assembly) -> None:
-        original = parts.objective.parameterization.true_velocity
+    def tamper(step: TrainingStep) -> None:
+        original = step.objective.parameterization.true_velocity
 
         def changed(x: Tensor, e: Tensor, z: Tensor, t: Tensor) -> Tensor:
             change(z)
             return original(x, e, z, t)
 
-        parts.objective.parameterization.true_velocity = changed
+        step.objective.parameterization.true_velocity = changed
 
     return tamper
 
 
-def buffer_on_cpu(parts: Assembly) -> None:
-    parts.state.network.rotation.cos = torch.ones(parts.state.network.rotation.cos.shape)
+def buffer_on_cpu(step: TrainingStep) -> None:
+    step.state.network.rotation.cos = torch.ones(step.state.network.rotation.cos.shape)
 
 
 @pytest.mark.parametrize(
@@ -234,9 +229,9 @@ def test_it_notices_a_product_outside_autocast(tmp_path, monkeypatch):
 
 
 def test_it_notices_a_second_wait_and_a_missing_gradient(tmp_path, monkeypatch):
-    def tamper(parts: Assembly) -> None:
-        in_loss(lambda z: z[0].tolist())(parts)
-        parts.state.network.class_tokens.requires_grad_(False)
+    def tamper(step: TrainingStep) -> None:
+        in_loss(lambda z: z[0].tolist())(step)
+        step.state.network.class_tokens.requires_grad_(False)
 
     done = take_step("bf16", tmp_path, monkeypatch, tamper=tamper)
     assert done.trace.waits == 1 + ACCUMULATION

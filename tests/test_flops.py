@@ -94,7 +94,7 @@ def test_the_trainer_counts_the_rows_of_its_own_micro_batches(tmp_path):
     trainer = Trainer(tiny_config(tmp_path / "run", *small))
     AcceleratorState._reset_state(reset_partial_state=True)
     whole = step_flops(trainer.state.network, RowShares(guidance=0.0, tangent=1.0)).tangent
-    assert trainer.flops.tangent == pytest.approx(0.6 * whole, rel=1e-12)  # two flow-matching rows of five
+    assert trainer.train_step.flops.tangent == pytest.approx(0.6 * whole, rel=1e-12)  # two flow-matching rows of five
 
 
 def test_paper_sizes_need_what_the_method_says():

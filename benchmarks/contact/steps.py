@@ -112,7 +112,7 @@ class Run:
         """The scalar draws of the micro-batches of a step."""
         count = self.trainer.accumulation
         generator = torch_generator(Stream.DRAWS, self.config.training.seed, number)
-        objective = self.trainer.objective
+        objective = self.trainer.train_step.objective
         return objective.draw_rows(self.config.training.global_batch_size, count, range(count), generator)
 
     def row_counts(self, number: int) -> list[tuple[int, int]]:
@@ -132,10 +132,10 @@ class Run:
         batch = self.batches[0]
         images, labels = to_unit_range(batch.images.to(self.device)), batch.labels.to(self.device)
         generator = torch.Generator().manual_seed(0)
-        draws = self.trainer.objective.draw(images, generator, self.dealt_rows(number)[0])
+        draws = self.trainer.train_step.objective.draw(images, generator, self.dealt_rows(number)[0])
 
         def call() -> None:
-            self.trainer.module(images, labels, draws).total.backward()
+            self.trainer.train_step.module(images, labels, draws).total.backward()
 
         return call
 
@@ -220,8 +220,8 @@ def _measure(setting: Setting, report: Report, config: Config) -> None:
     peak = peak_flops(run.device)
     report(
         images_per_second=rate,
-        mfu=run.trainer.flops.total * rate / peak if peak else None,
-        gflop_per_image=run.trainer.flops.total / 1e9,
+        mfu=run.trainer.train_step.flops.total * rate / peak if peak else None,
+        gflop_per_image=run.trainer.train_step.flops.total / 1e9,
         graphs=counters["stats"]["unique_graphs"] - graphs,
         **run.peak_memory(),
     )

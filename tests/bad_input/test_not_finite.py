@@ -222,7 +222,7 @@ def test_a_checkpoint_that_is_not_finite_is_not_written(trainer, spoilt):
     tensor = {
         "weights": trainer.state.network.guidance_tokens.data,
         "average": trainer.state.averages.state("0.05")["guidance_tokens"],
-        "moments": next(iter(next(iter(trainer.optimizer.state.values())).values())),
+        "moments": next(iter(next(iter(trainer.state.optimizer.state.values())).values())),
     }[spoilt]
     tensor.view(-1)[0] = math.nan
     trainer.state.progress.step = 2

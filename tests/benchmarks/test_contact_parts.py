@@ -142,7 +142,7 @@ def test_the_rows_that_are_reported_are_those_of_the_step(setting):
     """Which rows each micro-batch of a step needs, against what the step draws itself."""
     run = Run(run_config(setting, 4, compiled=False, perceptual=NO_PERCEPTUAL))
     drawn: list[tuple[int, int]] = []
-    objective, real = run.trainer.objective, run.trainer.objective.draw
+    objective, real = run.trainer.train_step.objective, run.trainer.train_step.objective.draw
 
     def draw(*arguments, **options):
         draws = real(*arguments, **options)

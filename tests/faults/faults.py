@@ -21,7 +21,7 @@ from typing import Any
 
 Wrapper = Callable[[Callable[..., Any]], Callable[..., Any]]
 
-STEP = "pmf.training.step.OptimizerStep.__call__"
+STEP = "pmf.training.step.TrainingStep.__call__"
 SAVE = "pmf.training.trainer.save_checkpoint"
 # What changes the disk while a checkpoint is saved.
 WRITES = ("os.mkdir", "pmf.tensors.save_file", "os.fsync", "os.rename", "os.replace", "os.unlink", "os.rmdir")

@@ -64,7 +64,7 @@ def test_rank_0_of_two_killed_in_a_save(target, whole, tmp_path):
 def test_rank_1_killed_in_a_step(whole, tmp_path):
     run = tmp_path / "run"
     with started(
-        run, EVERY_FOUR, ranks=2, faults={1: SignalAt("pmf.training.step.OptimizerStep._backward", 7)}
+        run, EVERY_FOUR, ranks=2, faults={1: SignalAt("pmf.training.step.TrainingStep._backward", 7)}
     ) as killed:
         statuses = killed.wait()
     assert statuses[1] == -signal.SIGKILL

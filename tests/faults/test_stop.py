@@ -19,7 +19,7 @@ TERM = (signal.SIGTERM,)
 @pytest.mark.parametrize(
     ("rank", "target", "number", "saved"),
     [
-        (1, "pmf.training.step.OptimizerStep._backward", 6, 6),  # in the sixth step, to one rank of two
+        (1, "pmf.training.step.TrainingStep._backward", 6, 6),  # in the sixth step, to one rank of two
         # In the save of step 8: that one is finished, and the step after it.
         (0, "pmf.tensors.save_file", 2, 9),
     ],

@@ -89,10 +89,10 @@ def test_the_same_network_without_tangents_has_the_same_gradients(as_function, d
 @pytest.fixture
 def without_tangents(monkeypatch):
     """Runs train the plain network."""
-    from pmf.training import assembly
+    from pmf.training import step
 
-    create = assembly.create_network
-    monkeypatch.setattr(assembly, "create_network", lambda *args, **kwargs: plain_twin(create(*args, **kwargs)))
+    create = step.create_network
+    monkeypatch.setattr(step, "create_network", lambda *args, **kwargs: plain_twin(create(*args, **kwargs)))
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
 

@@ -263,7 +263,7 @@ def test_the_terms_change_the_gradients_of_a_step(tmp_path, overrides):
     found = []
     for name, extra in (("plain", []), ("perceptual", overrides)):
         trainer = Trainer(tiny_config(tmp_path / name, *extra))
-        assert not any("perceptual" in key for key in trainer.module.state_dict())
+        assert not any("perceptual" in key for key in trainer.train_step.module.state_dict())
         captured: dict[str, Tensor] = {}
         trainer.state.optimizer.step = lambda into=captured, trainer=trainer: into.update(
             {key: p.grad.clone() for key, p in trainer.state.network.named_parameters()}

@@ -22,15 +22,14 @@ from pmf.evaluation.extractors import Extractor, ImageShape
 from pmf.evaluation.image_sets import DataImages, FlatFolder, stream
 from pmf.evaluation.meter import FidelityMeter, Measured
 from pmf.evaluation.npz_images import ARRAY, NpzImages
+from pmf.evaluation.origin import generated_origin
 from pmf.files import read_object
-from pmf.flow.objective import create_objective
 from pmf.generation.command import Sampler, SamplingRequest, open_sampler, write_samples
 from pmf.generation.folder import generate_batches
 from pmf.generation.plan import ImageBatch
 
 READ_BATCH = 64
 """Images per call of the extractor, where they are read from disk."""
-ROUNDING = "half to even of (x + 1) / 2 * 255, clipped to 0 ... 255"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,20 +193,10 @@ def _below(path: Path, data: DataConfig, world: World) -> Subject | None:
 
 
 def _generation_record(sampler: Sampler, request: SamplingRequest) -> dict[str, Any]:
-    plan, config = sampler.plan, sampler.config
-    objective = create_objective(config.objective, num_classes=config.data.num_classes)
     return {
         "checkpoint": str(request.checkpoint),
         "checkpoint_sha256": sampler.saved.sha256,
-        "weights": sampler.saved.source,
-        "ema": sampler.saved.average,
-        "seed": plan.seed,
-        "labels": request.labels,
-        "num_steps": plan.num_steps,
-        "omega": plan.omega,
-        "interval": list(plan.interval),
-        "noise_scale": objective.noise_scale,
-        "rounding": ROUNDING,
+        **generated_origin(sampler.plan, sampler.config, average=sampler.saved.average, labels=request.labels),
     }
 
 

@@ -6,9 +6,10 @@ import math
 import os
 import platform
 import sys
+from collections.abc import Callable, Generator, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple, TypeVar
 
 import torch
 
@@ -16,6 +17,7 @@ from pmf.config.sections import Config
 from pmf.data.order import steps_per_epoch
 from pmf.data.source import create_source, require_first_images
 from pmf.distributed.batching import accumulation_steps
+from pmf.errors import CrossFieldError, UserError
 from pmf.net.sizes import create_network
 from pmf.optim.schedule import learning_rate
 from pmf.training.metrics import wandb_problem
@@ -23,89 +25,116 @@ from pmf.training.preflight import require_compiler, require_device, require_sto
 from pmf.training.run_folder import RECORDED_PACKAGES, RunFolder
 from pmf.training.state import checkpoint_bytes
 
-if TYPE_CHECKING:
-    from pmf.doctor import Report
+T = TypeVar("T")
 
 
-def examine(config: Config, report: Report) -> None:
-    """Ask everything that can be asked without training; nothing is written."""
+class Verdict(NamedTuple):
+    """What was found on one subject; ``verdict`` is ok, warning or error."""
+
+    verdict: str
+    subject: str
+    text: str
+
+
+def examine(config: Config) -> Iterator[Verdict]:
+    """Ask everything that can be asked without training, one subject after the other; nothing is written."""
     packages = ", ".join(f"{name} {version(name)}" for name in RECORDED_PACKAGES)
-    report.tell("ok", "software", f"python {platform.python_version()}, {packages}")
-    with report.on("device"):
-        require_device(config.training)
-        _tell_device(report, config)
-    with report.on("compiler"):
-        require_compiler(config.training)
-        report.tell("ok", "compiler", "there" if config.training.compile else "not needed: training.compile is false")
-    with report.on("batch"):
-        _tell_batch(report, config)
-    max_steps = config.training.max_steps
-    with report.on("data"):
-        max_steps = _tell_data(report, config)
-    with report.on("model"):
-        with torch.device("meta"):  # shapes only
-            network = create_network(
-                config.model.name,
-                image_size=config.data.image_size,
-                num_classes=config.data.num_classes,
-                channels=config.data.channels,
-            )
-        report.tell("ok", "model", f"{config.model.name}, {sum(p.numel() for p in network.parameters()):,} parameters")
-        with report.on("disk"):
-            told = require_storage(config.training, checkpoint_bytes(network, config), max_steps or sys.maxsize)
-            report.tell("ok", "disk", told)
-    with report.on("run folder"):
-        _tell_run_folder(report, config)
-    _tell_tracker(report, config)
+    yield Verdict("ok", "software", f"python {platform.python_version()}, {packages}")
+    yield from _ask("device", lambda: _device(config))
+    yield from _ask("compiler", lambda: _compiler(config))
+    yield from _ask("batch", lambda: _batch(config))
+    max_steps = yield from _ask("data", lambda: _data(config))
+    yield from _ask("model", lambda: _model(config, max_steps or config.training.max_steps or sys.maxsize))
+    yield from _run_folder(config)
+    yield _tracker(config)
 
 
-def _tell_device(report: Report, config: Config) -> None:
+def _ask(subject: str, check: Callable[[], Generator[Verdict, None, T]]) -> Generator[Verdict, None, T | None]:
+    """The verdicts of a check and what it returns; a mistake that it finds is an error on ``subject``."""
+    try:
+        return (yield from check())
+    except (UserError, CrossFieldError) as error:
+        yield Verdict("error", subject, str(error))
+        return None
+
+
+def _device(config: Config) -> Generator[Verdict]:
+    require_device(config.training)
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        report.tell("ok", "device", f"{', '.join(names)}; mixed_precision {config.training.mixed_precision}")
+        yield Verdict("ok", "device", f"{', '.join(names)}; mixed_precision {config.training.mixed_precision}")
     elif torch.version.cuda or torch.version.hip:
-        report.tell("warning", "device", "torch can use GPUs and finds none: training would run on the CPU")
+        yield Verdict("warning", "device", "torch can use GPUs and finds none: training would run on the CPU")
     else:
-        report.tell("ok", "device", f"CPU, {os.cpu_count()} cores; this torch is built without GPU support")
+        yield Verdict("ok", "device", f"CPU, {os.cpu_count()} cores; this torch is built without GPU support")
 
 
-def _tell_batch(report: Report, config: Config) -> None:
+def _compiler(config: Config) -> Generator[Verdict]:
+    require_compiler(config.training)
+    yield Verdict("ok", "compiler", "there" if config.training.compile else "not needed: training.compile is false")
+
+
+def _batch(config: Config) -> Generator[Verdict]:
     processes = max(torch.cuda.device_count(), 1)
     accumulation = accumulation_steps(config.training.global_batch_size, config.training.micro_batch_size, processes)
     total = config.training.global_batch_size
     micro = total // processes // accumulation
-    report.tell("ok", "batch", f"{total} = {micro} x {accumulation} accumulation x {processes} process(es)")
+    yield Verdict("ok", "batch", f"{total} = {micro} x {accumulation} accumulation x {processes} process(es)")
 
 
-def _tell_data(report: Report, config: Config) -> int:
+def _data(config: Config) -> Generator[Verdict, None, int]:
     """Returns the steps of the run."""
     source = create_source(config.data, config.training.seed)
     for warning in source.warnings:
-        report.tell("warning", "data", warning)
+        yield Verdict("warning", "data", warning)
     steps = steps_per_epoch(len(source), config.training.global_batch_size)
     require_first_images(source)
-    report.tell("ok", "data", f"{len(source):,} images, {steps} steps an epoch; the first images decode")
+    yield Verdict("ok", "data", f"{len(source):,} images, {steps} steps an epoch; the first images decode")
     max_steps = config.training.max_steps or math.ceil((config.training.epochs or 0) * steps)
-    with report.on("schedule"):
-        learning_rate(config.optimizer, 0, max_steps)
-        report.tell("ok", "schedule", f"{config.optimizer.schedule} over {max_steps} steps")
+    yield from _ask("schedule", lambda: _schedule(config, max_steps))
     return max_steps
 
 
-def _tell_run_folder(report: Report, config: Config) -> None:
-    def say(text: str) -> None:
+def _schedule(config: Config, max_steps: int) -> Generator[Verdict]:
+    learning_rate(config.optimizer, 0, max_steps)
+    yield Verdict("ok", "schedule", f"{config.optimizer.schedule} over {max_steps} steps")
+
+
+def _model(config: Config, max_steps: int) -> Generator[Verdict]:
+    with torch.device("meta"):  # shapes only
+        network = create_network(
+            config.model.name,
+            image_size=config.data.image_size,
+            num_classes=config.data.num_classes,
+            channels=config.data.channels,
+        )
+    yield Verdict("ok", "model", f"{config.model.name}, {sum(p.numel() for p in network.parameters()):,} parameters")
+    yield from _ask("disk", lambda: _disk(config, checkpoint_bytes(network, config), max_steps))
+
+
+def _disk(config: Config, bytes_of_checkpoint: int, max_steps: int) -> Generator[Verdict]:
+    yield Verdict("ok", "disk", require_storage(config.training, bytes_of_checkpoint, max_steps))
+
+
+def _run_folder(config: Config) -> Generator[Verdict]:
+    told: list[str] = []
+    found, problem = None, None
+    try:
+        found = RunFolder(Path(config.training.output_dir)).resume_point("auto", told.append)
+    except UserError as error:
+        problem = str(error)
+    for text in told:
         verdict = "warning" if text.startswith("warning: ") else "ok"
-        report.tell(verdict, "run folder", text.removeprefix("warning: "))
+        yield Verdict(verdict, "run folder", text.removeprefix("warning: "))
+    if problem is not None:
+        yield Verdict("error", "run folder", problem)
+    elif found is not None:
+        yield Verdict("ok", "run folder", f"{found}: training would continue here")
 
-    found = RunFolder(Path(config.training.output_dir)).resume_point("auto", say)
-    if found is not None:
-        report.tell("ok", "run folder", f"{found}: training would continue here")
 
-
-def _tell_tracker(report: Report, config: Config) -> None:
+def _tracker(config: Config) -> Verdict:
     if not config.tracking.wandb:
-        report.tell("ok", "tracker", "metrics.jsonl only: tracking.wandb is false")
-    elif problem := wandb_problem():
-        report.tell("warning", "tracker", f"Weights & Biases: {problem}; it would log offline")
-    else:
-        report.tell("ok", "tracker", f"Weights & Biases, project {config.tracking.project}")
+        return Verdict("ok", "tracker", "metrics.jsonl only: tracking.wandb is false")
+    if problem := wandb_problem():
+        return Verdict("warning", "tracker", f"Weights & Biases: {problem}; it would log offline")
+    return Verdict("ok", "tracker", f"Weights & Biases, project {config.tracking.project}")

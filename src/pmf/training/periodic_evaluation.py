@@ -17,10 +17,10 @@ from pmf.distributed.world import World
 from pmf.errors import NotFiniteError, Preempted
 from pmf.evaluation.extractor_table import open_extractor
 from pmf.evaluation.meter import Measured, compare, reliability_warnings
+from pmf.evaluation.origin import generated_origin
 from pmf.evaluation.record import extractor_record, fidelity_record, write_record
 from pmf.evaluation.references import open_reference
-from pmf.evaluation.subjects import ROUNDING, Subject, measure
-from pmf.flow.objective import create_objective
+from pmf.evaluation.subjects import Subject, measure
 from pmf.generation.folder import generate_batches
 from pmf.generation.plan import ImageBatch
 from pmf.training.preemption import StopRequest
@@ -87,18 +87,7 @@ class TrainingEvaluation:
                     raise Preempted(f"stopped while evaluating step {step}")
                 yield batch
 
-        objective = create_objective(self.config.objective, num_classes=self.config.data.num_classes)
-        origin = {
-            "weights": plan.weights,
-            "ema": self.config.sampling.ema,
-            "seed": plan.seed,
-            "labels": "all",
-            "num_steps": plan.num_steps,
-            "omega": plan.omega,
-            "interval": list(plan.interval),
-            "noise_scale": objective.noise_scale,
-            "rounding": ROUNDING,
-        }
+        origin = generated_origin(plan, self.config, average=self.config.sampling.ema, labels="all")
         subject = self._subject(batches, origin)
         measured = measure(subject, self._extractor, self._world, f"evaluation, step {step}", keep_features=False)
         return self._world.ask_main(lambda: self._record(step, subject, measured))

@@ -21,7 +21,7 @@ from pmf.checkpoint.integrity import find_resumable, require_intact
 from pmf.checkpoint.places import MANIFEST, list_checkpoints, run_or_checkpoint
 from pmf.checkpoint.storage import Checkpoint
 from pmf.config.sections import Config, as_plain
-from pmf.config.yaml_file import save_config
+from pmf.config.yaml_file import config_from_plain, save_config
 from pmf.errors import UserError
 from pmf.files import NO_LOCKS, complete_or_absent, flush, require_reachable, storage_reason, write_json, writing
 
@@ -144,8 +144,8 @@ class RunFolder:
                 say(f"set aside {target}: newer than step {step}, where this run continues")
 
     def changes(self, checkpoint: Checkpoint, config: Config) -> Iterator[str]:
-        """Each key whose value differs from the checkpoint's config."""
-        before, now = _flat(checkpoint.state["config"]), _flat(as_plain(config))
+        """Each key whose value differs from the checkpoint's config. A key newer than that had its default value."""
+        before, now = _flat(_with_defaults(checkpoint.state["config"])), _flat(as_plain(config))
         for key in sorted(before.keys() | now.keys()):
             if before.get(key) != now.get(key):
                 yield f"{key} was {before.get(key)}, is {now.get(key)}"
@@ -166,6 +166,14 @@ def _lock_problem(descriptor: int) -> str | None:
             raise
         return storage_reason(error)
     return None
+
+
+def _with_defaults(recorded: dict[str, Any]) -> dict[str, Any]:
+    """A recorded config with the defaults of the keys that it lacks; as it is if it has others than there are now."""
+    try:
+        return as_plain(config_from_plain(recorded, "the checkpoint"))
+    except UserError:
+        return recorded
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:

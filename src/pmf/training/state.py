@@ -13,12 +13,15 @@ from pmf.checkpoint.saved_weights import load_strictly
 from pmf.checkpoint.storage import Checkpoint, read_checkpoint
 from pmf.config.sections import Config, as_plain
 from pmf.distributed.shards import complete
+from pmf.distributed.world import World
 from pmf.errors import UserError
+from pmf.flow.objective import Objective
 from pmf.optim.ema import WeightAverages
 from pmf.optim.groups import parameter_groups
 from pmf.optim.optimizer import RuleOptimizer
 from pmf.optim.options import ema_names
 from pmf.optim.rule import create_rule
+from pmf.tensors import require_same_tensors
 
 SPIKE = 5.0
 
@@ -65,6 +68,14 @@ class Progress:
         self.usual_norm += 0.05 * (min(norm, limit) - self.usual_norm) if self.usual_norm else norm
         return norm > limit
 
+    def average_window(self, world: World) -> None:
+        """Replace the sums by their means over ranks; called by all of them."""
+        if world.size == 1 or not self.window_sums:
+            return
+        sums = torch.tensor(list(self.window_sums.values()), dtype=torch.float64, device=world.device)
+        world.add_up(sums)
+        self.window_sums = dict(zip(self.window_sums, (sums / world.size).tolist(), strict=True))
+
     def start_window(self) -> None:
         """Forget the sums."""
         self.window_steps, self.window_sums = 0, {}
@@ -89,6 +100,7 @@ class TrainingState:
     optimizer: RuleOptimizer
     averages: WeightAverages
     scaler: torch.amp.GradScaler | None
+    objective: Objective[Any, Any]
     progress: Progress = field(default_factory=Progress)
 
     def to_checkpoint(self, config: Config, world_size: int) -> Checkpoint:
@@ -98,6 +110,8 @@ class TrainingState:
             "optimizer": self.optimizer.named_state(self.network),
             **{f"ema_{name}": self.averages.state(name) for name in self.averages.names},
         }
+        if own := self.objective.state():
+            tensors["objective"] = own
         state = {
             "format": 2,
             "step": self.progress.step,
@@ -113,8 +127,8 @@ class TrainingState:
         """Continue from a checkpoint folder that was found intact, bit for bit.
 
         Raises:
-            UserError: files that are not there, another network or optimizer, weights that are not finite, or an
-                average that is not there.
+            UserError: files that are not there, another network, optimizer or objective, weights that are not finite,
+                or an average that is not there.
         """
         checkpoint = read_checkpoint(path)
         load_strictly(self.network, checkpoint.tensors["model"], str(path))
@@ -124,10 +138,23 @@ class TrainingState:
                 raise UserError(f"{path}: has no average '{name}'; in the ema section choose from: {', '.join(there)}")
             self.averages.load(name, checkpoint.tensors[f"ema_{name}"])
         self.optimizer.load_named_state(self.network, checkpoint.tensors["optimizer"])
+        self._restore_objective(checkpoint, path)
         if self.scaler is not None and checkpoint.state["scaler"] is not None:
             self.scaler.load_state_dict(checkpoint.state["scaler"])
         self.progress = _progress(checkpoint.state)
         return checkpoint
+
+    def _restore_objective(self, checkpoint: Checkpoint, path: Path) -> None:
+        """What the objective keeps from step to step; most keep nothing, and leave alone what another has saved."""
+        own = self.objective.state()
+        if not own:
+            return
+        advice = "set objective.name to that of the checkpoint, or begin a new run in another training.output_dir"
+        if "objective" not in checkpoint.tensors:
+            raise UserError(f"{path}: has no objective.safetensors, from which this objective continues; {advice}")
+        saved = checkpoint.tensors["objective"]
+        require_same_tensors(own, saved, intro=f"{path}: objective.safetensors is of another objective", advice=advice)
+        self.objective.load_state(saved)
 
 
 def _progress(state: dict[str, Any]) -> Progress:

@@ -1,25 +1,30 @@
-"""One optimizer step: micro-batches to gradients to weights, moments and averages."""
+"""One optimizer step: everything that a step moves, and how micro-batches become gradients, weights and averages."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pmf.config.sections import Config
+from pmf.costs.arithmetic import expected_shares, perceptual_flops, step_flops
 from pmf.data.codec import to_unit_range
 from pmf.data.loader import Batch
-from pmf.distributed.shards import average_gradients, whole
+from pmf.distributed.shards import average_gradients, shard_weights, whole
 from pmf.distributed.world import World
 from pmf.errors import AgreedError
-from pmf.flow.objective import LossTerms, Objective
-from pmf.optim.schedule import learning_rate
+from pmf.flow.objective import LossTerms, MicroBatch, Objective, create_objective
+from pmf.net.sizes import create_network
+from pmf.optim.ema import WeightAverages
+from pmf.optim.groups import create_optimizer
+from pmf.perceptual.distances import create_distances
 from pmf.randomness import Stream, torch_generator
+from pmf.training.course import Course
 from pmf.training.preemption import StopRequest
 from pmf.training.state import TrainingState
 
@@ -39,57 +44,113 @@ class LossModule(nn.Module):
         self.objective = objective
 
     def forward(self, images: Tensor, labels: Tensor, draws: Any) -> LossTerms:
-        """See :meth:`Objective.loss`."""
+        """See :meth:`pmf.flow.objective.Objective.loss`."""
         return self.objective.loss(self.network, images, labels, draws)
 
 
-@dataclass(frozen=True, kw_only=True)
-class OptimizerStep:
-    """Called once per step, on every rank, with this rank's micro-batches.
+class TrainingStep:
+    """What a step of a run works on; called once a step, by every rank, with this rank's micro-batches.
 
     Attributes:
-        accelerator, module, optimizer: Accelerate's, and what it wrapped.
-        accumulation: micro-batches per rank and step.
-        say: tells people, on the main rank.
-        max_steps: of the run, for the learning rate.
+        state: the network, its optimizer and averages, the objective and the progress; checkpoints hold it.
+        objective: the loss and its random numbers.
+        module: network and objective as DDP, FSDP and autocast wrap them.
+        flops: operations of a step for each image.
     """
 
-    config: Config
-    accelerator: Any
-    world: World
-    module: nn.Module
-    optimizer: Any
-    objective: Objective[Any, Any]
-    state: TrainingState
-    stop: StopRequest
-    say: Callable[[str], None]
-    accumulation: int
-    max_steps: int
+    def __init__(
+        self,
+        config: Config,
+        accelerator: Any,
+        world: World,
+        course: Course,
+        *,
+        accumulation: int,
+        stop: StopRequest,
+        say: Callable[[str], None],
+    ) -> None:
+        """Build everything on its device, with the weights of a run that begins; called by all ranks.
+
+        Args:
+            accelerator: Accelerate's.
+            course: of the run, for the learning rate.
+            accumulation: micro-batches of one rank in one step.
+            stop: asked in every step whether it is the last one for now.
+            say: tells people, on the main rank.
+
+        Raises:
+            UserError: perceptual weights are missing, or network, objective and sharding do not go together.
+        """
+        training = config.training
+        self._config, self._accelerator, self._world = config, accelerator, world
+        self._course, self._stop, self._say = course, stop, say
+        self._accumulation = accumulation
+        network = create_network(
+            config.model.name,
+            image_size=config.data.image_size,
+            num_classes=config.data.num_classes,
+            channels=config.data.channels,
+            generator=torch_generator(Stream.WEIGHTS, training.seed),
+        ).to(world.device)
+        perceptual = world.main_first(lambda: create_distances(config.perceptual, world.device, say))  # may download
+        self.objective = create_objective(
+            config.objective,
+            num_classes=config.data.num_classes,
+            perceptual=perceptual,
+            perceptual_max_t=config.perceptual.max_t,
+            static_shapes=training.static_shapes,
+        )
+        self.objective.require_network(network, compiled=training.compile, parallel=training.parallel)
+        if training.activation_checkpointing:
+            network.checkpoint_blocks()
+        if training.compile:
+            network.compile_blocks(static_shapes=training.static_shapes)
+        module = LossModule(network, self.objective)
+        sharded = training.parallel != "ddp" and world.size > 1
+        if sharded:
+            shard_weights(module, training.parallel, training.shard_size, world)
+        optimizer = create_optimizer(network, config.optimizer, world)
+        averages = WeightAverages(network, config.ema, world)
+        # Shards stay where they are, and "evaluation" is Accelerate's word for autocast alone, without DDP.
+        self.module = accelerator.prepare_model(module, device_placement=not sharded, evaluation_mode=sharded)
+        accelerator.prepare_optimizer(optimizer, device_placement=not sharded)  # so that it can unscale the gradients
+        self.state = TrainingState(network, optimizer, averages, accelerator.scaler, self.objective)
+        self.flops = step_flops(
+            network,
+            expected_shares(
+                config.objective,  # type: ignore[arg-type]
+                config.perceptual.max_t,
+                micro_batch_size=training.global_batch_size // world.size // accumulation,
+            ),
+            perceptual_flops(perceptual, config.data.channels) if perceptual else 0,
+        )
 
     def __call__(self, batches: list[Batch]) -> bool:
-        """One optimizer step over this rank's micro-batches; a non-finite gradient on any rank skips it on all.
+        """Take one step over this rank's micro-batches; a non-finite gradient on any rank skips it on all.
 
         Returns:
             Whether a signal has asked any rank to stop.
+
+        Raises:
+            AgreedError: too many steps in a row were skipped.
         """
-        training, progress, network = self.config.training, self.state.progress, self.state.network
-        rate = learning_rate(self.config.optimizer, progress.step, self.max_steps)
-        for group in self.optimizer.param_groups:
+        training, progress, network = self._config.training, self.state.progress, self.state.network
+        rate = self._course.learning_rate(progress.step)
+        for group in self.state.optimizer.param_groups:
             group["lr"] = rate
-        scalars = self._draw_rows(batches[0].step)
-        logs = [self._backward(batch, micro, scalars[micro]) for micro, batch in enumerate(batches)]
-        self.accelerator.unscale_gradients()
+        logs = self._accumulate_gradients(batches)
+        self._accelerator.unscale_gradients()
         norm = whole(torch.nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None]))
         means = {name: torch.stack([log[name] for log in logs]).mean() for name in logs[0]}
         # The only wait for the device in a step.
-        *values, norm_value, stopping = torch.stack([*means.values(), norm, self.stop.flag()]).tolist()
+        *values, norm_value, stopping = torch.stack([*means.values(), norm, self._stop.flag()]).tolist()
         finite = math.isfinite(norm_value)  # gradients are averaged over ranks, so all ranks agree
         if finite and training.gradient_clip is not None:
             torch.nn.utils.clip_grads_with_norm_(network.parameters(), training.gradient_clip, norm)
         if finite:
             self.state.optimizer.step()  # itself: Accelerate's wrapper would ask the device again what is known here
         scale_was_too_large = self._update_loss_scale(finite)
-        self.optimizer.zero_grad()
+        self.state.optimizer.zero_grad()
         progress.count_step(training.global_batch_size)
         if finite:
             progress.skipped_in_a_row = 0
@@ -99,10 +160,43 @@ class OptimizerStep:
             progress.add({**logged, "grad_norm": norm_value, "corrupt_fraction": corrupt})
             usual = progress.usual_norm
             if progress.is_spike(norm_value):
-                self.say(f"step {progress.step}: the gradient's norm is {norm_value:.4g}, usual is {usual:.4g}")
+                self._say(f"step {progress.step}: the gradient's norm is {norm_value:.4g}, usual is {usual:.4g}")
         else:
             self._count_skipped(batches, logs, expected=scale_was_too_large)
         return bool(stopping)
+
+    def _accumulate_gradients(self, batches: list[Batch]) -> list[dict[str, Tensor]]:
+        """Add up the gradients of all micro-batches; returns what the objective logs of each."""
+        world, first = self._world, self._world.rank * self._accumulation
+        scalars = self.objective.draw_rows(
+            self._config.training.global_batch_size,
+            num_micro_batches=world.size * self._accumulation,
+            wanted=range(first, first + self._accumulation),
+            generator=torch_generator(Stream.DRAWS, self._config.training.seed, batches[0].step),
+        )
+        # Made when they are asked for, so that the noise of one at a time is held.
+        micro_batches = [
+            partial(self._micro_batch, batch, first + number, scalars[number]) for number, batch in enumerate(batches)
+        ]
+        self.objective.begin_step(self.state.network, micro_batches, world)
+        last = len(batches) - 1
+        return [self._backward(make(), last=number == last) for number, make in enumerate(micro_batches)]
+
+    def _micro_batch(self, batch: Batch, number: int, scalars: Any) -> MicroBatch[Any]:
+        """What a loss is about; a function of the batch and of its number among those of all ranks."""
+        device = self._world.device
+        images = to_unit_range(batch.images.to(device, non_blocking=True))
+        generator = torch_generator(Stream.TRAINING_NOISE, self._config.training.seed, batch.step, number)
+        draws = self.objective.draw(images, generator, scalars)
+        return MicroBatch(images=images, labels=batch.labels.to(device, non_blocking=True), draws=draws)
+
+    def _backward(self, micro_batch: MicroBatch[Any], *, last: bool) -> dict[str, Tensor]:
+        """Gradients of one micro-batch; ranks synchronise in the last one of a step."""
+        average_gradients(self.module, now=last)
+        with contextlib.nullcontext() if last else self._accelerator.no_sync(self.module):
+            terms: LossTerms = self.module(micro_batch.images, micro_batch.labels, micro_batch.draws)
+            self._accelerator.backward(terms.total / self._accumulation)
+        return terms.logs
 
     def _update_loss_scale(self, finite: bool) -> bool:
         """Let the loss scaler, if there is one, learn from this step's gradients; all ranks have the same.
@@ -122,30 +216,6 @@ class OptimizerStep:
             scaler.update(MIN_LOSS_SCALE)
         return scaler.get_scale() < before
 
-    def _draw_rows(self, step: int) -> list[Any]:
-        """The scalar draws of this rank's micro-batches, out of those of the global batch."""
-        first = self.world.rank * self.accumulation
-        return self.objective.draw_rows(
-            self.config.training.global_batch_size,
-            num_micro_batches=self.world.size * self.accumulation,
-            wanted=range(first, first + self.accumulation),
-            generator=torch_generator(Stream.DRAWS, self.config.training.seed, step),
-        )
-
-    def _backward(self, batch: Batch, micro: int, scalars: Any) -> dict[str, Tensor]:
-        """Gradients of one micro-batch; ranks synchronise in the last one of a step."""
-        images = to_unit_range(batch.images.to(self.world.device, non_blocking=True))
-        labels = batch.labels.to(self.world.device, non_blocking=True)
-        number = self.world.rank * self.accumulation + micro
-        generator = torch_generator(Stream.TRAINING_NOISE, self.config.training.seed, batch.step, number)
-        draws = self.objective.draw(images, generator, scalars)
-        last = micro == self.accumulation - 1
-        average_gradients(self.module, now=last)
-        with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
-            terms: LossTerms = self.module(images, labels, draws)
-            self.accelerator.backward(terms.total / self.accumulation)
-        return terms.logs
-
     def _count_skipped(self, batches: list[Batch], logs: list[dict[str, Tensor]], *, expected: bool) -> None:
         """Count a step without effect; too many that the loss scale does not explain end the run."""
         progress = self.state.progress
@@ -155,7 +225,7 @@ class OptimizerStep:
         progress.skipped_in_a_row += 1
         if progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             bad = [batch for batch, log in zip(batches, logs) if not torch.isfinite(log["loss"])]
-            of_ranks = self.world.gather([index for batch in bad for index in batch.indices.tolist()])
+            of_ranks = self._world.gather([index for batch in bad for index in batch.indices.tolist()])
             indices = [str(index) for of_rank in of_ranks for index in of_rank]
             samples = ", ".join(indices[:16]) + (", ..." if indices[16:] else "")
             raise AgreedError(

@@ -94,6 +94,6 @@ def _place_of_main_thread() -> str:
     """File, line and function of the innermost frame of this library; of any frame if there is none."""
     frame = sys._current_frames()[threading.main_thread().ident or 0]
     stack = traceback.extract_stack(frame)
-    here = str(Path(__file__).parent)
+    here = str(Path(__file__).parents[1])
     entry = next((entry for entry in reversed(stack) if entry.filename.startswith(here)), stack[-1])
     return f"{Path(entry.filename).name}:{entry.lineno} ({entry.name})"

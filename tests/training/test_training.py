@@ -83,7 +83,7 @@ def test_a_non_finite_gradient_changes_nothing_and_is_counted(tmp_path):
     }
     average = {name: tensor.clone() for name, tensor in trainer.state.averages.state("10").items()}
     moments = {k: v.clone() for k, v in trainer.state.optimizer.named_state(trainer.state.network).items()}
-    healthy = trainer.objective._adaptive
+    healthy = trainer.train_step.objective._adaptive
     poison(trainer)
     trainer.train_step(batches[2:4])
     assert trainer.state.progress.step == 2
@@ -94,7 +94,7 @@ def test_a_non_finite_gradient_changes_nothing_and_is_counted(tmp_path):
         assert torch.equal(tensor, average[name]), name
     for name, tensor in trainer.state.optimizer.named_state(trainer.state.network).items():
         assert torch.equal(tensor, moments[name]), name
-    trainer.objective._adaptive = healthy
+    trainer.train_step.objective._adaptive = healthy
     trainer.train_step(batches[4:6])
     assert trainer.state.progress.skipped_in_a_row == 0
     assert all(math.isfinite(value) for value in trainer.state.progress.window_sums.values())
@@ -139,7 +139,6 @@ def test_gradient_clipping_limits_the_norm_that_the_optimizer_sees(tmp_path):
         return step(*args, **kwargs)
 
     trainer.state.optimizer.step = spy
-    trainer.optimizer.optimizer = trainer.state.optimizer
     trainer.train_step(list(trainer._batches())[:2])
     assert seen == [pytest.approx(0.5, rel=1e-4)]
     assert trainer.state.progress.window_sums["grad_norm"] > 0.5

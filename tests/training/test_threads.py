@@ -9,7 +9,7 @@ import torch
 
 from pmf.config.yaml_file import load_config
 from pmf.distributed.world import join_world, share_cores
-from pmf.training.trainer import start_processes
+from pmf.training.processes import start_processes
 from tests.launch import ROOT
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="computes on a GPU")
