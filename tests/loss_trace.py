@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pmf.checkpoint.storage import tensors_sha256
 from pmf.config.yaml_file import load_config
-from pmf.data import transforms
+from pmf.data import codec
 from pmf.flow import draws
 from pmf.perceptual.distances import PerceptualDistances
 from pmf.training.trainer import Trainer
@@ -97,7 +97,7 @@ def record(folder: Path, *overrides: str) -> dict[str, Any]:
 
     def to_unit_range(images: Tensor) -> Tensor:
         spoiled = trainer.state.progress.step + 1 == SKIPPED
-        return transforms.to_unit_range(images).double() * (float("nan") if spoiled else 1.0)
+        return codec.to_unit_range(images).double() * (float("nan") if spoiled else 1.0)
 
     def draw_scalars(rows: int, generator: torch.Generator) -> draws.StandardScalars:
         return draws.draw_scalars(rows, generator, torch.float64)

@@ -21,7 +21,9 @@ from pmf.convert import main
 from pmf.errors import UserError
 from pmf.flow.parameterization import ImagePrediction
 from pmf.flow.sampler import generate
-from pmf.generation.command import SamplingRequest, inference_network, sample_folder
+from pmf.generation.command import sample_folder
+from pmf.generation.images import inference_network
+from pmf.generation.request import SamplingRequest
 from pmf.net.sizes import SIZES, create_network
 from tests.launch import ROOT
 from tests.official import (

@@ -18,6 +18,9 @@ SOURCES: dict[str, Row] = {
     "synthetic": "pmf.data.synthetic:SyntheticSource",
     "digits": "pmf.data.digits:open_digits",
 }
+# Where a kind's samples are not the pixels that the network sees, a line here says what goes between them: what makes a
+# pmf.data.codec.Codec of the data section.
+CODECS: dict[str, Row] = {}
 
 
 class DataConfig(Section):

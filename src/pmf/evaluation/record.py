@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from pmf.checkpoint.places import run_or_checkpoint
+from pmf.config.sampling_options import Use, options_for
+from pmf.config.sections import sampling_section
 from pmf.distributed.world import World
 from pmf.evaluation.extractors import Extractor
 from pmf.evaluation.inception_score import SHUFFLE_SEED, SPLITS
@@ -96,7 +98,7 @@ def print_table(record: dict[str, Any], path: Path) -> None:
         "result": str(path),
     }
     if "checkpoint" in images:
-        settings = ("seed", "omega", "interval", "num_steps", "ema")
+        settings = ("seed", *options_for(sampling_section(), Use.IMAGES, Use.WEIGHTS))
         rows["sampling"] = ", ".join(f"{name} {images[name]}" for name in settings)
     width = max(map(len, rows))
     for name, value in rows.items():
