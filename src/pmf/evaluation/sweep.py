@@ -126,7 +126,7 @@ def _columns(origin: Mapping[str, Any]) -> dict[str, Any]:
     columns: dict[str, Any] = {}
     for name, option in options_for(sampling_section(), Use.IMAGES, Use.WEIGHTS).items():
         names, value = columns_of(name, option), origin[name]
-        columns |= zip(names, value if len(names) > 1 else [value], strict=True)
+        columns |= zip(names, value if len(names) > 1 else ["-" if value is None else value], strict=True)
     return columns
 
 
@@ -157,7 +157,8 @@ def _plot(points: Sequence[Point], path: Path) -> None:
     across = max(numbers, key=lambda name: len({point.options[name] for point in points}))
     lines: dict[str, list[Point]] = {}
     for point in points:
-        lines.setdefault(_told({**point.options, across: None}), []).append(point)
+        rest = {name: value for name, value in point.options.items() if name != across}
+        lines.setdefault(_told(rest), []).append(point)
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
@@ -171,11 +172,8 @@ def _plot(points: Sequence[Point], path: Path) -> None:
 
 
 def _told(options: Mapping[str, Any]) -> str:
-    """Options that have a value, as one line."""
-    return ", ".join(f"{name} {_text(value)}" for name, value in options.items() if value is not None)
+    return ", ".join(f"{name} {_text(value)}" for name, value in options.items())
 
 
 def _text(value: Any) -> str:
-    if value is None:
-        return "-"
     return f"{value:g}" if isinstance(value, float) else str(value)
