@@ -14,10 +14,11 @@ from pmf.config.sections import sampling_section
 from pmf.distributed.world import World, join_world
 from pmf.errors import UserError
 from pmf.evaluation.extractor_table import open_extractor
-from pmf.evaluation.meter import compare, reliability_warnings
-from pmf.evaluation.record import extractor_record, fidelity_record, write_record
+from pmf.evaluation.meter import compare
+from pmf.evaluation.record import fidelity_record, write_record
 from pmf.evaluation.references import open_reference
 from pmf.evaluation.subjects import Subject, generated_subject, measure
+from pmf.files import complete_or_absent
 from pmf.generation.command import plan_for_averages, with_overrides
 from pmf.generation.request import SamplingRequest
 
@@ -88,14 +89,8 @@ def _measure_all(request: SweepRequest, world: World) -> list[Point]:
         if not world.is_main:
             continue
         scores = compare(measured, reference.gaussian, kid=False, prc=False)
-        dimension = measured.gaussian.dimension
         record = fidelity_record(
-            scores,
-            subject=subject,
-            extractor=extractor_record(extractor, dimension),
-            reference=reference.origin,
-            warnings=reference.warnings + reliability_warnings(subject.num_images, reference.num_images, dimension),
-            world=world,
+            scores, subject=subject, measured=measured, extractor=extractor, reference=reference, world=world
         )
         write_record(record, request.output / f"point_{number:03d}.json")
         points.append(
@@ -143,7 +138,7 @@ def _print_table(points: Sequence[Point], best: Point) -> None:
 
 def _write_table(points: Sequence[Point], path: Path) -> None:
     rows = [{**point.options, "fid": point.fid, "inception_score": point.inception_score} for point in points]
-    with path.open("w", newline="") as file:
+    with complete_or_absent(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

@@ -11,7 +11,7 @@ from pmf.config.sections import sampling_section
 from pmf.data.image_files import is_hidden
 from pmf.distributed.world import World
 from pmf.errors import UserError
-from pmf.files import RIGHTS, printable, read_object, write_json, writing
+from pmf.files import RIGHTS, complete_or_absent, printable, read_object, write_json, writing
 from pmf.generation.images import ImageMaker, own_batches
 from pmf.generation.pictures import save_png
 from pmf.generation.plan import SamplingPlan
@@ -84,7 +84,11 @@ def _claim_folder(folder: Path, plan: SamplingPlan) -> None:
 
 def _write_labels(folder: Path, plan: SamplingPlan) -> None:
     path = folder / "labels.csv"
-    with writing(str(path), RIGHTS, again=True), path.open("w", newline="") as file:
+    with (
+        writing(str(path), RIGHTS, again=True),
+        complete_or_absent(path) as temporary,
+        temporary.open("w", newline="") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(["file", "label"])
         writer.writerows([_file_name(index), plan.label(index)] for index in range(plan.num_images))

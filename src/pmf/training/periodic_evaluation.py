@@ -17,9 +17,9 @@ from pmf.data.codec import create_codec
 from pmf.distributed.world import World
 from pmf.errors import NotFiniteError, Preempted
 from pmf.evaluation.extractor_table import open_extractor
-from pmf.evaluation.meter import Measured, compare, reliability_warnings
+from pmf.evaluation.meter import Measured, compare
 from pmf.evaluation.origin import generated_origin
-from pmf.evaluation.record import extractor_record, fidelity_record, write_record
+from pmf.evaluation.record import fidelity_record, write_record
 from pmf.evaluation.references import open_reference
 from pmf.evaluation.subjects import Subject, measure
 from pmf.generation.plan import ImageBatch
@@ -95,14 +95,12 @@ class TrainingEvaluation:
     def _record(self, step: int, subject: Subject, measured: Measured) -> dict[str, float]:
         """Compare and write the JSON; on the main rank, for which the others wait where no watchdog counts."""
         scores = compare(measured, self._reference.gaussian, kid=False, prc=False)
-        dimension = measured.gaussian.dimension
-        warnings = reliability_warnings(subject.num_images, self._reference.num_images, dimension)
         record = fidelity_record(
             scores,
             subject=subject,
-            extractor=extractor_record(self._extractor, dimension),
-            reference=self._reference.origin,
-            warnings=self._reference.warnings + warnings,
+            measured=measured,
+            extractor=self._extractor,
+            reference=self._reference,
             world=self._world,
         )
         images = self._snapshots.state.progress.images
