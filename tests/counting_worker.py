@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pmf.generation.command
+import pmf.generation.images
 import pmf.tensors
 
 NOTES, SCRIPT, *ARGUMENTS = sys.argv[1:]
@@ -33,7 +33,7 @@ def noted(kind: str, function: Callable[..., Any], path_of: Callable[[Any], obje
 
 hashlib.file_digest = noted("hash", hashlib.file_digest, lambda file: file.name)
 pmf.tensors.load_file = noted("read", pmf.tensors.load_file, lambda path: path)
-pmf.generation.command.create_network = noted("build", pmf.generation.command.create_network, lambda _: "-")
+pmf.generation.images.create_network = noted("build", pmf.generation.images.create_network, lambda _: "-")
 
 sys.argv = [SCRIPT, *ARGUMENTS]
 runpy.run_path(SCRIPT, run_name="__main__")

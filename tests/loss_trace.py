@@ -95,16 +95,18 @@ def record(folder: Path, *overrides: str) -> dict[str, Any]:
     networks = {"lpips": StandInDistance(0.0), "convnext": StandInDistance(1.0)}
     trainer.train_step.objective.perceptual = PerceptualDistances(networks, {"lpips": 0.4, "convnext": 0.1}, 12)
 
+    encode = codec.to_unit_range
+
     def to_unit_range(images: Tensor) -> Tensor:
         spoiled = trainer.state.progress.step + 1 == SKIPPED
-        return codec.to_unit_range(images).double() * (float("nan") if spoiled else 1.0)
+        return encode(images).double() * (float("nan") if spoiled else 1.0)
 
     def draw_scalars(rows: int, generator: torch.Generator) -> draws.StandardScalars:
         return draws.draw_scalars(rows, generator, torch.float64)
 
     # Images are float64 when they meet the noise, and times from the start: in float32 other processors draw others.
     with (
-        patch("pmf.training.step.to_unit_range", to_unit_range),
+        patch("pmf.data.codec.to_unit_range", to_unit_range),
         patch("pmf.flow.pixel_mean_flow.draw_scalars", draw_scalars),
     ):
         trainer.train()

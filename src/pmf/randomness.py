@@ -18,6 +18,7 @@ class Stream(enum.IntEnum):
     IMAGE_NOISE = 5
     SYNTHETIC = 6
     TRAINING_NOISE = 7
+    ENCODING = 8
 
 
 def numpy_generator(stream: Stream, *key: int) -> np.random.Generator:

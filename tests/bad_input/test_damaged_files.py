@@ -32,6 +32,7 @@ from pmf.evaluation.extractors import load_custom
 from pmf.evaluation.statistics_file import load_statistics
 from pmf.evaluation.subjects import folder_subject
 from pmf.generation.folder import write_image_folder
+from pmf.generation.images import ImageMaker
 from pmf.generation.pictures import save_png
 from pmf.generation.plan import SamplingPlan
 from pmf.training.metrics import MetricsLog
@@ -153,9 +154,9 @@ def test_sampling_json(content, tmp_path):
         save_png(torch.full((1, 8, 8), index, dtype=torch.uint8), tmp_path / f"{index:06d}.png")
     record = tmp_path / "sampling.json"
     record.write_bytes(NO_OBJECTS[content])
-    plan = SamplingPlan(num_images=12, labels=(0,), seed=0, num_steps=1, omega=1, interval=(0, 1), weights="w")
-    network = torch.nn.Identity()
-    message = one_line(lambda: list(write_image_folder(network, CONFIG, plan, tmp_path, ALONE)), f"{record}: ")
+    plan = SamplingPlan(num_images=12, labels=(0,), seed=0, settings={}, weights="w")
+    maker = ImageMaker(torch.nn.Identity(), CONFIG, torch.device("cpu"))
+    message = one_line(lambda: list(write_image_folder(maker, plan, tmp_path, ALONE)), f"{record}: ")
     assert message.endswith("; delete the folder or choose another")
     message = one_line(lambda: folder_subject(tmp_path, None, ALONE), f"{record}: ")
     assert message.endswith("; remove it if the images are not those of one call of eval.py sample")

@@ -232,4 +232,4 @@ def test_a_checkpoint_that_is_not_finite_is_not_written(trainer, spoilt):
     assert list_checkpoints(trainer.run_folder.path) == before
     if spoilt == "weights":  # nor are images of them, at the end of a run
         with pytest.raises(NotFiniteError):
-            trainer.snapshots.network(dict(trainer.state.network.state_dict()))
+            trainer.snapshots.maker(dict(trainer.state.network.state_dict()))

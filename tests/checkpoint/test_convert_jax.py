@@ -22,7 +22,7 @@ from flax.training import checkpoints, train_state
 from pmf.checkpoint.official.layouts import export_jax, load_official
 from pmf.errors import UserError
 from pmf.flow.parameterization import ImagePrediction
-from pmf.generation.command import inference_network
+from pmf.generation.images import inference_network
 from pmf.net.sizes import SIZES
 from tests.official import config_of, golden_size, jax_params, without_v_head
 from tests.parity.golden import RELATIVE, Golden, relative_error

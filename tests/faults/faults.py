@@ -127,7 +127,7 @@ class NaNImages:
 
             return wrapped
 
-        wrap("pmf.training.step.to_unit_range", wrapper)
+        wrap("pmf.data.codec.to_unit_range", wrapper)
 
 
 @dataclass(frozen=True)

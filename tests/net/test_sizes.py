@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pmf.checkpoint.storage import load_strictly
+from pmf.checkpoint.saved_weights import load_strictly
 from pmf.errors import UserError
 from pmf.net.base import BaseNetwork
 from pmf.net.sizes import SIZES, NetworkSize, create_network, find_architecture

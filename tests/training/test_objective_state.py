@@ -12,11 +12,12 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pmf.checkpoint.storage import load_checkpoint, save_checkpoint
+from pmf.checkpoint.storage import save_checkpoint
 from pmf.errors import UserError
 from pmf.flow.objective import OBJECTIVES, Method, MicroBatch
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
 from pmf.training.trainer import Trainer
+from tests.checkpoint.loading import load_checkpoint
 from tests.runs import tiny_config
 
 SHORT = ("training.max_steps=4", "training.checkpoint_every=2")

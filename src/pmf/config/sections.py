@@ -8,14 +8,16 @@ imports neither torch nor yaml, so that a typo is reported in milliseconds.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BeforeValidator, Field, FiniteFloat, SerializeAsAny, model_validator
 
 from pmf.config.cross_checks import cross_field_problems
+from pmf.config.sampling_options import PartNames, Use
 from pmf.data.options import DataConfig
 from pmf.errors import CrossFieldError
 from pmf.flow.objective import ObjectiveOptions, default_options, read_options
+from pmf.flow.options import SAMPLERS
 from pmf.net.options import ModelConfig
 from pmf.optim.options import EmaConfig, OptimizerConfig, ema_names
 from pmf.options import (
@@ -29,6 +31,7 @@ from pmf.options import (
     number_name,
 )
 from pmf.perceptual.options import PerceptualConfig
+from pmf.tables import one_of
 
 
 class TrainingConfig(Section):
@@ -80,19 +83,24 @@ class TrainingConfig(Section):
 
 
 class SamplingConfig(Section):
-    """How images are generated, in grids during training and by eval.py."""
+    """How images are generated, in grids during training and by eval.py.
 
-    num_steps: Positive = 1
-    """Network evaluations per image."""
+    Each option is declared here and nowhere else: flags, records and sweeps are made of these lines.
+    """
+
     omega: Annotated[FiniteFloat, Field(ge=1)] = 8.5
     """Guidance scale."""
-    interval: Interval = (0.1, 0.7)
+    interval: Annotated[Interval, PartNames(("t_min", "t_max"))] = (0.1, 0.7)
     """Guidance interval [t_min, t_max]."""
-    ema: Annotated[str, BeforeValidator(number_name)] = "2000"
+    num_steps: Positive = 1
+    """Network evaluations per image."""
+    sampler: Annotated[str, one_of(SAMPLERS)] = "equal_steps"
+    """How these steps lead from noise to an image: equal_steps in t, as in the papers, or another that was added."""
+    ema: Annotated[str, BeforeValidator(number_name), Use.WEIGHTS] = "2000"
     """Which weights: a half-life in kimg, a decay, or "online" (as in checkpoint file names ema_*)."""
-    batch_size: Positive = 64
+    batch_size: Annotated[Positive, Use.BATCHES] = 64
     """Images per forward pass and rank."""
-    final_images: NonNegative = 0
+    final_images: Annotated[NonNegative, Use.TRAINING] = 0
     """PNGs written into samples/final when training ends, class-balanced; 0 none."""
 
 
@@ -143,6 +151,11 @@ class Config(Section):
         for key, problem in cross_field_problems(self, ema_names(self.ema)):
             raise CrossFieldError(key, problem)
         return self
+
+
+def sampling_section() -> type[Section]:
+    """The sampling section, as the config declares it at this moment."""
+    return cast(type[Section], Config.model_fields["sampling"].annotation)
 
 
 def as_plain(config: Config) -> dict[str, Any]:

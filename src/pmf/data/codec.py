@@ -1,12 +1,89 @@
-"""Between bytes and the network's space."""
+"""Between what a data set holds, the network's space, and bytes."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from pmf.data.options import CODECS, DataConfig
+from pmf.tables import find_row
 
-def to_unit_range(images: torch.Tensor) -> torch.Tensor:
+ROUNDING = "half to even of (x + 1) / 2 * 255, clipped to 0 ... 255"
+
+
+class Codec(Protocol):
+    """Maps batches of a data set to the network's space, and the network's space to images.
+
+    Attributes:
+        shape: of one element of the network's space: channels, height, width.
+        image_shape: of one decoded image: channels, height, width.
+        record: plain values that say how images are decoded, for result files.
+    """
+
+    shape: tuple[int, int, int]
+    image_shape: tuple[int, int, int]
+    record: Mapping[str, Any]
+
+    def encode(self, batch: Tensor, generator: torch.Generator) -> Tensor:
+        """What the network is trained on.
+
+        Args:
+            batch: (B, C, H, W) as the data set's samples are: uint8 images, or moments of any float type.
+            generator: on the CPU; a function of (seed, step, micro-batch), for codecs that draw a sample.
+
+        Returns:
+            (B, *shape) float32, on the batch's device.
+
+        Raises:
+            TypeError: the batch is of a type that the codec does not take.
+        """
+        ...
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Images of what the network made.
+
+        Args:
+            z: (B, *shape) float, finite.
+
+        Returns:
+            (B, *image_shape) uint8, on the same device.
+        """
+        ...
+
+
+class PixelCodec:
+    """The network sees the pixels: uint8 is [-1, 1]."""
+
+    def __init__(self, data: DataConfig) -> None:
+        self.shape: tuple[int, int, int] = (data.channels, data.image_size, data.image_size)
+        self.image_shape: tuple[int, int, int] = self.shape
+        self.record: Mapping[str, Any] = {"rounding": ROUNDING}
+
+    def encode(self, batch: Tensor, generator: torch.Generator) -> Tensor:  # noqa: ARG002
+        """See :meth:`Codec.encode`; nothing is drawn.
+
+        Raises:
+            TypeError: the batch is not uint8.
+        """
+        if batch.dtype != torch.uint8:
+            raise TypeError(f"a batch of {batch.dtype} holds no pixels; name the codec of its data.kind in CODECS")
+        return to_unit_range(batch)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """See :meth:`Codec.decode`."""
+        return to_uint8(z)
+
+
+def create_codec(data: DataConfig) -> Codec:
+    """The codec of a data section: the row of its kind in ``CODECS``, or else that of pixels."""
+    create: Callable[[DataConfig], Codec] = find_row(CODECS, data.kind) if data.kind in CODECS else PixelCodec
+    return create(data)
+
+
+def to_unit_range(images: Tensor) -> Tensor:
     """uint8 of any shape to float32 in [-1, 1], on the tensor's device, with the papers' rounding."""
     # (x / 255 - 0.5) / 0.5, where XLA multiplies by the float32 nearest to 1 / 255.
     return (images.float() * (1 / 255) - 0.5) / 0.5

@@ -37,6 +37,9 @@ SOURCES: dict[str, DataKind] = {
         source="pmf.data.digits:open_digits", fixed={"channels": 1, "num_classes": 10, "split": "train"}
     ),
 }
+# Where a kind's samples are not the pixels that the network sees, a line here says what goes between them: what makes a
+# pmf.data.codec.Codec of the data section.
+CODECS: dict[str, Row] = {}
 
 
 class DataConfig(Section):

@@ -9,12 +9,12 @@ from pathlib import Path
 from pmf.data.options import DataConfig
 from pmf.distributed.world import join_world
 from pmf.evaluation.extractor_table import open_extractor
-from pmf.evaluation.meter import compare, reliability_warnings
+from pmf.evaluation.meter import compare
 from pmf.evaluation.record import default_output, extractor_record, fidelity_record, print_table, write_record
 from pmf.evaluation.references import open_reference
 from pmf.evaluation.statistics_file import save_statistics
 from pmf.evaluation.subjects import checkpoint_subject, data_subject, images_subject, measure, named_subject
-from pmf.generation.command import SamplingRequest
+from pmf.generation.request import SamplingRequest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,18 +62,8 @@ def report_fidelity(request: FidelityRequest) -> None:
     if not world.is_main:
         return
     scores = compare(measured, reference.gaussian, reference.features, kid=request.kid, prc=request.precision_recall)
-    dimension = measured.gaussian.dimension
     record = fidelity_record(
-        scores,
-        subject=subject,
-        extractor=extractor_record(extractor, dimension),
-        reference=reference.origin,
-        warnings=[
-            *subject.warnings,
-            *reference.warnings,
-            *reliability_warnings(subject.num_images, reference.num_images, dimension),
-        ],
-        world=world,
+        scores, subject=subject, measured=measured, extractor=extractor, reference=reference, world=world
     )
     output = request.output or default_output(request.sampling.checkpoint if request.sampling else None)
     write_record(record, output)

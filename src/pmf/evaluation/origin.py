@@ -1,22 +1,23 @@
-"""Where generated images come from: the part of a record that lets somebody else generate them again."""
+"""What a result file says of generated images: the weights, and everything else that decides what they look like."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from pmf.config.sections import Config
+from pmf.data.codec import create_codec
 from pmf.flow.objective import create_objective
 from pmf.generation.plan import SamplingPlan
 
-ROUNDING = "half to even of (x + 1) / 2 * 255, clipped to 0 ... 255"
-
 
 def generated_origin(plan: SamplingPlan, config: Config, *, average: str | None, labels: str) -> dict[str, Any]:
-    """Weights, seed and settings of the images of a plan.
+    """Plain values about a plan's images.
 
     Args:
-        average: ``online`` or the name of the average that was sampled; None for a file that is what it is.
-        labels: as they were asked for: ``all``, or classes separated by commas.
+        plan: of the images.
+        config: that they are generated with.
+        average: which average of the weights; None where nothing but one set of weights was there.
+        labels: as the request has them, ``all`` or classes with commas between.
     """
     objective = create_objective(config.objective, num_classes=config.data.num_classes)
     return {
@@ -24,9 +25,7 @@ def generated_origin(plan: SamplingPlan, config: Config, *, average: str | None,
         "ema": average,
         "seed": plan.seed,
         "labels": labels,
-        "num_steps": plan.num_steps,
-        "omega": plan.omega,
-        "interval": list(plan.interval),
+        **plan.settings,
         "noise_scale": objective.noise_scale,
-        "rounding": ROUNDING,
+        **create_codec(config.data).record,
     }

@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from pmf.checkpoint.places import run_or_checkpoint
+from pmf.config.sampling_options import Use, options_for
+from pmf.config.sections import sampling_section
 from pmf.distributed.world import World
 from pmf.evaluation.extractors import Extractor
 from pmf.evaluation.inception_score import SHUFFLE_SEED, SPLITS
-from pmf.evaluation.meter import Scores
+from pmf.evaluation.meter import Measured, Scores, reliability_warnings
+from pmf.evaluation.references import Reference
 from pmf.evaluation.subjects import Subject
 from pmf.files import write_json, writing
 
@@ -32,24 +35,20 @@ def extractor_record(extractor: Extractor, dimension: int) -> dict[str, Any]:
 
 
 def fidelity_record(
-    scores: Scores,
-    *,
-    subject: Subject,
-    extractor: dict[str, Any],
-    reference: dict[str, Any],
-    warnings: list[str],
-    world: World,
+    scores: Scores, *, subject: Subject, measured: Measured, extractor: Extractor, reference: Reference, world: World
 ) -> dict[str, Any]:
-    """Plain values: the scores, then everything that they depend on."""
+    """Plain values: the scores of a subject, as it was measured, then everything that they depend on."""
+    dimension = measured.gaussian.dimension
+    warnings = reliability_warnings(subject.num_images, reference.num_images, dimension)
     return {
         **asdict(scores),
         "num_images": subject.num_images,
         "image_shape": list(subject.shape),
         "images": subject.origin,
-        "extractor": extractor,
-        "reference": reference,
+        "extractor": extractor_record(extractor, dimension),
+        "reference": reference.origin,
         "protocol": PROTOCOL,
-        "warnings": warnings,
+        "warnings": [*subject.warnings, *reference.warnings, *warnings],
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "device": str(world.device),
         "processes": world.size,
@@ -96,7 +95,7 @@ def print_table(record: dict[str, Any], path: Path) -> None:
         "result": str(path),
     }
     if "checkpoint" in images:
-        settings = ("seed", "omega", "interval", "num_steps", "ema")
+        settings = ("seed", *options_for(sampling_section(), Use.IMAGES, Use.WEIGHTS))
         rows["sampling"] = ", ".join(f"{name} {images[name]}" for name in settings)
     width = max(map(len, rows))
     for name, value in rows.items():

@@ -24,9 +24,9 @@ from pmf.evaluation.meter import FidelityMeter, Measured
 from pmf.evaluation.npz_images import ARRAY, NpzImages
 from pmf.evaluation.origin import generated_origin
 from pmf.files import read_object
-from pmf.generation.command import Sampler, SamplingRequest, open_sampler, write_samples
-from pmf.generation.folder import generate_batches
+from pmf.generation.command import PlannedImages, plan_images, write_images
 from pmf.generation.plan import ImageBatch
+from pmf.generation.request import SamplingRequest
 
 READ_BATCH = 64
 """Images per call of the extractor, where they are read from disk."""
@@ -72,28 +72,29 @@ def checkpoint_subject(request: SamplingRequest, keep_images: Path | None, world
     Raises:
         UserError: anything about the request, the checkpoint or the folder that does not fit.
     """
-    sampler = open_sampler(request, world)
-    generated = sampler_subject(sampler, request, world)
+    planned = plan_images(request, world)
+    generated = generated_subject(planned, request, world)
     if keep_images:
-        write_samples(sampler, keep_images, world)
+        write_images(planned, keep_images, world)
         kept = folder_subject(keep_images, None, world)
         if kept.num_images != request.num_images:
             raise UserError(
                 f"--keep-images {keep_images}: holds {kept.num_images} images and not just the {request.num_images} "
                 "that were generated; remove the others"
             )
-        return replace(kept, data=sampler.config.data, origin={**generated.origin, "kept_images": str(keep_images)})
+        return replace(kept, data=planned.config.data, origin={**generated.origin, "kept_images": str(keep_images)})
     return generated
 
 
-def sampler_subject(sampler: Sampler, request: SamplingRequest, world: World) -> Subject:
-    """The images of a sampler, generated as they are needed; the request is what it was made of."""
+def generated_subject(planned: PlannedImages, request: SamplingRequest, world: World) -> Subject:
+    """Planned images, generated as they are needed; the request is the one that they were planned for."""
+    origin = generated_origin(planned.plan, planned.config, average=planned.saved.average, labels=request.labels)
     return Subject(
-        shape=_shape(sampler.config.data),
-        num_images=sampler.plan.num_images,
-        batches=lambda: generate_batches(sampler.network, sampler.config, sampler.plan, world),
-        data=sampler.config.data,
-        origin=_generation_record(sampler, request),
+        shape=planned.maker.image_shape,
+        num_images=planned.plan.num_images,
+        batches=lambda: planned.maker.batches(planned.plan, world),
+        data=planned.config.data,
+        origin={"checkpoint": str(request.checkpoint), "checkpoint_sha256": planned.saved.sha256, **origin},
     )
 
 
@@ -141,7 +142,7 @@ def data_subject(data: DataConfig, world: World) -> Subject:
         UserError: the data set cannot be opened.
     """
     source = create_source(data, seed=0)
-    images = DataImages(source, _shape(data))
+    images = DataImages(source, (data.channels, data.image_size, data.image_size))
     return Subject(
         shape=images.shape,
         num_images=len(images),
@@ -190,15 +191,3 @@ def _below(path: Path, data: DataConfig, world: World) -> Subject | None:
         found = {"kind": "imagefolder", "path": str(path), "num_classes": len(folders)}
         return data_subject(data.model_copy(update=found), world)
     return folder_subject(root, None, world) if root != path and list_flat(root, LeftOut()) else None
-
-
-def _generation_record(sampler: Sampler, request: SamplingRequest) -> dict[str, Any]:
-    return {
-        "checkpoint": str(request.checkpoint),
-        "checkpoint_sha256": sampler.saved.sha256,
-        **generated_origin(sampler.plan, sampler.config, average=sampler.saved.average, labels=request.labels),
-    }
-
-
-def _shape(data: DataConfig) -> ImageShape:
-    return data.channels, data.image_size, data.image_size

@@ -1,38 +1,42 @@
-"""``eval.py sweep``: FID over a grid of guidance scales, intervals, averages and steps."""
+"""The verb ``eval.py sweep``: FID over a grid of sampling options."""
 
 from __future__ import annotations
 
 import csv
-import itertools
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from pmf.config.sampling_options import Use, columns_of, options_for
+from pmf.config.sections import sampling_section
 from pmf.distributed.world import World, join_world
 from pmf.errors import UserError
 from pmf.evaluation.extractor_table import open_extractor
-from pmf.evaluation.meter import compare, reliability_warnings
-from pmf.evaluation.record import extractor_record, fidelity_record, write_record
+from pmf.evaluation.meter import compare
+from pmf.evaluation.record import fidelity_record, write_record
 from pmf.evaluation.references import open_reference
-from pmf.evaluation.subjects import Subject, measure, sampler_subject
-from pmf.generation.command import SamplingRequest, open_samplers, plan_sampler
+from pmf.evaluation.subjects import Subject, generated_subject, measure
+from pmf.files import complete_or_absent
+from pmf.generation.command import plan_for_averages, with_overrides
+from pmf.generation.request import SamplingRequest
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepRequest:
-    """The grid; each list has at least one value, None being the config's.
+    """The grid.
 
     Attributes:
         sampling: what all points share.
+        averages: of the checkpoint, at least one; None is the config's.
+        grid: overrides of the sampling section, a mapping for each point of one average.
         output: folder for the table, the plot and one JSON a point.
     """
 
     sampling: SamplingRequest
-    omegas: Sequence[float]
-    intervals: Sequence[Sequence[float] | None]
-    emas: Sequence[str | None]
-    num_steps: Sequence[int | None]
+    averages: Sequence[str | None]
+    grid: Sequence[Mapping[str, Any]]
     reference: str
     extractor: str | None
     extractor_weights: Path | None
@@ -41,13 +45,13 @@ class SweepRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One set of images and its scores."""
+    """One set of images and its scores.
 
-    omega: float
-    t_min: float
-    t_max: float
-    ema: str
-    num_steps: int
+    Attributes:
+        options: every sampling option that was or could have been swept, by the names of the table's columns.
+    """
+
+    options: dict[str, Any]
     fid: float
     inception_score: float | None
 
@@ -70,7 +74,7 @@ def run_sweep(request: SweepRequest) -> None:
         best = min(points, key=lambda point: point.fid)
         _print_table(points, best)
         _plot(points, request.output / "sweep.png")
-        print(f"best: omega {best.omega:g}, interval {best.t_min:g} {best.t_max:g}, ema {best.ema}; {request.output}")
+        print(f"best: {_told(best.options)}; {request.output}")
 
 
 def _measure_all(request: SweepRequest, world: World) -> list[Point]:
@@ -85,23 +89,13 @@ def _measure_all(request: SweepRequest, world: World) -> list[Point]:
         if not world.is_main:
             continue
         scores = compare(measured, reference.gaussian, kid=False, prc=False)
-        dimension = measured.gaussian.dimension
         record = fidelity_record(
-            scores,
-            subject=subject,
-            extractor=extractor_record(extractor, dimension),
-            reference=reference.origin,
-            warnings=reference.warnings + reliability_warnings(subject.num_images, reference.num_images, dimension),
-            world=world,
+            scores, subject=subject, measured=measured, extractor=extractor, reference=reference, world=world
         )
         write_record(record, request.output / f"point_{number:03d}.json")
         points.append(
             Point(
-                omega=subject.origin["omega"],
-                t_min=subject.origin["interval"][0],
-                t_max=subject.origin["interval"][1],
-                ema=subject.origin["ema"] or "-",
-                num_steps=subject.origin["num_steps"],
+                options=_columns(subject.origin),
                 fid=scores.fid,
                 inception_score=scores.inception_score.mean if scores.inception_score else None,
             )
@@ -112,51 +106,69 @@ def _measure_all(request: SweepRequest, world: World) -> list[Point]:
 
 def _subjects(request: SweepRequest, world: World) -> Iterator[Subject]:
     """The images of each point, average by average."""
-    grid = list(itertools.product(request.num_steps, request.intervals, request.omegas))
-    for ema, loaded in zip(request.emas, open_samplers(request.sampling, request.emas, world)):
+    shared = request.sampling
+    for average, loaded in zip(request.averages, plan_for_averages(shared, request.averages, world)):
         requests = [
-            replace(
-                request.sampling,
-                ema=ema,
-                overrides={**request.sampling.overrides, "num_steps": steps, "interval": interval, "omega": omega},
-            )
-            for steps, interval, omega in grid
+            replace(shared, ema=average, overrides={**shared.overrides, **overrides}) for overrides in request.grid
         ]
         # All settings of the grid are checked before its first point is measured.
-        samplers = [plan_sampler(loaded.network, loaded.saved, each) for each in requests]
-        yield from (sampler_subject(sampler, each, world) for sampler, each in zip(samplers, requests, strict=True))
+        planned = [with_overrides(loaded, each) for each in requests]
+        yield from (generated_subject(images, each, world) for images, each in zip(planned, requests, strict=True))
+
+
+def _columns(origin: Mapping[str, Any]) -> dict[str, Any]:
+    """The sampling options of a record of generated images, by the names of the table's columns."""
+    columns: dict[str, Any] = {}
+    for name, option in options_for(sampling_section(), Use.IMAGES, Use.WEIGHTS).items():
+        names, value = columns_of(name, option), origin[name]
+        columns |= zip(names, value if len(names) > 1 else ["-" if value is None else value], strict=True)
+    return columns
 
 
 def _print_table(points: Sequence[Point], best: Point) -> None:
-    print(f"{'omega':>8}{'t_min':>7}{'t_max':>7}{'ema':>8}{'steps':>7}{'FID':>10}{'IS':>9}")
-    for p in points:
-        score = f"{p.inception_score:9.3f}" if p.inception_score is not None else f"{'-':>9}"
-        mark = "  <- best FID" if p is best else ""
-        print(f"{p.omega:8g}{p.t_min:7g}{p.t_max:7g}{p.ema:>8}{p.num_steps:7d}{p.fid:10.4f}{score}{mark}")
+    rows = [[*points[0].options, "FID", "IS"]]
+    for point in points:
+        score = "-" if point.inception_score is None else f"{point.inception_score:.3f}"
+        rows.append([*map(_text, point.options.values()), f"{point.fid:.4f}", score])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    marks = ["", *("  <- best FID" if point is best else "" for point in points)]
+    for row, mark in zip(rows, marks, strict=True):
+        print("  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) + mark)
 
 
 def _write_table(points: Sequence[Point], path: Path) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(asdict(points[0])))
+    rows = [{**point.options, "fid": point.fid, "inception_score": point.inception_score} for point in points]
+    with complete_or_absent(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
-        writer.writerows(asdict(point) for point in points)
+        writer.writerows(rows)
 
 
 def _plot(points: Sequence[Point], path: Path) -> None:
-    """FID against omega, a line for each combination of the rest."""
+    """FID against the number that has most values, the first of them if several have; a line for each of the rest."""
     from matplotlib.figure import Figure  # only here: it takes a second
+
+    numbers = [name for name, value in points[0].options.items() if isinstance(value, int | float)]
+    across = max(numbers, key=lambda name: len({point.options[name] for point in points}))
+    lines: dict[str, list[Point]] = {}
+    for point in points:
+        rest = {name: value for name, value in point.options.items() if name != across}
+        lines.setdefault(_told(rest), []).append(point)
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-
-    def rest(point: Point) -> tuple[str, int, float, float]:
-        return point.ema, point.num_steps, point.t_min, point.t_max
-
-    for key, group in itertools.groupby(sorted(points, key=lambda p: (rest(p), p.omega)), key=rest):
-        line = list(group)
-        label = f"ema {key[0]}, {key[1]} step(s), [{key[2]:g}, {key[3]:g}]"
-        axes.plot([p.omega for p in line], [p.fid for p in line], marker="o", label=label)
-    axes.set_xlabel("guidance scale omega")
+    for label, line in lines.items():
+        line.sort(key=lambda point: point.options[across])
+        axes.plot([point.options[across] for point in line], [point.fid for point in line], marker="o", label=label)
+    axes.set_xlabel(across)
     axes.set_ylabel("FID")
     axes.legend(fontsize="small")
     figure.savefig(path, dpi=150)
+
+
+def _told(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {_text(value)}" for name, value in options.items())
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -165,24 +165,14 @@ class Objective(Generic[Scalars, Draws]):
         """
         raise NotImplementedError
 
-    def generate(
-        self,
-        network: Network,
-        noise: Tensor,
-        labels: Tensor,
-        *,
-        omega: float,
-        interval: tuple[float, float],
-        num_steps: int,
-    ) -> Tensor:
+    def generate(self, network: Network, noise: Tensor, labels: Tensor, **sampling: Any) -> Tensor:
         """Noise to images: (B, C, H, W), in the network's space up to overshoot.
 
         Args:
             noise: (B, C, H, W), normal with standard deviation ``noise_scale``.
             labels: (B,) int64.
-            omega: guidance scale, >= 1.
-            interval: guidance interval (t_min, t_max).
-            num_steps: network evaluations.
+            **sampling: the options of the sampling section that images depend on, as it declares them: ``omega``,
+                ``interval``, ``num_steps``, ``sampler`` and others that were added.
         """
         raise NotImplementedError
 

@@ -1,4 +1,4 @@
-"""The options of each method: what stands in the objective section of its configs. Needs no torch."""
+"""The options of each method, as in the objective section of its configs, and the table of samplers. Needs no torch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from pydantic import FiniteFloat
 
 from pmf.flow.objective import ObjectiveOptions
 from pmf.options import Fraction, NonNegativeFloat, PositiveFloat
+from pmf.tables import Row
+
+# A new way from noise to an image is a line here: a function like pmf.flow.sampler.equal_steps.
+SAMPLERS: dict[str, Row] = {"equal_steps": "pmf.flow.sampler:equal_steps"}
 
 
 class PixelMeanFlowOptions(ObjectiveOptions):

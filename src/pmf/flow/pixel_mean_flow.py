@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -145,20 +146,9 @@ class PixelMeanFlow(Objective[StandardScalars, Draws]):
         v_g = guided_velocity(v_t, v_c, v_u, draws)
         return Fields(z=z, v_t=v_t, v_c=v_c, v_u=v_u, v_g=v_g, u=u, v=v, du_dt=du_dt, V=V)
 
-    def generate(
-        self,
-        network: Network,
-        noise: Tensor,
-        labels: Tensor,
-        *,
-        omega: float,
-        interval: tuple[float, float],
-        num_steps: int,
-    ) -> Tensor:
-        """Noise to images, in ``num_steps`` equal steps of t from 1 to 0; see :func:`pmf.flow.sampler.generate`."""
-        return generate(
-            network, self.parameterization, noise, labels, omega=omega, interval=interval, num_steps=num_steps
-        )
+    def generate(self, network: Network, noise: Tensor, labels: Tensor, **sampling: Any) -> Tensor:
+        """Noise to images; see :func:`pmf.flow.sampler.generate`, also for the sampling options."""
+        return generate(network, self.parameterization, noise, labels, **sampling)
 
     def _adaptive(self, loss: Tensor) -> Tensor:
         """Loss over stopgrad((loss + epsilon)^p), per row (MeanFlow section 4.3)."""

@@ -1,14 +1,12 @@
-"""From a checkpoint to a folder of PNGs, on any number of processes."""
+"""The verb ``eval.py sample``: from a checkpoint to images and a folder of PNGs, on any number of processes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
 from tqdm import tqdm
 
 from pmf.checkpoint.finding import find_weights
@@ -19,40 +17,23 @@ from pmf.config.yaml_file import config_from_plain, load_config
 from pmf.distributed.world import World, join_world, set_float32_precision
 from pmf.errors import UserError
 from pmf.generation.folder import write_image_folder
+from pmf.generation.images import ImageMaker, inference_network
 from pmf.generation.plan import SamplingPlan, plan_samples
-from pmf.net.sizes import create_network
+from pmf.generation.request import SamplingRequest
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingRequest:
-    """What a command was asked to generate.
+class PlannedImages:
+    """Images of a checkpoint, all settled and not yet made.
 
     Attributes:
-        checkpoint: run folder, checkpoint folder or ``.safetensors`` file; with a recipe, an official checkpoint.
-        recipe: YAML of the model that an official checkpoint holds.
-        labels: ``all`` or comma-separated classes, cycled through.
-        ema: which average; None is the config's choice.
-        overrides: values for the config's sampling section; None keeps the config's.
-        key: which set of weights of a PyTorch file that holds several.
+        config: the checkpoint's, with the request's sampling options.
+        saved: where the weights come from.
     """
 
-    checkpoint: Path
-    recipe: Path | None
-    num_images: int
-    labels: str
-    seed: int
-    ema: str | None
-    overrides: Mapping[str, Any]
-    key: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampler:
-    """A network, ready to generate the images of a plan; ``saved`` is where its weights come from."""
-
-    network: nn.Module
-    config: Config
+    maker: ImageMaker
     plan: SamplingPlan
+    config: Config
     saved: SavedWeights
 
 
@@ -63,25 +44,27 @@ def sample_folder(request: SamplingRequest, output: Path) -> None:
         UserError: anything about the request or the checkpoint that does not fit.
     """
     world = join_world()
-    sampler = open_sampler(request, world)
-    write_samples(sampler, output, world)
+    planned = plan_images(request, world)
+    write_images(planned, output, world)
     if world.is_main:
-        print(f"{request.num_images} images ({sampler.plan.weights}) in {output}")
+        print(f"{request.num_images} images ({planned.plan.weights}) in {output}")
 
 
-def open_sampler(request: SamplingRequest, world: World) -> Sampler:
-    """Load the checkpoint and plan the images; called by all processes.
+def plan_images(request: SamplingRequest, world: World) -> PlannedImages:
+    """Load the checkpoint and plan the request's images; called by all processes.
 
     Raises:
         UserError: anything about the request or the checkpoint that does not fit.
     """
-    return next(open_samplers(request, [request.ema], world))
+    return next(plan_for_averages(request, [request.ema], world))
 
 
-def open_samplers(request: SamplingRequest, averages: Sequence[str | None], world: World) -> Iterator[Sampler]:
-    """A sampler of each average in turn, all from one checkpoint; called by all processes.
+def plan_for_averages(
+    request: SamplingRequest, averages: Sequence[str | None], world: World
+) -> Iterator[PlannedImages]:
+    """The request's images with each average in turn, all from one checkpoint; called by all processes.
 
-    They have one network: its weights are those of the sampler that came last.
+    They have one network: its weights are those of the average that came last.
 
     Args:
         averages: take the place of ``request.ema``.
@@ -105,19 +88,24 @@ def open_samplers(request: SamplingRequest, averages: Sequence[str | None], worl
             network = inference_network(saved.config, saved.weights, world.device, where)
         else:
             load_strictly(network, saved.weights, where)
-        yield plan_sampler(network, saved, request)
+        config = _with_overrides(saved.config, request.overrides)
+        maker = ImageMaker(network, config, world.device)
+        yield PlannedImages(maker=maker, plan=_plan(config, saved, request), config=config, saved=saved)
 
 
-def plan_sampler(network: nn.Module, saved: SavedWeights, request: SamplingRequest) -> Sampler:
-    """A sampler with the request's settings of a network that holds the saved weights.
+def with_overrides(planned: PlannedImages, request: SamplingRequest) -> PlannedImages:
+    """The same weights with the sampling options of another request.
 
     Raises:
-        UserError: settings or labels that cannot be.
+        UserError: options or labels that cannot be.
     """
-    config = _with_overrides(saved.config, request.overrides)
+    config = _with_overrides(planned.saved.config, request.overrides)
+    return replace(planned, plan=_plan(config, planned.saved, request), config=config)
+
+
+def _plan(config: Config, saved: SavedWeights, request: SamplingRequest) -> SamplingPlan:
     classes = _parse_labels(request.labels, config.data.num_classes)
-    plan = plan_samples(config, num_images=request.num_images, seed=request.seed, weights=saved.source, labels=classes)
-    return Sampler(network=network, config=config, plan=plan, saved=saved)
+    return plan_samples(config, num_images=request.num_images, seed=request.seed, weights=saved.source, labels=classes)
 
 
 def _read_each(request: SamplingRequest, averages: Sequence[str | None], world: World) -> Iterator[SavedWeights]:
@@ -130,38 +118,21 @@ def _read_each(request: SamplingRequest, averages: Sequence[str | None], world: 
         yield read_weights(file)
 
 
-def write_samples(sampler: Sampler, output: Path, world: World) -> None:
-    """Write or complete the folder of a sampler's images, with a progress bar; called by all processes.
+def write_images(planned: PlannedImages, output: Path, world: World) -> None:
+    """Write or complete the folder of the images, with a progress bar; called by all processes.
 
     Raises:
         UserError: the folder holds something other than (part of) this plan.
     """
-    num_images = sampler.plan.num_images
+    num_images = planned.plan.num_images
     with tqdm(total=num_images, unit="image", disable=not world.is_main) as bar:
-        for count in write_image_folder(sampler.network, sampler.config, sampler.plan, output, world):
+        for count in write_image_folder(planned.maker, planned.plan, output, world):
             bar.update(min(count * world.size, num_images - bar.n))  # the others are about as far
-
-
-def inference_network(config: Config, weights: Mapping[str, Tensor], device: torch.device, where: str) -> nn.Module:
-    """A network without v head, holding ``weights``; ``where`` names their source in errors.
-
-    Raises:
-        UserError: the weights are those of another network, or not finite.
-    """
-    network = create_network(
-        config.model.name,
-        image_size=config.data.image_size,
-        num_classes=config.data.num_classes,
-        channels=config.data.channels,
-        inference=True,
-    )
-    load_strictly(network, weights, where)
-    return network.to(device).eval()
 
 
 def _with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
     values = as_plain(config)
-    values["sampling"] |= {key: value for key, value in overrides.items() if value is not None}
+    values["sampling"] |= overrides
     return config_from_plain(values, "command line")
 
 

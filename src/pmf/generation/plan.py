@@ -1,14 +1,16 @@
-"""Which images: labels, seeds and settings; image i is a function of the plan, the weights and i."""
+"""Which images: labels, seed and settings; image i is a function of the plan, the weights and i."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pmf.config.sampling_options import Use, options_for
 from pmf.config.sections import Config
 from pmf.randomness import Stream, numpy_generator
 
@@ -19,20 +21,29 @@ class SamplingPlan:
 
     Attributes:
         labels: classes that are cycled through: image i has labels[i % len(labels)].
+        settings: the sampling section's options that images depend on, as plain values (a pair is a list).
         weights: what the weights are, for the record (checkpoint and average).
     """
 
     num_images: int
     labels: tuple[int, ...]
     seed: int
-    num_steps: int
-    omega: float
-    interval: tuple[float, float]
+    settings: Mapping[str, Any]
     weights: str
 
     def label(self, index: int) -> int:
         """Class of image ``index``."""
         return self.labels[index % len(self.labels)]
+
+    def record(self) -> dict[str, Any]:
+        """The plan as plain values, each setting under its own name: what ``sampling.json`` holds."""
+        return {
+            "num_images": self.num_images,
+            "labels": list(self.labels),
+            "seed": self.seed,
+            **self.settings,
+            "weights": self.weights,
+        }
 
 
 def image_noise(seed: int, indices: Sequence[int], shape: tuple[int, int, int], scale: float) -> Tensor:
@@ -60,12 +71,11 @@ def plan_samples(
     config: Config, *, num_images: int, seed: int, weights: str, labels: tuple[int, ...] | None = None
 ) -> SamplingPlan:
     """A plan with the config's sampling settings; ``labels`` None cycles through all classes."""
+    sampling = config.sampling
     return SamplingPlan(
         num_images=num_images,
         labels=labels or tuple(range(config.data.num_classes)),
         seed=seed,
-        num_steps=config.sampling.num_steps,
-        omega=config.sampling.omega,
-        interval=config.sampling.interval,
+        settings=sampling.model_dump(mode="json", include=set(options_for(type(sampling), Use.IMAGES))),
         weights=weights,
     )

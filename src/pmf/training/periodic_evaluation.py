@@ -13,15 +13,15 @@ from typing import Any
 from tqdm import tqdm
 
 from pmf.config.sections import Config
+from pmf.data.codec import create_codec
 from pmf.distributed.world import World
 from pmf.errors import NotFiniteError, Preempted
 from pmf.evaluation.extractor_table import open_extractor
-from pmf.evaluation.meter import Measured, compare, reliability_warnings
+from pmf.evaluation.meter import Measured, compare
 from pmf.evaluation.origin import generated_origin
-from pmf.evaluation.record import extractor_record, fidelity_record, write_record
+from pmf.evaluation.record import fidelity_record, write_record
 from pmf.evaluation.references import open_reference
 from pmf.evaluation.subjects import Subject, measure
-from pmf.generation.folder import generate_batches
 from pmf.generation.plan import ImageBatch
 from pmf.training.preemption import StopRequest
 from pmf.training.snapshots import Snapshots
@@ -36,13 +36,13 @@ class TrainingEvaluation:
         Raises:
             UserError: weights or reference are missing or do not fit the images.
         """
-        evaluation, data = config.evaluation, config.data
+        evaluation = config.evaluation
         assert evaluation.reference is not None, "checked by the config"
         self.config = config
         self._snapshots = snapshots
         self._stop = stop
         self._world = world
-        self._shape = (data.channels, data.image_size, data.image_size)
+        self._shape = create_codec(config.data).image_shape
         weights = Path(evaluation.extractor_weights) if evaluation.extractor_weights else None
         self._extractor = open_extractor(evaluation.extractor, weights, self._shape, world)
         subject = self._subject(lambda: iter(()), {})
@@ -78,11 +78,11 @@ class TrainingEvaluation:
 
     def _run(self, step: int) -> dict[str, float]:
         weights = self._snapshots.weights(everywhere=True)
-        network = self._snapshots.network(weights)
+        maker = self._snapshots.maker(weights)
         plan = self._snapshots.plan(self.config.evaluation.num_images, weights)
 
         def batches() -> Iterator[ImageBatch]:
-            for batch in generate_batches(network, self.config, plan, self._world):
+            for batch in maker.batches(plan, self._world):
                 if self._stop.agreed():
                     raise Preempted(f"stopped while evaluating step {step}")
                 yield batch
@@ -95,14 +95,12 @@ class TrainingEvaluation:
     def _record(self, step: int, subject: Subject, measured: Measured) -> dict[str, float]:
         """Compare and write the JSON; on the main rank, for which the others wait where no watchdog counts."""
         scores = compare(measured, self._reference.gaussian, kid=False, prc=False)
-        dimension = measured.gaussian.dimension
-        warnings = reliability_warnings(subject.num_images, self._reference.num_images, dimension)
         record = fidelity_record(
             scores,
             subject=subject,
-            extractor=extractor_record(self._extractor, dimension),
-            reference=self._reference.origin,
-            warnings=self._reference.warnings + warnings,
+            measured=measured,
+            extractor=self._extractor,
+            reference=self._reference,
             world=self._world,
         )
         images = self._snapshots.state.progress.images

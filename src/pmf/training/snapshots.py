@@ -6,14 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from pmf.config.sections import Config
 from pmf.distributed.shards import complete
 from pmf.distributed.world import World
 from pmf.errors import AgreedError, NotFiniteError, Preempted, UserError
-from pmf.generation.command import inference_network
-from pmf.generation.folder import class_grid, write_image_folder
+from pmf.generation.folder import write_image_folder
+from pmf.generation.images import ImageMaker, inference_network
 from pmf.generation.pictures import save_png
 from pmf.generation.plan import SamplingPlan, plan_samples
 from pmf.tensors import tensors_sha256
@@ -48,7 +48,7 @@ class Snapshots:
         problem: tuple[type[UserError], str] | None = None
         if self.world.is_main:
             try:
-                grid = class_grid(self.network(weights), self.config, self.plan(0, weights), self.world.device)
+                grid = self.maker(weights).grid(self.plan(0, weights))
                 save_png(grid, path)
                 self.say(f"samples: {path}")
             except UserError as error:
@@ -71,8 +71,7 @@ class Snapshots:
         if number:
             folder = self.run_folder.path / "samples" / f"final_step_{self.state.progress.step:08d}"
             weights = self.weights(everywhere=True)
-            network, plan = self.network(weights), self.plan(number, weights)
-            for _ in write_image_folder(network, self.config, plan, folder, self.world):
+            for _ in write_image_folder(self.maker(weights), self.plan(number, weights), folder, self.world):
                 if self.stop.agreed():
                     raise Preempted(f"stopped while writing {folder}; start again to complete it")
             self.say(f"{number} samples: {folder}")
@@ -84,14 +83,15 @@ class Snapshots:
             return complete(self.state.network.state_dict(), everywhere=everywhere)
         return self.state.averages.state(which, everywhere=everywhere)
 
-    def network(self, weights: dict[str, Tensor]) -> nn.Module:
-        """An inference network with these weights, on this rank's device.
+    def maker(self, weights: dict[str, Tensor]) -> ImageMaker:
+        """Makes images with these weights, on this rank's device.
 
         Raises:
             NotFiniteError: naming a tensor.
         """
         where = f"step {self.state.progress.step}, {self.config.sampling.ema}"
-        return inference_network(self.config, weights, self.world.device, where)
+        network = inference_network(self.config, weights, self.world.device, where)
+        return ImageMaker(network, self.config, self.world.device)
 
     def plan(self, num_images: int, weights: dict[str, Tensor]) -> SamplingPlan:
         """Images of the training's seed, with the settings of the sampling section."""

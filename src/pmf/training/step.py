@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pmf.config.sections import Config
 from pmf.costs.arithmetic import expected_shares, perceptual_flops, step_flops
-from pmf.data.codec import to_unit_range
+from pmf.data.codec import create_codec
 from pmf.data.loader import Batch
 from pmf.distributed.shards import average_gradients, shard_weights, whole
 from pmf.distributed.world import World
@@ -85,6 +85,7 @@ class TrainingStep:
         self._config, self._accelerator, self._world = config, accelerator, world
         self._course, self._stop, self._say = course, stop, say
         self._accumulation = accumulation
+        self._codec = create_codec(config.data)
         network = create_network(
             config.model.name,
             image_size=config.data.image_size,
@@ -185,8 +186,10 @@ class TrainingStep:
     def _micro_batch(self, batch: Batch, number: int, scalars: Any) -> MicroBatch[Any]:
         """What a loss is about; a function of the batch and of its number among those of all ranks."""
         device = self._world.device
-        images = to_unit_range(batch.images.to(device, non_blocking=True))
-        generator = torch_generator(Stream.TRAINING_NOISE, self._config.training.seed, batch.step, number)
+        key = (self._config.training.seed, batch.step, number)
+        encoding = torch_generator(Stream.ENCODING, *key)
+        images = self._codec.encode(batch.images.to(device, non_blocking=True), encoding)
+        generator = torch_generator(Stream.TRAINING_NOISE, *key)
         draws = self.objective.draw(images, generator, scalars)
         return MicroBatch(images=images, labels=batch.labels.to(device, non_blocking=True), draws=draws)
 

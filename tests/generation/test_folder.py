@@ -14,7 +14,7 @@ from PIL import Image
 
 from pmf.data.codec import to_uint8
 from pmf.distributed.world import ALONE
-from pmf.generation.folder import own_batches
+from pmf.generation.images import own_batches
 from pmf.generation.pictures import contact_sheet, save_png
 from pmf.generation.plan import image_noise
 from tests.launch import run_command, train_tiny
