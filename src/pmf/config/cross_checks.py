@@ -45,10 +45,11 @@ def cross_field_problems(config: Config, ema_names: Sequence[str]) -> list[tuple
         problems.append(("training.mixed_precision", "is fp16, which needs training.parallel: ddp; use bf16 or no"))
     if training.shard_size and training.parallel != "hsdp":
         problems.append(("training.shard_size", f"needs training.parallel: hsdp; it is {training.parallel}"))
+    problems += section_problems(config.data)
     if config.evaluation.every_images and not config.evaluation.reference:
         problems.append(("evaluation.reference", "is missing; evaluation.every_images needs something to compare with"))
     if len(set(ema_names)) != len(ema_names):
         problems.append(("ema.half_lives_kimg", f"and ema.decays name one average twice: {', '.join(ema_names)}"))
     if sampling.ema not in (*ema_names, "online"):
         problems.append(("sampling.ema", f'is "{sampling.ema}"; choose one of: {", ".join((*ema_names, "online"))}'))
-    return problems + section_problems(config.data)
+    return problems
