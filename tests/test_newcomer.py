@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from pmf.data.options import SOURCES, DataKind
 from pmf.errors import UserError
 from pmf.flow.objective import OBJECTIVES, Method
 from pmf.flow.options import SAMPLERS
-from pmf.net.sizes import SIZES
+from pmf.net.sizes import PIXEL_TRANSFORMER, SIZES, NetworkSize
 from pmf.optim.options import AVERAGES, RULES
 from pmf.training.trainer import Trainer
 
@@ -32,7 +31,8 @@ def rows(monkeypatch):
     denoising = Method("tests.newcomer.loss:DenoisingOptions", "tests.newcomer.loss:Denoising")
     monkeypatch.setitem(OBJECTIVES, "denoising", denoising)
     monkeypatch.setitem(SOURCES, "greys", DataKind(source="tests.newcomer.data_set:Greys"))
-    monkeypatch.setitem(SIZES, "pmf_small_4", dataclasses.replace(SIZES["pmf_tiny_2"], patch_size=4))
+    small = {"width": 32, "depth": 2, "head_depth": 1, "num_heads": 2, "mlp_width": 64, "bottleneck": 16}
+    monkeypatch.setitem(SIZES, "pmf_small_4", NetworkSize(PIXEL_TRANSFORMER, patch_size=4, **small))
     monkeypatch.setitem(SAMPLERS, "late_steps", "tests.newcomer.sampler:late_steps")
     monkeypatch.setitem(RULES, "sign", "tests.newcomer.rule:SignDescent")
     monkeypatch.setitem(AVERAGES, "mean_since", "tests.newcomer.average:mean_since")

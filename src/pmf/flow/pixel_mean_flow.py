@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pmf.errors import UserError
 from pmf.flow.dealing import deal
 from pmf.flow.derivative import DERIVATIVES, require_derivative
 from pmf.flow.draws import Draws, StandardScalars, draw_scalars, draw_standard, shape_draws
@@ -79,7 +80,15 @@ class PixelMeanFlow(Objective[StandardScalars, Draws]):
         self.derivative = DERIVATIVES[settings.derivative]
 
     def require_network(self, network: Network, *, compiled: bool, parallel: str) -> None:
-        """Whether the network has the derivative that the options ask for; see :func:`require_derivative`."""
+        """Whether the network has both heads, and the derivative that the options ask for.
+
+        Raises:
+            UserError: it has not; see also :func:`require_derivative`.
+        """
+        if "v" not in getattr(network, "heads", "uv"):
+            raise UserError(
+                f"objective.name is pmf, which trains a u and a v head; {type(network).__name__} has no v head"
+            )
         require_derivative(network, self.settings.derivative, compiled=compiled, parallel=parallel)
 
     def draw(self, images: Tensor, generator: torch.Generator, scalars: StandardScalars | None = None) -> Draws:
