@@ -131,12 +131,13 @@ def test_outside_libraries_stay_in_their_homes():
 def test_methods_and_architectures_are_named_in_their_rooms_only():
     """Everything else goes through the tables, so that a method or a network is one file."""
     own = {"flow": ("pixel_mean_flow", "PixelMeanFlow"), "net": ("pixel_transformer", "PixelTransformer")}
+    official = "checkpoint/official/"  # published files are of certain networks
     wrong = [
         f"{file}: {name}"
         for room, names in own.items()
         for file in IMPORTS
         for name in names
-        if room_of(file) != room and name in (SOURCE / file).read_text()
+        if room_of(file) != room and not file.startswith(official) and name in (SOURCE / file).read_text()
     ]
     assert not wrong, "\n".join(wrong)
 

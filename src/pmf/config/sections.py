@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import BeforeValidator, Field, FiniteFloat, SerializeAsAny, model_validator
 
-from pmf.config.cross_checks import cross_field_problems
 from pmf.config.sampling_options import PartNames, Use
-from pmf.data.options import DataConfig
+from pmf.data.options import DataConfig, section_problems
+from pmf.distributed.batching import nearest_divisors
 from pmf.errors import CrossFieldError
 from pmf.flow.objective import ObjectiveOptions, default_options, read_options
 from pmf.flow.options import SAMPLERS
@@ -148,9 +148,53 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check_across_fields(self) -> Config:
-        for key, problem in cross_field_problems(self, ema_names(self.ema)):
+        for key, problem in cross_field_problems(self):
             raise CrossFieldError(key, problem)
         return self
+
+
+def cross_field_problems(config: Config) -> list[tuple[str, str]]:
+    """Values that are fine alone and wrong together: the key to point at, and what is wrong with it."""
+    problems: list[tuple[str, str]] = []
+    training, optimizer, sampling = config.training, config.optimizer, config.sampling
+    averages = ema_names(config.ema)
+    if (training.max_steps is None) == (training.epochs is None):
+        problems.append(("training.max_steps", "or training.epochs must be given, and not both"))
+    micro = training.micro_batch_size
+    if micro is not None and training.global_batch_size % micro:
+        problems.append(
+            (
+                "training.micro_batch_size",
+                f"is {micro}, which does not divide training.global_batch_size {training.global_batch_size}; "
+                f"nearest divisors: {nearest_divisors(training.global_batch_size, micro)}",
+            )
+        )
+    if sampling.interval[0] >= sampling.interval[1]:
+        bounds = list(sampling.interval)
+        problems.append(("sampling.interval", f"is {bounds}; it must be [t_min, t_max] with t_min < t_max"))
+    if optimizer.schedule == "constant" and optimizer.warmup_steps:
+        problems.append(("optimizer.warmup_steps", "needs optimizer.schedule: warmup_constant or warmup_cosine"))
+    if training.max_steps is not None and optimizer.warmup_steps > training.max_steps:
+        problems.append(
+            (
+                "optimizer.warmup_steps",
+                f"is {optimizer.warmup_steps}, more than training.max_steps {training.max_steps}; lower it",
+            )
+        )
+    of_objective = config.objective.problems(compiled=training.compile, parallel=training.parallel)
+    problems += [(f"objective.{key}", problem) for key, problem in of_objective]
+    if training.parallel != "ddp" and training.mixed_precision == "fp16":
+        problems.append(("training.mixed_precision", "is fp16, which needs training.parallel: ddp; use bf16 or no"))
+    if training.shard_size and training.parallel != "hsdp":
+        problems.append(("training.shard_size", f"needs training.parallel: hsdp; it is {training.parallel}"))
+    problems += section_problems(config.data)
+    if config.evaluation.every_images and not config.evaluation.reference:
+        problems.append(("evaluation.reference", "is missing; evaluation.every_images needs something to compare with"))
+    if len(set(averages)) != len(averages):
+        problems.append(("ema.half_lives_kimg", f"and ema.decays name one average twice: {', '.join(averages)}"))
+    if sampling.ema not in (*averages, "online"):
+        problems.append(("sampling.ema", f'is "{sampling.ema}"; choose one of: {", ".join((*averages, "online"))}'))
+    return problems
 
 
 def sampling_section() -> type[Section]:
