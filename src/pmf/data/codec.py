@@ -11,8 +11,6 @@ from torch import Tensor
 from pmf.data.options import CODECS, DataConfig
 from pmf.tables import find_row
 
-ROUNDING = "half to even of (x + 1) / 2 * 255, clipped to 0 ... 255"
-
 
 class Codec(Protocol):
     """Maps batches of a data set to the network's space, and the network's space to images.
@@ -60,7 +58,7 @@ class PixelCodec:
     def __init__(self, data: DataConfig) -> None:
         self.shape: tuple[int, int, int] = (data.channels, data.image_size, data.image_size)
         self.image_shape: tuple[int, int, int] = self.shape
-        self.record: Mapping[str, Any] = {"rounding": ROUNDING}
+        self.record: Mapping[str, Any] = {"rounding": "half to even of (x + 1) / 2 * 255, clipped to 0 ... 255"}
 
     def encode(self, batch: Tensor, generator: torch.Generator) -> Tensor:  # noqa: ARG002
         """See :meth:`Codec.encode`; nothing is drawn.
