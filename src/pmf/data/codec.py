@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from pmf.data.options import CODECS, DataConfig
-from pmf.tables import find_row
+from pmf.data.options import SOURCES, DataConfig
+from pmf.tables import resolve
 
 
 class Codec(Protocol):
@@ -67,7 +67,7 @@ class PixelCodec:
             TypeError: the batch is not uint8.
         """
         if batch.dtype != torch.uint8:
-            raise TypeError(f"a batch of {batch.dtype} holds no pixels; name the codec of its data.kind in CODECS")
+            raise TypeError(f"a batch of {batch.dtype} holds no pixels; name the codec of its data.kind in SOURCES")
         return to_unit_range(batch)
 
     def decode(self, z: Tensor) -> Tensor:
@@ -76,9 +76,9 @@ class PixelCodec:
 
 
 def create_codec(data: DataConfig) -> Codec:
-    """The codec of a data section: the row of its kind in ``CODECS``, or else that of pixels."""
-    create: Callable[[DataConfig], Codec] = find_row(CODECS, data.kind) if data.kind in CODECS else PixelCodec
-    return create(data)
+    """The codec that the row of ``data.kind`` names."""
+    codec: Codec = resolve(SOURCES[data.kind].codec)(data)
+    return codec
 
 
 def to_unit_range(images: Tensor) -> Tensor:
