@@ -21,7 +21,7 @@ from pmf.config.sections import sampling_section
 from pmf.config.yaml_file import load_config
 from pmf.data.options import DataConfig
 from pmf.errors import UserError
-from pmf.generation.request import add_generation_flags, generation_request
+from pmf.generation.sampling_request import add_generation_flags, generation_request
 
 CHECKPOINT = (
     "run folder, checkpoint folder or .safetensors; with --config also an official .pt or JAX checkpoint, or another "

@@ -133,7 +133,7 @@ CASES = [
 def told(tmp_path_factory) -> list[dict[str, object]]:
     """What a process that has imported nothing does with each case, and at the end with ``--help`` and such."""
     asked = [{"command": case.command, "environment": case.environment} for case in (*CASES, *QUESTIONS)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}/src:{ROOT}"}
     process = subprocess.run(
         [sys.executable, str(ROOT / "tests" / "bad_input" / "fresh.py")],
         input=json.dumps(asked),

@@ -24,7 +24,7 @@ from pmf.flow.parameterization import ImagePrediction
 from pmf.flow.sampler import generate
 from pmf.generation.command import sample_folder
 from pmf.generation.images import inference_network
-from pmf.generation.request import SamplingRequest
+from pmf.generation.sampling_request import SamplingRequest
 from pmf.net.base import BaseNetwork
 from pmf.net.sizes import SIZES, NetworkSize, create_network
 from tests.launch import ROOT

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pmf.config.yaml_file import config_from_plain
 from pmf.data.codec import create_codec
-from pmf.data.options import CODECS, SOURCES, DataConfig
+from pmf.data.options import SOURCES, DataConfig, DataKind
 from pmf.data.source import Sample
 from pmf.distributed.world import ALONE
 from pmf.generation.images import ImageMaker
@@ -75,9 +75,8 @@ class MomentsCodec:
 
 @pytest.fixture
 def moments(monkeypatch) -> None:
-    """A kind of data whose batches are moments: two rows."""
-    monkeypatch.setitem(SOURCES, "moments", Moments)
-    monkeypatch.setitem(CODECS, "moments", MomentsCodec)
+    """A kind of data whose batches are moments."""
+    monkeypatch.setitem(SOURCES, "moments", DataKind(source=Moments, codec=MomentsCodec))
 
 
 def test_moments_pass_through_the_loader_to_a_codec_that_draws(moments):

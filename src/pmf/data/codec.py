@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from pmf.data.options import CODECS, DataConfig
-from pmf.tables import find_row
-
-ROUNDING = "half to even of (x + 1) / 2 * 255, clipped to 0 ... 255"
+from pmf.data.options import SOURCES, DataConfig
+from pmf.tables import resolve
 
 
 class Codec(Protocol):
@@ -60,7 +58,7 @@ class PixelCodec:
     def __init__(self, data: DataConfig) -> None:
         self.shape: tuple[int, int, int] = (data.channels, data.image_size, data.image_size)
         self.image_shape: tuple[int, int, int] = self.shape
-        self.record: Mapping[str, Any] = {"rounding": ROUNDING}
+        self.record: Mapping[str, Any] = {"rounding": "half to even of (x + 1) / 2 * 255, clipped to 0 ... 255"}
 
     def encode(self, batch: Tensor, generator: torch.Generator) -> Tensor:  # noqa: ARG002
         """See :meth:`Codec.encode`; nothing is drawn.
@@ -69,7 +67,7 @@ class PixelCodec:
             TypeError: the batch is not uint8.
         """
         if batch.dtype != torch.uint8:
-            raise TypeError(f"a batch of {batch.dtype} holds no pixels; name the codec of its data.kind in CODECS")
+            raise TypeError(f"a batch of {batch.dtype} holds no pixels; name the codec of its data.kind in SOURCES")
         return to_unit_range(batch)
 
     def decode(self, z: Tensor) -> Tensor:
@@ -78,9 +76,9 @@ class PixelCodec:
 
 
 def create_codec(data: DataConfig) -> Codec:
-    """The codec of a data section: the row of its kind in ``CODECS``, or else that of pixels."""
-    create: Callable[[DataConfig], Codec] = find_row(CODECS, data.kind) if data.kind in CODECS else PixelCodec
-    return create(data)
+    """The codec that the row of ``data.kind`` names."""
+    codec: Codec = resolve(SOURCES[data.kind].codec)(data)
+    return codec
 
 
 def to_unit_range(images: Tensor) -> Tensor:

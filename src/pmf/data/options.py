@@ -18,12 +18,14 @@ class DataKind:
 
     Attributes:
         source: makes a :class:`pmf.data.source.Source` of the data section and the run's seed.
+        codec: makes a :class:`pmf.data.codec.Codec` of the data section: what goes between the samples and the network.
         folder_holds: what stands in the folder that ``data.path`` has to name, in words in which ``{split}`` is
             ``data.split``; None where the set needs no path.
         fixed: options of the section that can have one value only, by name.
     """
 
     source: Row
+    codec: Row = "pmf.data.codec:PixelCodec"
     folder_holds: str | None = None
     fixed: Mapping[str, Any] = field(default_factory=dict)
 
@@ -37,9 +39,6 @@ SOURCES: dict[str, DataKind] = {
         source="pmf.data.digits:open_digits", fixed={"channels": 1, "num_classes": 10, "split": "train"}
     ),
 }
-# Where a kind's samples are not the pixels that the network sees, a line here says what goes between them: what makes a
-# pmf.data.codec.Codec of the data section.
-CODECS: dict[str, Row] = {}
 
 
 class DataConfig(Section):

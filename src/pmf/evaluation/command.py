@@ -14,7 +14,7 @@ from pmf.evaluation.record import default_output, extractor_record, fidelity_rec
 from pmf.evaluation.references import open_reference
 from pmf.evaluation.statistics_file import save_statistics
 from pmf.evaluation.subjects import checkpoint_subject, data_subject, images_subject, measure, named_subject
-from pmf.generation.request import SamplingRequest
+from pmf.generation.sampling_request import SamplingRequest
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ rounding.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,6 +20,9 @@ from pmf.evaluation.frechet import Gaussian, frechet_distance
 from pmf.evaluation.inception_score import SPLITS, InceptionScore, InceptionScoreSums
 from pmf.evaluation.moments import FeatureMoments
 from pmf.generation.plan import ImageBatch
+
+if TYPE_CHECKING:
+    from pmf.evaluation.sample_scores import KernelDistance, PrecisionRecall
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,22 +121,6 @@ class FidelityMeter:
     def _gather_features(self, kept: list[Tensor], indices: list[int]) -> Tensor:
         own = torch.cat(kept) if kept else torch.empty(0, self.sizes.features)
         return torch.cat(self.world.gather(own))[torch.tensor(indices).argsort()]
-
-
-@dataclass(frozen=True, kw_only=True)
-class KernelDistance:
-    """KID: mean and deviation over torch-fidelity's 100 random subsets of 1,000 images."""
-
-    mean: float
-    std: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrecisionRecall:
-    """Shares of images within the other set's neighbourhoods (third nearest neighbour)."""
-
-    precision: float
-    recall: float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
 from pmf.errors import UserError
-from pmf.evaluation.meter import KernelDistance, PrecisionRecall
 
 SUBSET = 1000
 NEIGHBOURS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelDistance:
+    """KID: mean and deviation over torch-fidelity's 100 random subsets of 1,000 images."""
+
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionRecall:
+    """Shares of images within the other set's neighbourhoods (third nearest neighbour)."""
+
+    precision: float
+    recall: float
 
 
 def kernel_distance(measured: Tensor, reference: Tensor) -> KernelDistance:

@@ -26,7 +26,7 @@ from pmf.evaluation.origin import generated_origin
 from pmf.files import read_object
 from pmf.generation.command import PlannedImages, plan_images, write_images
 from pmf.generation.plan import ImageBatch
-from pmf.generation.request import SamplingRequest
+from pmf.generation.sampling_request import SamplingRequest
 
 READ_BATCH = 64
 """Images per call of the extractor, where they are read from disk."""

@@ -20,7 +20,7 @@ from pmf.evaluation.references import open_reference
 from pmf.evaluation.subjects import Subject, generated_subject, measure
 from pmf.files import complete_or_absent
 from pmf.generation.command import plan_for_averages, with_overrides
-from pmf.generation.request import SamplingRequest
+from pmf.generation.sampling_request import SamplingRequest
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from pmf.errors import UserError
 from pmf.generation.folder import write_image_folder
 from pmf.generation.images import ImageMaker, inference_network
 from pmf.generation.plan import SamplingPlan, plan_samples
-from pmf.generation.request import SamplingRequest
+from pmf.generation.sampling_request import SamplingRequest
 
 
 @dataclass(frozen=True, kw_only=True)
