@@ -68,6 +68,7 @@ class Trainer:
             say=self.say,
         )
         self.state = self.train_step.state
+        self.window = Window(training, self.train_step, self.course, self.world)
         require_storage(training, checkpoint_bytes(self.state.network, config), self.course.max_steps)
         self.run_folder = RunFolder(Path(training.output_dir))
         self.watchdog = Watchdog(self.world, training.step_timeout)
@@ -129,7 +130,6 @@ class Trainer:
     def _run_steps(self, log: MetricsLog | None) -> None:
         training, progress, last = self.config.training, self.state.progress, self.course.max_steps
         stream = iter(self._batches())
-        window = Window(training, self.train_step, self.course, self.world)
         with tqdm(
             total=last,
             initial=progress.step,
@@ -142,11 +142,11 @@ class Trainer:
                 if self.world.gather(missing)[0]:
                     self._evaluate(self.evaluation, log)
             while progress.step < last:
-                with window.timed_step(), self.watchdog.watch(progress.step + 1):
+                with self.window.timed_step(), self.watchdog.watch(progress.step + 1):
                     stopping = self.train_step([next(stream) for _ in range(self.accumulation)])
                 bar.update()
                 if progress.step % training.log_every == 0 or progress.step == last:
-                    metrics = window.close()
+                    metrics = self.window.close()
                     shown = (key for key in ("loss_u", "lr", "images_per_second") if key in metrics)
                     bar.set_postfix({key: f"{metrics[key]:.4g}" for key in shown})
                     if log:
