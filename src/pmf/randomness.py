@@ -6,6 +6,7 @@ import enum
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 class Stream(enum.IntEnum):
@@ -30,3 +31,17 @@ def torch_generator(stream: Stream, *key: int) -> torch.Generator:
     """The same on the CPU for torch; see :func:`numpy_generator`."""
     state = np.random.SeedSequence((int(stream), *key)).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+
+
+def normal_like(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normals of the images' shape, dtype and device, from a generator there that ``generator`` seeds.
+
+    Args:
+        images: of any shape. On the meta device the normals have no contents either.
+        generator: on the CPU.
+    """
+    seed = int(torch.randint(2**62, (), generator=generator))
+    if images.device.type == "meta":
+        return torch.empty_like(images)
+    there = torch.Generator(images.device).manual_seed(seed)
+    return torch.randn(images.shape, generator=there, dtype=images.dtype, device=images.device)

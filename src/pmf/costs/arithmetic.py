@@ -1,22 +1,25 @@
-"""How much arithmetic a training step needs, counted by hand: what MFU (model FLOPs utilisation) is measured against.
+"""How much arithmetic a training step needs: what MFU (model FLOPs utilisation) is measured against.
 
-Only products count, two operations for each multiply-add, and only those that the exact step cannot do without: rows
-that are skipped, zero padding, and what a fused attention computes again in its backward pass are left out.
+The objective's own step runs on tensors without contents, and torch's formulas say what each operation takes. Products
+alone count, two operations for each multiply-add. Left out is what the exact step could do without: zero padding,
+activations that are computed a second time, and what a fused attention computes again in its backward pass.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from pmf.flow.draws import StandardDraws, draw_scalars, shape_draws
-from pmf.flow.options import PixelMeanFlowOptions
-from pmf.net.layers import Block, PatchOutput, ScalarEmbedding
-from pmf.net.pixel_transformer import NUM_CONDITION_TOKENS, PixelTransformer
-from pmf.perceptual.distances import PerceptualDistances
+from pmf.costs.without_contents import without_contents
+from pmf.distributed.world import ALONE
+from pmf.flow.objective import MicroBatch, Objective
 
 # Peak of dense half-precision products, operations per second (the makers' data sheets); the first match counts.
 PEAK_FLOPS: dict[str, float] = {
@@ -28,119 +31,153 @@ PEAK_FLOPS: dict[str, float] = {
 }
 
 NUM_ROWS = 2**16
-"""Rows that shares are counted on; the standard error of a share is 0.002 at most."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RowShares:
-    """Rows of each pass of the step, as shares of the batch.
-
-    Attributes:
-        guidance: rows of the guidance pass (v_c and v_u), at most 2.
-        tangent: rows with r < t.
-        perceptual: rows under the perceptual losses.
-    """
-
-    guidance: float
-    tangent: float
-    perceptual: float = 0.0
+"""Rows of the micro-batch that is counted; the standard error of any pass's share of them is 0.002 at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepFlops:
-    """Floating point operations of a training step for each image, by part."""
+    """Floating point operations of a training step for each image.
 
-    guidance: float
-    value: float
-    tangent: float
+    Attributes:
+        without_gradients: of the forward pass, what no gradient flows back through.
+        forward: the rest of it.
+        backward: the gradients.
+    """
+
+    without_gradients: float
+    forward: float
     backward: float
-    perceptual: float = 0.0
 
     @property
     def total(self) -> float:
         """All parts together."""
-        return sum(vars(self).values())
+        return self.without_gradients + self.forward + self.backward
 
     def __str__(self) -> str:
-        parts = ", ".join(f"{name} {flops / 1e9:.3g}" for name, flops in vars(self).items() if flops)
+        parts = ", ".join(
+            f"{name.replace('_', ' ')} {flops / 1e9:.3g}" for name, flops in vars(self).items() if flops
+        )
         return f"{self.total / 1e9:.4g} GFLOP an image ({parts})"
 
 
-def step_flops(network: nn.Module, shares: RowShares, perceptual: float = 0.0) -> StepFlops:
+def step_flops(
+    network: nn.Module, objective: Objective[Any, Any], image_shape: tuple[int, ...], rows: int = NUM_ROWS
+) -> StepFlops:
     """Count a step's operations for each image.
 
+    The rows that each pass has are those of the objective's draws for one large micro-batch: shares of them are the
+    distributions', up to 1 / ``rows``. A small micro-batch whose rows are not divided evenly has other shares.
+
     Args:
-        perceptual: those of the perceptual losses for each row that is under them; see :func:`perceptual_flops`.
+        network: on any device; neither compiled nor checkpointed, which would count what is computed twice.
+        objective: without static shapes, whose filling would count.
+        image_shape: (C, H, W).
+
+    Raises:
+        RuntimeError: network or objective ask for the contents of a tensor, or for what the meta device lacks.
     """
-    assert isinstance(network, PixelTransformer)
-    assert network.v_blocks is not None and network.v_output is not None, "a network for training"
-    tokens = network.position_embedding.shape[1]
-    patches = tokens - NUM_CONDITION_TOKENS
-    bottleneck = patches * _product(network.patch_embedding.bottleneck.weight)
-    patch_embedding = bottleneck + patches * _product(network.patch_embedding.expansion.weight)
-    embeddings = [module for module in network.children() if isinstance(module, ScalarEmbedding)]
-    embed = patch_embedding + sum(map(_embedding, embeddings))
-    trunk = _blocks(network.shared_blocks, tokens)
-    head = _blocks(network.v_blocks, tokens) + _output(network.v_output, patches)
-    value = embed + trunk + 2 * head
-    # Gradients of weights and of inputs; pixels and sinusoids need none.
-    backward = 2 * value - bottleneck - sum(_product(module.hidden.weight) for module in embeddings)
-    # Only the image and the time have tangents. Attention's take five products of the size of a score matrix.
-    tangent = patch_embedding + _embedding(network.time_embedding) + trunk + head
-    tangent += 3 * sum(_scores(block, tokens) for block in (*network.shared_blocks, *network.u_blocks))
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    network, objective = without_contents((network, objective))
+    for parameter in network.parameters():
+        parameter.grad = None
+    images = torch.empty(rows, *image_shape, device="meta")
+    labels = torch.zeros(rows, dtype=torch.int64, device="meta")
+    draws = objective.draw(images, torch.Generator().manual_seed(0))
+    counter = CountedOperations()
+    with sdpa_kernel(SDPBackend.MATH):  # a fused backward pass computes the scores twice
+        with counter:
+            objective.begin_step(network, [lambda: MicroBatch(images=images, labels=labels, draws=draws)], ALONE)
+            total = objective.loss(network, images, labels, draws).total
+        without_gradients, forward = counter.take()
+        with counter:
+            total.backward()
     return StepFlops(
-        guidance=shares.guidance * (embed + trunk + head),
-        value=value,
-        tangent=shares.tangent * tangent,
-        backward=backward,
-        perceptual=shares.perceptual * perceptual,
+        without_gradients=without_gradients / rows, forward=forward / rows, backward=sum(counter.take()) / rows
     )
 
 
-def perceptual_flops(distances: PerceptualDistances, channels: int) -> int:
-    """Forward and backward of the perceptual losses for one row, counted by torch without computing anything.
+class CountedOperations(TorchDispatchMode):
+    """Counts the operations within, by torch's own formulas.
 
-    Both images pass forward; the gradient of the prediction costs as much as its own pass, because weights are frozen.
+    ``torch.utils.flop_counter.FlopCounterMode`` counts the same and takes ten times as long, mostly to find out the
+    shapes of results again and again. Here an operation on shapes that were seen before gives an empty tensor of the
+    shape that it gave then. So results may share no memory where they should: shapes are right, aliases are not.
     """
-    # For runs with perceptual losses alone: these bring sympy and Triton.
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.utils.flop_counter import FlopCounterMode
 
-    device = next(parameter.device for network in distances.networks.values() for parameter in network.parameters())
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), counter:
-        # Images of the crop's own size: to resample larger ones takes a thousandth of what the networks do.
-        image = torch.zeros(1, channels, distances.crop_size, distances.crop_size, device=device)
-        distances(image, image, torch.zeros(1, 4, device=device))
-    return counter.get_total_flops() * 3 // 2
+    def __init__(self) -> None:
+        super().__init__()
+        self._operations: dict[int, _Operation] = {}
+        self._known: dict[Any, tuple[Callable[[], Any], int]] = {}
+        self._without_gradients = 0
+        self._with_gradients = 0
+
+    def take(self) -> tuple[int, int]:
+        """What was counted since the last time: operations without and with a tensor that needs a gradient."""
+        counted = self._without_gradients, self._with_gradients
+        self._without_gradients = self._with_gradients = 0
+        return counted
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        # Operations go by their addresses: to hash one takes longer than to find the result.
+        operation = self._operations.get(id(func)) or self._operations.setdefault(id(func), _Operation(func))
+        if not operation.makes_new:
+            return func(*args, **kwargs)
+        key = (id(func), *map(_described, args), *map(_described, kwargs.items()))
+        known = self._known.get(key)
+        if known is not None and forward_ad._current_level < 0:  # forward derivatives look at aliases
+            make, flops = known
+            result = make()
+        else:
+            result = func(*args, **kwargs)
+            flops = operation.formula(*args, **kwargs, out_val=result) if operation.formula else 0
+            if all(leaf is None or (isinstance(leaf, Tensor) and leaf.is_meta) for leaf in tree_leaves(result)):
+                self._known[key] = (_maker(result), flops)
+        if flops:
+            if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
+                self._with_gradients += flops
+            else:
+                self._without_gradients += flops
+        return result
 
 
-def expected_shares(
-    settings: PixelMeanFlowOptions, perceptual_max_t: float, *, micro_batch_size: int = NUM_ROWS
-) -> RowShares:
-    """Average shares under the distributions of the draws, from about 65,536 rows.
+class _Operation:
+    """What is to be known of one of torch's operations.
 
-    Args:
-        perceptual_max_t: rows with t below it are under the perceptual losses, if there are any.
-        micro_batch_size: rows of a micro-batch, whose share of flow-matching rows is rounded down to whole rows.
+    Attributes:
+        makes_new: its results are new tensors; no view, nothing changed in place.
+        formula: torch's, for products; from the arguments and the result to a number of operations.
     """
-    flow_matching = int(micro_batch_size * settings.data_proportion) / micro_batch_size
-    rows = math.ceil(NUM_ROWS / micro_batch_size) * micro_batch_size
-    draws = shape_draws(
-        StandardDraws(
-            **vars(draw_scalars(rows, torch.Generator().manual_seed(0))),
-            normal_e=torch.zeros(rows, 0, 0, 0),
-            uniform_crop=torch.zeros(rows, 4),
-        ),
-        settings.model_copy(update={"data_proportion": flow_matching}),
-        perceptual_max_t,
-    )
-    tangent = 1 - draws.num_flow_matching / rows
-    return RowShares(
-        guidance=tangent + len(draws.unconditional_rows) / rows,
-        tangent=tangent,
-        perceptual=len(draws.perceptual_rows) / rows,
-    )
+
+    def __init__(self, func: Any) -> None:
+        from torch.utils.flop_counter import flop_registry  # brings Triton
+
+        self.makes_new = not any(part.alias_info for part in (*func._schema.arguments, *func._schema.returns))
+        self.formula = flop_registry.get(func.overloadpacket)
+
+
+def _described(value: Any) -> Any:
+    """All that a result's shape can depend on, hashable."""
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype, value.device
+    if isinstance(value, list | tuple):
+        return tuple(map(_described, value))
+    if isinstance(value, dict):
+        return tuple((name, _described(part)) for name, part in value.items())
+    return type(value), value  # 1, 1.0 and True are equal, and give results of different dtypes
+
+
+def _maker(result: Any) -> Callable[[], Any]:
+    """A function that makes tensors like those of ``result``: one, or a tuple or list of them and None."""
+    if result is None:
+        return lambda: None
+    if isinstance(result, Tensor):
+        shape, strides, dtype = result.shape, result.stride(), result.dtype
+        return lambda: torch.empty_strided(shape, strides, dtype=dtype, device="meta")
+    makers = [_maker(part) for part in result]
+    kind = type(result)
+    return lambda: kind(make() for make in makers)
 
 
 def peak_flops(device: torch.device) -> float | None:
@@ -149,26 +186,3 @@ def peak_flops(device: torch.device) -> float | None:
         return None
     name = torch.cuda.get_device_name(device)
     return next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
-
-
-def _product(weight: torch.Tensor) -> int:
-    return 2 * weight.numel()
-
-
-def _embedding(module: ScalarEmbedding) -> int:
-    return _product(module.hidden.weight) + _product(module.output.weight)
-
-
-def _output(module: PatchOutput, patches: int) -> int:
-    return patches * _product(module.linear.weight)
-
-
-def _scores(block: Block, tokens: int) -> int:
-    """One product of tokens x tokens x width."""
-    return 2 * tokens * tokens * block.norm1.weight.numel()
-
-
-def _blocks(blocks: nn.ModuleList, tokens: int) -> int:
-    linears = [module for module in blocks.modules() if isinstance(module, nn.Linear)]
-    products = tokens * sum(_product(linear.weight) for linear in linears)
-    return products + sum(2 * _scores(block, tokens) for block in blocks if isinstance(block, Block))

@@ -16,7 +16,8 @@ class LiveBytes(TorchDispatchMode):
     """Counts while it is open, on real tensors and on fake ones.
 
     A storage counts once, however many views it has, from the operation that returns it until the last tensor over it
-    is gone. What was there before does not count, nor does what a kernel needs and frees within one operation.
+    is gone. What was there before does not count, nor does what is on the meta device (shapes that somebody keeps), nor
+    what a kernel needs and frees within one operation.
 
     Attributes:
         current: bytes now.
@@ -43,6 +44,8 @@ class LiveBytes(TorchDispatchMode):
         return result
 
     def _count(self, tensor: Tensor, *, is_new: bool) -> None:
+        if tensor.device.type == "meta":
+            return
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._known:

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pmf.config.sections import Config
 from pmf.costs.live import LiveBytes
-from pmf.costs.simulated_step import MicroBatchBytes, act_out
-from pmf.distributed.owners import Share, assign_owners, divide
-from pmf.flow.pixel_mean_flow import PixelMeanFlow
-from pmf.net.base import BaseNetwork
+from pmf.costs.simulated_step import MicroBatchBytes, simulate
+from pmf.costs.without_contents import without_contents
+from pmf.distributed.world import World
+from pmf.flow.objective import ObjectiveOptions, create_objective
 from pmf.net.sizes import create_network
-from pmf.optim.groups import create_optimizer, parameter_groups
-from pmf.optim.options import ema_names
-from pmf.optim.rule import MatrixRule, create_rule
+from pmf.optim.ema import WeightAverages
+from pmf.optim.groups import create_optimizer
 from pmf.perceptual.distances import build_distances
 
-Module = TypeVar("Module", bound=nn.Module)
+MOST_RANKS = 16
+"""Ranks whose state is simulated, from the first on: what is largest is given out first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +90,8 @@ class MemoryEstimator:
 
     Attributes:
         network: parameters with shapes and gradients, without contents.
+        simulated_on: the device whose operations the step is made of, ``cuda`` or ``cpu``. Torch simulates a backward
+            pass on CUDA only where there is a GPU. On the CPU fewer operations are fused, so that more is kept.
     """
 
     def __init__(self, config: Config, *, device: str = "cuda") -> None:
@@ -105,31 +106,39 @@ class MemoryEstimator:
         self._config = config
         self._device = device
         self._mode = FakeTensorMode()
-        # The step is acted out on CPU tensors: autocast and fused attention exist for them everywhere.
+        self.simulated_on = device if torch.cuda.is_available() else "cpu"
+        data, training = config.data, config.training
         with torch.device("meta"):
+            network = create_network(
+                config.model.name,
+                image_size=data.image_size,
+                num_classes=data.num_classes,
+                channels=data.channels,
+            )
             perceptual = build_distances(config.perceptual)
-        self.network = self._network("cpu")
-        if config.training.activation_checkpointing:
-            self.network.checkpoint_blocks()
+        if training.activation_checkpointing:
+            network.checkpoint_blocks()
         frozen = list(perceptual.networks.values()) if perceptual else []
-        with self._mode:
-            for module in frozen:
-                _put(module.requires_grad_(False).eval(), "cpu")
+        for module in frozen:
+            module.requires_grad_(False).eval()
         self._perceptual_bytes = sum(_size(list(module.parameters())) for module in frozen)
-        # Torch's own jvp does not run on fake tensors (torch 2.11).
-        # It saves what the dual form saves; its peak is higher.
-        self._objective = PixelMeanFlow(
-            config.objective.model_copy(update={"derivative": "dual"}),  # type: ignore[arg-type]
-            num_classes=config.data.num_classes,
+        objective = create_objective(
+            _simulable(config.objective),
+            num_classes=data.num_classes,
             perceptual=perceptual,
             perceptual_max_t=config.perceptual.max_t,
-            static_shapes=config.training.static_shapes,
+            static_shapes=training.static_shapes,
         )
+        with self._mode:
+            self.network, self._objective = without_contents((network, objective), self.simulated_on)
+            self._device_network = without_contents(network, device)  # how matrices are stacked depends on the device
+            for parameter in (*self.network.parameters(), *self._device_network.parameters()):
+                parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
 
     def __call__(self, sizes: Sequence[int], processes: int = 1) -> list[Estimate]:
         """Estimate some micro-batch sizes, in their order, for one of so many processes.
 
-        The largest and the one nearest to a quarter of it are acted out, which takes a while; the others lie on the
+        The largest and the one nearest to a quarter of it are simulated, which takes a while; the others lie on the
         line through these two.
 
         Raises:
@@ -143,7 +152,7 @@ class MemoryEstimator:
             return processes > 1 and size * processes < self._config.training.global_batch_size
 
         if other is None:
-            parts = [self.act_out(largest, processes)] * len(sizes)
+            parts = [self.simulate(largest, processes)] * len(sizes)
         else:
             line = self.line(largest, other, processes)
             parts = [line.at(size) for size in sizes]
@@ -153,81 +162,83 @@ class MemoryEstimator:
         ]
 
     def line(self, size: int, other: int, processes: int = 1) -> Line:
-        """Act out two sizes."""
-        return Line(points={each: self.act_out(each, processes) for each in (size, other)})
+        """Simulate two sizes."""
+        return Line(points={each: self.simulate(each, processes) for each in (size, other)})
 
-    def act_out(self, size: int, processes: int = 1) -> MicroBatchBytes:
+    def simulate(self, size: int, processes: int = 1) -> MicroBatchBytes:
         """The first micro-batch of a run, on tensors without contents."""
-        return act_out(self._mode, self.network, self._objective, self._config, size, processes)
+        return simulate(self._mode, self.network, self._objective, self._config, size, processes)
 
     def state(self, processes: int = 1) -> StateBytes:
-        """What is there between two steps, on the heaviest of so many processes."""
-        config, network = self._config, self._device_network
-        parameters = list(network.parameters())
-        shares: list[Share] = []
-        optimizer, averages = [0] * processes, [0] * processes
-        for group in parameter_groups(network, config.optimizer):
-            rule = create_rule(group["kind"])
-            of_group = divide(group["params"], processes, stacks=isinstance(rule, MatrixRule))
-            for share in of_group:
-                optimizer[share.owner] += len(rule.moments) * _size(share.parameters)
-            shares += of_group
-        for parameter, owner in zip(parameters, assign_owners([p.numel() for p in parameters], processes), strict=True):
-            averages[owner] += len(ema_names(config.ema)) * _size([parameter])
-        heaviest = max(range(processes), key=lambda rank: optimizer[rank] + averages[rank])
+        """What is there between two steps, on the heaviest of so many processes.
+
+        Of more than MOST_RANKS processes, the first so many are simulated.
+        """
+        parameters = list(self._device_network.parameters())
+        heaviest = max(
+            (self._rank_bytes(rank, processes) for rank in range(min(processes, MOST_RANKS))),
+            key=lambda found: found.optimizer + found.averages,
+        )
         return StateBytes(
             parameters=_size(parameters),
             gradients=_size([parameter for parameter in parameters if parameter.requires_grad]),
-            optimizer=optimizer[heaviest],
-            averages=averages[heaviest],
+            optimizer=heaviest.optimizer,
+            averages=heaviest.averages,
             perceptual=self._perceptual_bytes,
-            optimizer_work=self._optimizer_work + _messages(shares, processes),
+            optimizer_work=self._optimizer_work(heaviest.world),
         )
 
-    @functools.cached_property
-    def _optimizer_work(self) -> int:
-        """Peak of the buffers of a step by one process; several need no more."""
+    def _rank_bytes(self, rank: int, processes: int) -> _RankBytes:
+        world = _SimulatedWorld(rank=rank, size=processes, device=torch.device(self._device), barrier=lambda: None)
+        with self._mode, LiveBytes() as live:
+            optimizer = create_optimizer(self._device_network, self._config.optimizer, world)
+            moments = live.current
+            averages = WeightAverages(self._device_network, self._config.ema, world)
+            both = live.current
+        del optimizer, averages
+        return _RankBytes(world=world, optimizer=moments, averages=both - moments)
+
+    def _optimizer_work(self, world: World) -> int:
+        """Peak of the buffers of an optimizer step: its own, and the messages to and from other processes."""
         with self._mode:
-            optimizer = create_optimizer(self._device_network, self._config.optimizer)
+            optimizer = create_optimizer(self._device_network, self._config.optimizer, world)
             with LiveBytes() as live:
                 optimizer.step()
         return live.peak
 
-    @functools.cached_property
-    def _device_network(self) -> BaseNetwork:
-        return self._network(self._device)  # how matrices are stacked depends on the device
 
-    def _network(self, device: str) -> BaseNetwork:
-        data = self._config.data
-        with torch.device("meta"):
-            network = create_network(
-                self._config.model.name,
-                image_size=data.image_size,
-                num_classes=data.num_classes,
-                channels=data.channels,
-            )
-        with self._mode:
-            return _put(network, device)
+@dataclass(frozen=True, kw_only=True)
+class _RankBytes:
+    """State that one process keeps for all."""
+
+    world: World
+    optimizer: int
+    averages: int
 
 
-def _messages(shares: list[Share], processes: int) -> int:
-    """The most that are in flight at once; see pmf.distributed.owners.Exchange."""
-    if processes == 1:
-        return 0
-    return sum(sorted((_size(share.parameters) for share in shares), reverse=True)[: 2 * processes + 1])
+class _Sent:
+    """A message that is under way until somebody waits for it."""
+
+    def wait(self) -> bool:
+        return True
 
 
-def _size(tensors: list[torch.Tensor] | list[nn.Parameter]) -> int:
+class _SimulatedWorld(World):
+    """One of several processes, without the others."""
+
+    def broadcast(self, tensor: Tensor, source: int) -> Any:  # noqa: ARG002  # nothing is sent
+        return _Sent()
+
+
+def _simulable(options: ObjectiveOptions) -> ObjectiveOptions:
+    """The options, with a derivative that fake tensors can take: on them ``torch.func.jvp`` fails (torch 2.15).
+
+    A network's own tangents, which stand in for it, keep the same for the backward pass; the peak of jvp is higher.
+    """
+    if getattr(options, "derivative", None) == "jvp":
+        return options.model_copy(update={"derivative": "auto"})
+    return options
+
+
+def _size(tensors: Sequence[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def _put(module: Module, device: str) -> Module:
-    """Give a module fake parameters, with gradients, and fake buffers on a device. Module.to cannot do that."""
-    for part in module.modules():
-        for name, old in list(part.named_parameters(recurse=False)):
-            parameter = nn.Parameter(torch.empty(old.shape, device=device), requires_grad=old.requires_grad)
-            parameter.grad = torch.empty_like(parameter) if old.requires_grad else None
-            part.register_parameter(name, parameter)
-        for name, buffer in list(part.named_buffers(recurse=False)):
-            part.register_buffer(name, torch.empty(buffer.shape, dtype=buffer.dtype, device=device), persistent=False)
-    return module

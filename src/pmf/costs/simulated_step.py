@@ -1,24 +1,26 @@
-"""Bytes of one micro-batch, forward and backward: of a real one, or of one that is only acted out.
+"""Bytes of one micro-batch, forward and backward: of a real one, or of one that is simulated.
 
-The real step runs on torch's fake tensors, which have shapes and no contents. So whatever the step is changed to is
-counted as it is: rows that passes skip, autocast's copies, tangents, checkpointing, perceptual networks. Compiled
-blocks are counted as if they were not compiled, and need less.
+The real step runs on torch's fake tensors, which have shapes and no contents. So whatever network and objective are
+changed to is counted as it is: rows that passes skip, autocast's copies, tangents, checkpointing, perceptual networks.
+Compiled blocks are counted as if they were not compiled, and need less.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pmf.config.sections import Config
 from pmf.costs.live import LiveBytes
 from pmf.distributed.batching import accumulation_steps
-from pmf.flow.draws import Draws, StandardDraws, shape_draws
-from pmf.flow.pixel_mean_flow import PixelMeanFlow
-from pmf.net.base import BaseNetwork
+from pmf.distributed.world import ALONE
+from pmf.flow.objective import MicroBatch, Objective
 from pmf.randomness import Stream, torch_generator
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -38,30 +40,30 @@ class MicroBatchBytes:
 
 
 def measure(
-    network: BaseNetwork, objective: PixelMeanFlow, images: Tensor, labels: Tensor, draws: Draws, precision: str
+    network: nn.Module, objective: Objective[Any, Any], make: Callable[[], MicroBatch[Any]], precision: str
 ) -> MicroBatchBytes:
     """Run one micro-batch and count. Gradients are added to those that the parameters have: give them some.
 
     Args:
-        images: (B, C, H, W) in [-1, 1].
-        labels: (B,) int64.
+        make: gives the micro-batch, in tensors that are new: they count too. Its images are (B, C, H, W) in the
+            network's space, its labels (B,) int64.
         precision: ``training.mixed_precision``.
     """
     enabled = precision in AUTOCAST
     with LiveBytes() as live:
-        images, labels = images.clone(), labels.clone()  # the micro-batch counts too, and so does its noise
-        draws = Draws(**{**vars(draws), "e": draws.e.clone()})
-        with torch.autocast(images.device.type, AUTOCAST.get(precision), enabled=enabled):
-            total = objective.loss(network, images, labels, draws).total
+        batch = make()
+        with torch.autocast(batch.images.device.type, AUTOCAST.get(precision), enabled=enabled):
+            objective.begin_step(network, [make], ALONE)
+            total = objective.loss(network, batch.images, batch.labels, batch.draws).total
         saved = live.current
         total.backward()
     return MicroBatchBytes(saved=saved, peak=live.peak)
 
 
-def act_out(
+def simulate(
     mode: FakeTensorMode,
-    network: BaseNetwork,
-    objective: PixelMeanFlow,
+    network: nn.Module,
+    objective: Objective[Any, Any],
     config: Config,
     micro_batch_size: int,
     processes: int,
@@ -75,25 +77,38 @@ def act_out(
     Raises:
         CrossFieldError: micro_batch_size x processes does not divide the global batch.
     """
-    data, training = config.data, config.training.model_copy(update={"micro_batch_size": micro_batch_size})
-    scalars = objective.draw_rows(
+    data, training = config.data, config.training
+    accumulation = accumulation_steps(training.global_batch_size, micro_batch_size, processes)
+    (scalars,) = objective.draw_rows(
         training.global_batch_size,
-        num_micro_batches=processes
-        * accumulation_steps(training.global_batch_size, training.micro_batch_size, processes),
+        num_micro_batches=processes * accumulation,
         wanted=[0],
         generator=torch_generator(Stream.DRAWS, training.seed, 0),
-    )[0]
-    # How many rows each pass has is decided by real numbers; the rest of the draws needs none.
-    standard = StandardDraws(
-        **vars(scalars),
-        normal_e=torch.zeros(micro_batch_size, 0, 0, 0),
-        uniform_crop=torch.zeros(micro_batch_size, 4),
     )
-    draws = shape_draws(standard, objective.settings, config.perceptual.max_t)
+    # How many rows each pass has is decided by real numbers; noise and images need none.
+    images = torch.empty(micro_batch_size, data.channels, data.image_size, data.image_size, device="meta")
+    generator = torch_generator(Stream.TRAINING_NOISE, training.seed, 0, 0)
+    labels = torch.zeros(micro_batch_size, dtype=torch.int64, device="meta")
+    batch = MicroBatch(images=images, labels=labels, draws=objective.draw(images, generator, scalars))
+    device = next(network.parameters()).device
+
+    def make() -> MicroBatch[Any]:
+        made: MicroBatch[Any] = _placed(batch, device)
+        return made
+
     with mode:
-        images = torch.empty(micro_batch_size, data.channels, data.image_size, data.image_size)
-        values = {field.name: getattr(draws, field.name) for field in fields(draws)}
-        fake = {name: mode.from_tensor(value) for name, value in values.items() if isinstance(value, Tensor)}
-        labels = torch.zeros(micro_batch_size, dtype=torch.int64)
-        draws = Draws(**{**values, **fake, "e": torch.empty_like(images)})
-        return measure(network, objective, images, labels, draws, training.mixed_precision)
+        return measure(network, objective, make, training.mixed_precision)
+
+
+def _placed(value: Any, device: torch.device) -> Any:
+    """Fake tensors in place of those in a record, and in the records, lists and dicts that it is made of."""
+    if isinstance(value, Tensor):
+        return torch.empty(value.shape, dtype=value.dtype, device=device)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return dataclasses.replace(value, **_placed(fields, device))
+    if isinstance(value, dict):
+        return {name: _placed(part, device) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_placed(part, device) for part in value)
+    return value

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from pmf.flow.options import PixelMeanFlowOptions
+from pmf.randomness import normal_like
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,14 +112,12 @@ def draw_standard(images: Tensor, generator: torch.Generator, scalars: StandardS
     """Draw from a CPU generator; the noise comes from a generator on the images' device that it seeds.
 
     Args:
-        images: (B, C, H, W); shape, dtype and device count.
+        images: (B, C, H, W); shape, dtype and device count. On the meta device the noise has no contents either.
         generator: on the CPU.
         scalars: of B rows, if they are drawn already.
     """
     scalars = scalars or draw_scalars(images.shape[0], generator, images.dtype)
-    noise_seed = int(torch.randint(2**62, (), generator=generator))
-    noise_generator = torch.Generator(images.device).manual_seed(noise_seed)
-    normal_e = torch.randn(images.shape, generator=noise_generator, dtype=images.dtype, device=images.device)
+    normal_e = normal_like(images, generator)
     uniform_crop = torch.rand(len(images), 4, generator=generator, dtype=images.dtype)
     return StandardDraws(**vars(scalars), normal_e=normal_e, uniform_crop=uniform_crop)
 

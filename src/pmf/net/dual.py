@@ -119,6 +119,8 @@ def scaled(function: Callable[[Operand], Operand], x: Operand) -> Operand:
 
 
 def _in_float16(device: str) -> bool:
+    if device == "meta":  # autocast does not know it
+        return False
     return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
 
 
@@ -204,7 +206,9 @@ class Linear(nn.Linear):
 
     def forward(self, x: Operand) -> Operand:  # type: ignore[override]
         """Map (B, ..., in + extra_in) to (B, ..., out + extra_out)."""
-        weight = F.pad(self.weight, self.extra) if any(self.extra) else self.weight
+        # Tensors of the meta device are on no matrix unit: there, only the true product is counted.
+        pads = any(self.extra) and value_of(x).device.type != "meta"
+        weight = F.pad(self.weight, self.extra) if pads else self.weight
         if isinstance(x, Dual):
             return Dual(F.linear(x.value, weight, self.bias), F.linear(x.tangent, weight.detach()))
         return F.linear(x, weight, self.bias)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pmf.config.sections import Config
-from pmf.costs.arithmetic import expected_shares, perceptual_flops, step_flops
+from pmf.costs.arithmetic import step_flops
 from pmf.data.codec import create_codec
 from pmf.data.loader import Batch
 from pmf.distributed.shards import average_gradients, shard_weights, whole
@@ -94,14 +94,18 @@ class TrainingStep:
             generator=torch_generator(Stream.WEIGHTS, training.seed),
         ).to(world.device)
         perceptual = world.main_first(lambda: create_distances(config.perceptual, world.device, say))  # may download
-        self.objective = create_objective(
+        create = partial(
+            create_objective,
             config.objective,
             num_classes=config.data.num_classes,
             perceptual=perceptual,
             perceptual_max_t=config.perceptual.max_t,
-            static_shapes=training.static_shapes,
         )
+        self.objective = create(static_shapes=training.static_shapes)
         self.objective.require_network(network, compiled=training.compile, parallel=training.parallel)
+        # Before checkpointing, and without rows that only fill: what is needed counts.
+        side = config.data.image_size
+        self.flops = step_flops(network, create(), (config.data.channels, side, side))
         if training.activation_checkpointing:
             network.checkpoint_blocks()
         if training.compile:
@@ -116,15 +120,6 @@ class TrainingStep:
         self.module = accelerator.prepare_model(module, device_placement=not sharded, evaluation_mode=sharded)
         accelerator.prepare_optimizer(optimizer, device_placement=not sharded)  # so that it can unscale the gradients
         self.state = TrainingState(network, optimizer, averages, accelerator.scaler, self.objective)
-        self.flops = step_flops(
-            network,
-            expected_shares(
-                config.objective,  # type: ignore[arg-type]
-                config.perceptual.max_t,
-                micro_batch_size=training.global_batch_size // world.size // accumulation,
-            ),
-            perceptual_flops(perceptual, config.data.channels) if perceptual else 0,
-        )
 
     def __call__(self, batches: list[Batch]) -> bool:
         """Take one step over this rank's micro-batches; a non-finite gradient on any rank skips it on all.
