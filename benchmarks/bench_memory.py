@@ -16,7 +16,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, the repository's root is not on the path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.environment import environment
 from benchmarks.result_file import ResultFile
@@ -25,9 +25,7 @@ from pmf.config.sections import Config
 from pmf.config.yaml_file import load_config
 from pmf.costs.memory import MemoryEstimator
 from pmf.costs.simulated_step import AUTOCAST
-from pmf.flow.draws import Draws
-from pmf.flow.objective import Objective, create_objective
-from pmf.net.base import BaseNetwork
+from pmf.flow.objective import MicroBatch, Objective, create_objective
 from pmf.net.sizes import create_network
 from pmf.randomness import Stream, torch_generator
 
@@ -53,17 +51,15 @@ class Comparison:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MicroBatch:
+class FirstStep:
     """The first micro-batch of a run, on random images and without perceptual losses."""
 
-    network: BaseNetwork
+    network: nn.Module
     objective: Objective[Any, Any]
-    images: Tensor
-    labels: Tensor
-    draws: Draws
+    batch: MicroBatch[Any]
 
 
-def first_micro_batch(config: Config, size: int) -> MicroBatch:
+def first_micro_batch(config: Config, size: int) -> FirstStep:
     """``size`` images on the CPU; parameters have gradients."""
     data, training = config.data, config.training
     network = create_network(
@@ -79,12 +75,12 @@ def first_micro_batch(config: Config, size: int) -> MicroBatch:
     (scalars,) = objective.draw_rows(training.global_batch_size, count, [0], generator)
     images = torch.rand(size, data.channels, data.image_size, data.image_size) * 2 - 1
     labels = torch.randint(data.num_classes, (size,))
-    draws = objective.draw(images, generator, scalars)
-    return MicroBatch(network=network, objective=objective, images=images, labels=labels, draws=draws)
+    batch = MicroBatch(images=images, labels=labels, draws=objective.draw(images, generator, scalars))
+    return FirstStep(network=network, objective=objective, batch=batch)
 
 
 def compare(config: Config, size: int) -> Comparison:
-    """Run the forward pass of one micro-batch of ``size`` images, and act it out."""
+    """Run the forward pass of one micro-batch of ``size`` images, and simulate it."""
     real, precision = first_micro_batch(config, size), config.training.mixed_precision
     kept: dict[int, int] = {}
 
@@ -97,11 +93,11 @@ def compare(config: Config, size: int) -> Comparison:
         torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
         torch.autocast("cpu", AUTOCAST.get(precision), enabled=precision in AUTOCAST),
     ):
-        terms = real.objective.loss(real.network, real.images, real.labels, real.draws)
+        terms = real.objective.loss(real.network, **vars(real.batch))
     assert terms.total.requires_grad  # the graph is alive, so no two storages have had one address
     for tensor in (*real.network.parameters(), *real.network.buffers()):
         kept.pop(tensor.untyped_storage().data_ptr(), None)
-    estimate = MemoryEstimator(config, device="cpu").act_out(size)
+    estimate = MemoryEstimator(config, device="cpu").simulate(size)
     return Comparison(measured=sum(kept.values()), estimated=estimate.saved)
 
 

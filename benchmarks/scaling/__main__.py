@@ -2,7 +2,7 @@
 
     python -m benchmarks.scaling [CONFIG ...] [--processes N ...]
 
-Prints Markdown. Activations are those of the recipe's own step, acted out on tensors without contents, which takes a
+Prints Markdown. Activations are those of the recipe's own step, simulated on tensors without contents, which takes a
 minute or so for each config. The micro-batch is the largest divisor of the global batch per device that leaves 9 % of
 the device free; "-" where not even one image fits. See docs/scaling.md.
 """

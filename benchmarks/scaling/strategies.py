@@ -2,7 +2,7 @@
 
 ``DDP``: everything whole on every device. ``owners``: what ``training.parallel: ddp`` does here, DDP whose optimizer
 state and averages are divided (pmf/distributed/owners.py; the idea of ZeRO, stage 1). ``FSDP2``: parameters, gradients
-and state in shards, blocks gathered as they are needed.
+and state in shards, gathered as they are needed.
 
 A collective over N ranks in a ring brings each rank (N - 1) / N of what is gathered or reduced; an all-reduce is a
 reduce-scatter and an all-gather. What FSDP2 gathers is float32, as the weights are kept.
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from pmf.costs.memory import StateBytes
-from pmf.net.pixel_transformer import PixelTransformer
+from pmf.costs.memory import MemoryEstimator, StateBytes
+from pmf.distributed.shards import sharded_items
 
 STRATEGIES = ("DDP", "owners", "FSDP2")
 
@@ -26,29 +26,35 @@ class NetworkBytes:
 
     Attributes:
         total: all of them.
-        u_head: those that the guidance pass does not need.
-        block: one transformer block, the unit that is gathered.
-        outside: all that is in no block; gathered throughout a step.
+        item: the largest of the parts that FSDP2 gathers by themselves.
+        outside: all that is in no such part; gathered throughout a step.
+        gathered: what a micro-batch gathers, each part before each of its forward passes and before its backward pass.
         muon: the matrices that Muon moves.
     """
 
     total: int
-    u_head: int
-    block: int
+    item: int
     outside: int
+    gathered: int
     muon: int
 
 
-def network_bytes(network: nn.Module, muon: int) -> NetworkBytes:
-    """Count a network's parameters, which need no contents."""
-    assert isinstance(network, PixelTransformer) and network.v_blocks is not None, "a network for training"
-    blocks = [block for group in (network.shared_blocks, network.u_blocks, network.v_blocks) for block in group]
+def network_bytes(estimator: MemoryEstimator, muon: int) -> NetworkBytes:
+    """Count a network's parameters, and simulate a micro-batch of four images to see when each part is called."""
+    network = estimator.network
+    items = sharded_items(network)
     total = _size(network)
+    outside = total - sum(map(_size, items))
+    calls: list[int] = []
+    hooks = [item.register_forward_pre_hook(lambda module, _: calls.append(_size(module))) for item in items]
+    estimator.simulate(4)
+    for hook in hooks:
+        hook.remove()
     return NetworkBytes(
         total=total,
-        u_head=_size(network.u_blocks) + _size(network.u_output),
-        block=_size(blocks[0]),
-        outside=total - sum(map(_size, blocks)),
+        item=max(map(_size, items), default=0),
+        outside=outside,
+        gathered=outside + sum(calls) + sum(map(_size, items)),
         muon=muon,
     )
 
@@ -66,9 +72,9 @@ def device_bytes(
     """
     if strategy == "FSDP2":
         sharded = (whole.total - whole.perceptual) // processes
-        gradients = network.total if accumulation > 1 else network.block
-        # One block at work, the next one on its way.
-        return sharded + whole.perceptual + network.outside + 2 * network.block + gradients
+        gradients = network.total if accumulation > 1 else network.item
+        # One part at work, the next one on its way.
+        return sharded + whole.perceptual + network.outside + 2 * network.item + gradients
     state = whole if strategy == "DDP" else owned
     return state.total + (state.gradients if accumulation > 1 and processes > 1 else 0)
 
@@ -76,18 +82,16 @@ def device_bytes(
 def message_bytes(strategy: str, network: NetworkBytes, processes: int, accumulation: int) -> int:
     """Received by each device in one optimizer step.
 
-    DDP reduces gradients: 2 P for parameters of P bytes. Owners also send their new weights: 3 P. FSDP2 gathers blocks
-    for the guidance pass, the training pass and the backward pass of every micro-batch, scatters gradients once, and
-    for Muon sends each matrix to its owner and back.
+    DDP reduces gradients: 2 P for parameters of P bytes. Owners also send their new weights: 3 P. FSDP2 gathers what
+    each forward and backward pass of every micro-batch needs, scatters gradients once, and for Muon sends each matrix
+    to its owner and back.
     """
-    blocks = network.total - network.outside
     if strategy == "DDP":
         received = 2 * network.total
     elif strategy == "owners":
         received = 3 * network.total
     else:
-        gathers = network.outside + 3 * blocks - network.u_head
-        received = accumulation * gathers + network.total + 2 * network.muon // processes
+        received = accumulation * network.gathered + network.total + 2 * network.muon // processes
     return received * (processes - 1) // processes
 
 

@@ -13,7 +13,7 @@ from pmf.optim.groups import parameter_groups
 GIB = 2**30
 HEADROOM = 0.09
 DEVICES = {"A100-40": 40 * GIB, "A100-80": 80 * GIB, "H200": 139 * GIB}
-ACTED_OUT = (16, 4)
+SIMULATED = (16, 4)
 
 
 def tables(config: Config, processes: Sequence[int]) -> Iterator[str]:
@@ -23,10 +23,10 @@ def tables(config: Config, processes: Sequence[int]) -> Iterator[str]:
     whole, *owned = (estimator.state(count) for count in (1, *processes))
     groups = parameter_groups(estimator.network, config.optimizer)
     muon = sum(4 * parameter.numel() for group in groups if group["kind"] == "muon" for parameter in group["params"])
-    network = network_bytes(estimator.network, muon)
-    activations = {"kept": estimator.line(*ACTED_OUT)}
+    network = network_bytes(estimator, muon)
+    activations = {"kept": estimator.line(*SIMULATED)}
     estimator.network.checkpoint_blocks()
-    activations["checkpointed"] = estimator.line(*ACTED_OUT)
+    activations["checkpointed"] = estimator.line(*SIMULATED)
 
     yield f"\n### {config.model.name}, {config.data.image_size} pixels, global batch {batch}\n"
     parts = ("parameters", "gradients", "optimizer", "averages", "perceptual")

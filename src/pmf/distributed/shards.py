@@ -40,10 +40,15 @@ def shard_weights(module: nn.Module, parallel: str, shard_size: int | None, worl
     from torch.distributed.fsdp import fully_shard
 
     mesh = _create_mesh(parallel, shard_size, world)
-    lists = [child for child in module.modules() if isinstance(child, nn.ModuleList)]
-    for item in (item for items in lists for item in items):
+    for item in sharded_items(module):
         fully_shard(item, mesh=mesh)
     fully_shard(module, mesh=mesh)
+
+
+def sharded_items(module: nn.Module) -> list[nn.Module]:
+    """The parts whose weights are gathered by themselves: the items of each ``nn.ModuleList``."""
+    lists = [child for child in module.modules() if isinstance(child, nn.ModuleList)]
+    return [item for items in lists for item in items]
 
 
 def _create_mesh(parallel: str, shard_size: int | None, world: World) -> DeviceMesh:

@@ -7,6 +7,8 @@ not. Rows and columns are resampled each by one small matrix, so a crop is two b
 
 from __future__ import annotations
 
+import contextlib
+
 import math
 from dataclasses import dataclass
 
@@ -65,7 +67,8 @@ def resample(images: Tensor, boxes: CropBoxes, size: int) -> Tensor:
     """
     vertical = resampling_matrix(boxes.top, boxes.height, images.shape[2], size)[:, None]  # (P, 1, size, H)
     horizontal = resampling_matrix(boxes.left, boxes.width, images.shape[3], size)[:, None]  # (P, 1, size, W)
-    with torch.autocast(images.device.type, enabled=False):
+    on_meta = images.device.type == "meta"  # autocast does not know it
+    with contextlib.nullcontext() if on_meta else torch.autocast(images.device.type, enabled=False):
         return vertical @ images @ horizontal.mT  # (P, C, size, size)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -43,8 +45,8 @@ def test_estimated_activations_are_those_of_a_real_step(derivative, precision, c
 def test_the_estimated_peak_is_that_of_the_same_operations_on_real_tensors(checkpointing):
     config = load_config(DIGITS, [f"training.activation_checkpointing={checkpointing}"])
     real = first_micro_batch(config, 16)
-    found = measure(real.network, real.objective, real.images, real.labels, real.draws, "no")
-    estimate = MemoryEstimator(config, device="cpu").act_out(16)
+    found = measure(real.network, real.objective, lambda: copy.deepcopy(real.batch), "no")
+    estimate = MemoryEstimator(config, device="cpu").simulate(16)
     assert estimate.peak == pytest.approx(found.peak, rel=0.02)  # 0 measured
     assert estimate.saved == pytest.approx(found.saved, rel=0.02)
 
@@ -63,7 +65,7 @@ def test_other_sizes_lie_on_the_line_through_two():
     line = estimator.line(32, 8)
     for size in (2, 16, 64):
         # Rows are whole: how many of them are guided or have tangents is rounded. 4 % measured at 2 images.
-        assert line.at(size).saved == pytest.approx(estimator.act_out(size).saved, rel=0.06)
+        assert line.at(size).saved == pytest.approx(estimator.simulate(size).saved, rel=0.06)
 
 
 @pytest.mark.parametrize("processes", [1, 3])
@@ -104,7 +106,7 @@ def test_strategies_differ_as_they_should():
     config = load_config(DIGITS)
     estimator = MemoryEstimator(config)
     whole, owned = estimator.state(1), estimator.state(8)
-    network = network_bytes(estimator.network, muon=whole.parameters // 2)
+    network = network_bytes(estimator, muon=whole.parameters // 2)
     assert network.total == whole.parameters
     ddp, owners, fsdp = (device_bytes(strategy, whole, owned, network, 8, 1) for strategy in STRATEGIES)
     assert fsdp < owners < ddp
