@@ -33,7 +33,8 @@ from benchmarks.environment import environment, synchronize
 from benchmarks.result_file import ResultFile
 from benchmarks.step_variants import GLOBAL_BATCH, VARIANTS, Step, build_network, gradient_error, images_of
 from pmf.commands import run_command
-from pmf.costs.arithmetic import expected_shares, peak_flops, step_flops
+from pmf.costs.arithmetic import peak_flops, step_flops
+from pmf.flow.objective import create_objective
 from pmf.flow.options import PixelMeanFlowOptions
 from pmf.net.sizes import SIZES
 from pmf.optim.ema import WeightAverages
@@ -158,7 +159,9 @@ def model_flops_utilisation(preset: Preset, rates: dict[str, float], device: str
     peak = peak_flops(torch.device(device))
     if peak is None:
         return None
-    needed = step_flops(build_network(preset.network, "meta"), expected_shares(PixelMeanFlowOptions(), 0.0)).total
+    objective = create_objective(PixelMeanFlowOptions(), num_classes=NUM_CLASSES)
+    side = preset.network["image_size"]
+    needed = step_flops(build_network(preset.network, "meta"), objective, (3, side, side)).total
     return {variant: needed * rate / peak for variant, rate in rates.items()}
 
 

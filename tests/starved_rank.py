@@ -1,4 +1,4 @@
-"""auto_batch.py on a machine whose rank 1 bears $MOST_IMAGES images: started by test_auto_batch.py under torchrun.
+"""auto_batch.py on a machine on whose rank 1 $MOST_IMAGES images fit: started by test_auto_batch.py under torchrun.
 
 python tests/starved_rank.py CONFIG [key=value ...]
 python tests/starved_rank.py --candidate CONFIG RESULT STEPS

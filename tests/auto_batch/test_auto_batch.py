@@ -18,7 +18,7 @@ PATIENCE = 600
 
 
 def device(limit: int, rates: dict[int, float] | None = None) -> tuple[Trial, list[int]]:
-    """A device that bears sizes up to a limit, and the sizes that it was asked for."""
+    """A device that sizes fit up to a limit, and the sizes that it was asked for."""
     asked: list[int] = []
 
     def attempt(size: int) -> Measurement:

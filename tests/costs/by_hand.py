@@ -1,4 +1,4 @@
-"""The arithmetic of a step of pixel mean flows with the pixel transformer, layer by layer: an oracle for the counter."""
+"""The arithmetic of a step of pixel mean flows with the pixel transformer, layer by layer, to check the counter."""
 
 from __future__ import annotations
 

@@ -134,7 +134,7 @@ def test_perceptual_networks_count_twice_forward_and_once_backward():
     distances = PerceptualDistances({"lpips": random_lpips()}, {"lpips": 0.4}, 32)
     # VGG16's convolutions at 32 pixels; the weights are frozen, so the backward pass has the input's gradients only,
     forward, side, previous = 0, 32, 3
-    for depth, channels in STAGES:
+    for channels, depth in STAGES:
         for width in (previous, *[channels] * (depth - 1)):
             forward += 2 * side * side * 9 * width * channels
         previous, side = channels, side // 2
@@ -163,4 +163,5 @@ def test_the_line_names_only_parts_that_there_are():
     assert str(StepFlops(without_gradients=1.5e9, forward=2e9, backward=4e9)) == (
         "7.5 GFLOP an image (without gradients 1.5, forward 2, backward 4)"
     )
-    assert str(StepFlops(without_gradients=0.0, forward=2e9, backward=4e9)) == "6 GFLOP an image (forward 2, backward 4)"
+    without = StepFlops(without_gradients=0.0, forward=2e9, backward=4e9)
+    assert str(without) == "6 GFLOP an image (forward 2, backward 4)"

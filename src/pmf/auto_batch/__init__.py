@@ -1,1 +1,1 @@
-"""Finding the micro-batch that the hardware bears."""
+"""Finding the micro-batch that fits the hardware."""

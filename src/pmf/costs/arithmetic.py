@@ -54,9 +54,7 @@ class StepFlops:
         return self.without_gradients + self.forward + self.backward
 
     def __str__(self) -> str:
-        parts = ", ".join(
-            f"{name.replace('_', ' ')} {flops / 1e9:.3g}" for name, flops in vars(self).items() if flops
-        )
+        parts = ", ".join(f"{name.replace('_', ' ')} {flops / 1e9:.3g}" for name, flops in vars(self).items() if flops)
         return f"{self.total / 1e9:.4g} GFLOP an image ({parts})"
 
 

@@ -8,7 +8,6 @@ not. Rows and columns are resampled each by one small matrix, so a crop is two b
 from __future__ import annotations
 
 import contextlib
-
 import math
 from dataclasses import dataclass
 
