@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.environment import environment, synchronize
 from benchmarks.result_file import ResultFile
-from benchmarks.step_variants import GLOBAL_BATCH, VARIANTS, Step, build_network, gradient_error, images_of
+from benchmarks.step_variants import GLOBAL_BATCH, NUM_CLASSES, VARIANTS, Step, build_network, gradient_error, images_of
 from pmf.commands import run_command
 from pmf.costs.arithmetic import peak_flops, step_flops
 from pmf.flow.objective import create_objective

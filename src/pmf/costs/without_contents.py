@@ -23,7 +23,7 @@ def without_contents(value: Anything, device: str = "meta") -> Anything:
         return copy.deepcopy(value)
 
 
-_OF_PARAMETERS = (torch._C.TensorBase.data.__get__, torch._C.TensorBase.clone)
+_OF_PARAMETERS = (vars(torch._C.TensorBase)["data"].__get__, torch._C.TensorBase.clone)
 
 
 class _EmptyCopies(TorchFunctionMode):
