@@ -1,4 +1,4 @@
-"""Find the micro-batch size that the hardware bears: python auto_batch.py --config configs/digits.yaml [key=value ...].
+"""Find the largest micro-batch size that fits: python auto_batch.py --config configs/digits.yaml [key=value ...].
 
 Tries real training steps in fresh processes, writes training.micro_batch_size into the config and changes nothing
 else in it. Runs alone, under ``accelerate launch`` and under ``torchrun``: start it as the training will be started.

@@ -1,4 +1,4 @@
-"""The ImageNet recipe on an ImageNet-like Parquet set, with a network that a CPU bears."""
+"""The ImageNet recipe on an ImageNet-like Parquet set, with a network that fits a CPU."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def published_lpips(network: Lpips) -> dict[str, Tensor]:
 
 
 def write_weights(folder: Path) -> list[str]:
-    """Write both files; returns the overrides that switch both terms on in a run that a CPU bears."""
+    """Write both files; returns the overrides that switch both terms on in a run that fits a CPU."""
     save_file(published_lpips(random_lpips()), folder / "lpips.safetensors")
     save_file(random_convnext().network.state_dict(), folder / "convnext.safetensors")
     return [
