@@ -13,7 +13,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from pmf.auto_batch.candidate import _for_measuring, measure
 from pmf.config.yaml_file import load_config
+from pmf.costs.memory import MemoryEstimator
 from pmf.data.options import SOURCES, DataKind
 from pmf.errors import UserError
 from pmf.flow.objective import OBJECTIVES, Method
@@ -21,7 +23,10 @@ from pmf.flow.options import SAMPLERS
 from pmf.net.sizes import PIXEL_TRANSFORMER, SIZES, NetworkSize
 from pmf.optim.options import AVERAGES, RULES
 from pmf.training.trainer import Trainer
+from tests.newcomer.loss import Denoising
+from tests.newcomer.moments import space_of_moments
 
+MOMENTS = "tests.newcomer.moments"
 CONFIG = Path(__file__).parent / "newcomer" / "run.yaml"
 
 
@@ -31,6 +36,9 @@ def rows(monkeypatch):
     denoising = Method("tests.newcomer.loss:DenoisingOptions", "tests.newcomer.loss:Denoising")
     monkeypatch.setitem(OBJECTIVES, "denoising", denoising)
     monkeypatch.setitem(SOURCES, "greys", DataKind(source="tests.newcomer.data_set:Greys"))
+    monkeypatch.setitem(SOURCES, "made up", None)  # taken back at the end: what a trial of a batch size adds
+    moments = DataKind(source=f"{MOMENTS}:Moments", codec=f"{MOMENTS}:MomentsCodec", space=space_of_moments)
+    monkeypatch.setitem(SOURCES, "moments", moments)
     small = {"width": 32, "depth": 2, "head_depth": 1, "num_heads": 2, "mlp_width": 64, "bottleneck": 16}
     monkeypatch.setitem(SIZES, "pmf_small_4", NetworkSize(PIXEL_TRANSFORMER, patch_size=4, **small))
     monkeypatch.setitem(SAMPLERS, "late_steps", "tests.newcomer.sampler:late_steps")
@@ -64,6 +72,21 @@ def test_a_loss(tmp_path):
         load_config(CONFIG, ["objective.name=denoising", "objective.time_mean=0"])
 
 
+def test_a_loss_that_asks_for_numbers_is_trained_without_a_count(tmp_path, monkeypatch, capsys):
+    loss = Denoising.loss
+
+    def asking(*arguments):
+        terms = loss(*arguments)
+        assert float(terms.total) >= 0  # which a tensor without contents cannot say
+        return terms
+
+    monkeypatch.setattr(Denoising, "loss", asking)
+    train(tmp_path / "run", "objective.name=denoising")
+    told = capsys.readouterr().out
+    assert "warning: the arithmetic of a step is not counted: RuntimeError" in told
+    assert "a step takes" not in told
+
+
 def test_its_state_is_resumed(tmp_path):
     changes = ("objective.name=denoising", "objective.power=1")
     whole = train(tmp_path / "whole", *changes)
@@ -80,6 +103,20 @@ def test_its_state_is_resumed(tmp_path):
 def test_a_data_set(tmp_path):
     train(tmp_path / "run", "data.kind=greys")
     assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["epoch"] == 2 * 8 / 64
+
+
+def test_a_data_set_with_a_space_of_its_own(tmp_path):
+    """Samples are float moments of one channel at half the side; the network never sees the images' shape."""
+    shape = ("data.kind=moments", "data.image_size=16")
+    found = train(tmp_path / "run", *shape)
+    assert found["2/model"]["patch_embedding.bottleneck.weight"].shape[1] == 2  # channels of the space
+    assert pixels(tmp_path / "run").shape == (10, 16, 16)
+    config = load_config(CONFIG, shape)
+    (estimate,) = MemoryEstimator(config, device="cpu")([4])
+    assert estimate.peak > 0
+    result = measure(_for_measuring(config, str(tmp_path / "measured")), steps=3)
+    assert not result.out_of_memory
+    assert result.seconds > 0
 
 
 def test_a_model_size(tmp_path):
@@ -115,7 +152,7 @@ def test_an_average(tmp_path):
     ("override", "message"),
     [
         ("objective.name=other", "'pmf' or 'denoising'"),
-        ("data.kind=other", "'digits' or 'greys'"),
+        ("data.kind=other", "'greys', 'made up' or 'moments'"),
         ("sampling.sampler=other", "'equal_steps' or 'late_steps'"),
         ("optimizer.name=other", "'adamw' or 'sign'"),
     ],

@@ -217,11 +217,12 @@ def _measure(setting: Setting, report: Report, config: Config) -> None:
         report(step_s=seconds)
     step_s = statistics.median(seconds)
     rate = setting.sizes.global_batch / step_s
-    peak = peak_flops(run.device)
+    peak, flops = peak_flops(run.device), run.trainer.train_step.flops
+    assert flops is not None, "pMF's step can be counted, and this is the main rank"
     report(
         images_per_second=rate,
-        mfu=run.trainer.train_step.flops.total * rate / peak if peak else None,
-        gflop_per_image=run.trainer.train_step.flops.total / 1e9,
+        mfu=flops.total * rate / peak if peak else None,
+        gflop_per_image=flops.total / 1e9,
         graphs=counters["stats"]["unique_graphs"] - graphs,
         **run.peak_memory(),
     )

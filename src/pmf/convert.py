@@ -67,10 +67,11 @@ def _import(arguments: argparse.Namespace) -> None:
     )
     with writing(f"--output {arguments.output}"):
         save_weights(arguments.output, saved.weights, saved.config)
-    has_v_head = any(map(find_architecture(config.model.name).is_training_only, saved.weights))
+    complete = any(map(find_architecture(config.model.name).is_training_only, saved.weights))
     print(
         f"{arguments.output}: {sum(tensor.numel() for tensor in saved.weights.values()):,} weights of "
-        f"{config.model.name} in {len(saved.weights)} tensors, {'with' if has_v_head else 'without'} the v head"
+        f"{config.model.name} in {len(saved.weights)} tensors, "
+        f"{'with' if complete else 'without'} the v head"
     )
 
 

@@ -10,7 +10,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pydantic import AfterValidator
+from pydantic import BeforeValidator
 from pydantic_core import PydanticKnownError
 
 Row = str | Callable[..., Any]
@@ -29,15 +29,15 @@ def resolve(row: Row) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def one_of(table: Mapping[str, Any]) -> AfterValidator:
+def one_of(table: Mapping[str, Any]) -> BeforeValidator:
     """For the annotation of an option: its value is a name in the table, as the table is then."""
 
-    def check(name: str) -> str:
-        if name not in table:
+    def check(name: Any) -> Any:
+        if not isinstance(name, str) or name not in table:
             raise PydanticKnownError("literal_error", {"expected": names_in(table)})
         return name
 
-    return AfterValidator(check)
+    return BeforeValidator(check)
 
 
 def names_in(table: Mapping[str, Any]) -> str:

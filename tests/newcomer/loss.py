@@ -12,6 +12,7 @@ from torch import Tensor
 from pmf.flow.objective import LossTerms, Objective, ObjectiveOptions
 from pmf.net.interface import Network, constant_conditions, head
 from pmf.options import PositiveFloat
+from pmf.randomness import normal_like
 
 
 class DenoisingOptions(ObjectiveOptions):
@@ -41,14 +42,14 @@ class Denoising(Objective[Tensor, Noisy]):
 
     def draw(self, images: Tensor, generator: torch.Generator, scalars: Tensor | None = None) -> Noisy:
         t = torch.rand(len(images), generator=generator) if scalars is None else scalars
-        return Noisy(t=t.to(images), e=torch.randn(images.shape, generator=generator).to(images))
+        return Noisy(t=t.to(images), e=normal_like(images, generator))
 
     def loss(self, network: Network, images: Tensor, labels: Tensor, draws: Noisy) -> LossTerms:
         t = draws.t[:, None, None, None]
         conditions = constant_conditions(labels, images, t=1, h=1, omega=1, t_min=0, t_max=1)
         predicted = head(network((1 - t) * images + t * draws.e, conditions, heads="u").u)
         errors = (predicted - images).abs().pow(self.options.power).mean((1, 2, 3))
-        self.errors += torch.stack((errors.detach().double().sum(), torch.tensor(float(len(errors))).double()))
+        self.errors += torch.stack((errors.detach().sum(), errors.new_tensor(float(len(errors))))).double()
         total = errors.mean()
         return LossTerms(total=total, logs={"loss": total.detach()}, parts={"error": errors})
 

@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -25,11 +25,15 @@ import torch
 from pmf.commands import run_command
 from pmf.config.sections import Config
 from pmf.config.yaml_file import load_config
+from pmf.data.codec import create_codec
 from pmf.data.loader import Batch
+from pmf.data.options import SOURCES
 from pmf.files import complete_or_absent
 from pmf.training.trainer import Trainer
 
 WARM_UP_STEPS = 2  # compiled blocks are compiled in the first, and once more in the second for other numbers of rows
+MADE_UP = "made up"
+"""A kind of data set for trials: what the run's codec takes, without reading anything."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +104,10 @@ def measure(config: Config, steps: int) -> Result:
 
 def _for_measuring(config: Config, folder: str) -> Config:
     """The same run on made-up images, in a folder of its own, with nothing but steps in it."""
+    own = SOURCES[config.data.kind]
+    SOURCES[MADE_UP] = replace(SOURCES["synthetic"], codec=own.codec, space=own.space)
     data = config.data.model_copy(
-        update={"kind": "synthetic", "path": None, "num_images": config.training.global_batch_size, "num_workers": 0}
+        update={"kind": MADE_UP, "path": None, "num_images": config.training.global_batch_size, "num_workers": 0}
     )
     training = config.training.model_copy(update={"output_dir": folder, "max_steps": 10**9, "epochs": None})
     evaluation = config.evaluation.model_copy(update={"every_images": 0})
@@ -109,11 +115,10 @@ def _for_measuring(config: Config, folder: str) -> Config:
 
 
 def _batches(config: Config, size: int, count: int, step: int) -> Iterator[Batch]:
-    data = config.data
-    shape = (size, data.channels, data.image_size, data.image_size)
+    data, codec = config.data, create_codec(config.data)
     for _ in range(count):
-        images = torch.randint(256, shape, dtype=torch.uint8)
-        yield Batch(images, torch.randint(data.num_classes, (size,)), torch.arange(size), step)
+        labels = torch.randint(data.num_classes, (size,))
+        yield Batch(codec.example(size), labels, torch.arange(size), step)
 
 
 def available_memory() -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pmf.config.sections import Config
 from pmf.config.yaml_file import load_config
-from pmf.data.options import missing_folder
+from pmf.data.options import missing_folder, network_shape
 from pmf.distributed.batching import accumulation_steps
 from pmf.errors import CrossFieldError, UserError
 from pmf.net.sizes import find_size
@@ -50,7 +50,7 @@ def require_model(config: Config) -> None:
         UserError: it has not.
     """
     try:
-        find_size(config.model.name, config.data.image_size)
+        find_size(config.model.name, network_shape(config.data)[1])
     except CrossFieldError as error:
         raise UserError(str(error)) from None
 

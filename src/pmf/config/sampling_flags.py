@@ -48,8 +48,9 @@ def add_sampling_flags(parser: argparse.ArgumentParser, *, several: bool = False
 
 
 def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The sampling options that a command line gives, by name."""
-    return {key.removeprefix(_PREFIX): value for key, value in vars(arguments).items() if key.startswith(_PREFIX)}
+    """The sampling options that a command line gives, by name, in the order of their declaration."""
+    given = {key.removeprefix(_PREFIX): value for key, value in vars(arguments).items() if key.startswith(_PREFIX)}
+    return {name: given[name] for name in sampling_section().model_fields if name in given}
 
 
 def combinations(values: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
@@ -84,6 +85,6 @@ def _reader(flag: str, option: FieldInfo) -> Callable[[str], Any]:
         try:
             return read_value(option, flag, text)
         except NotOfItsKindError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
+            raise argparse.ArgumentTypeError(f"{text} is not what it {error}") from None
 
     return read

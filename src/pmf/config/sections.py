@@ -188,6 +188,10 @@ def cross_field_problems(config: Config) -> list[tuple[str, str]]:
     if training.shard_size and training.parallel != "hsdp":
         problems.append(("training.shard_size", f"needs training.parallel: hsdp; it is {training.parallel}"))
     problems += section_problems(config.data)
+    for name in ("lpips", "convnext"):
+        if getattr(config.perceptual, name) and not config.objective.takes_perceptual:
+            problem = f"is true, but objective.name {config.objective.name} has no perceptual terms; set it to false"
+            problems.append((f"perceptual.{name}", problem))
     if config.evaluation.every_images and not config.evaluation.reference:
         problems.append(("evaluation.reference", "is missing; evaluation.every_images needs something to compare with"))
     if len(set(averages)) != len(averages):

@@ -32,6 +32,8 @@ PEAK_FLOPS: dict[str, float] = {
 
 NUM_ROWS = 2**16
 """Rows of the micro-batch that is counted; the standard error of any pass's share of them is 0.002 at most."""
+FEW_ROWS = 64
+"""The same for an objective that draws real noise for images without contents."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +66,8 @@ def step_flops(
     """Count a step's operations for each image.
 
     The rows that each pass has are those of the objective's draws for one large micro-batch: shares of them are the
-    distributions', up to 1 / ``rows``. A small micro-batch whose rows are not divided evenly has other shares.
+    distributions', up to 1 / ``rows``. A small micro-batch whose rows are not divided evenly has other shares. Where
+    du/dt is taken by ``torch.func.jvp``, the values that it computes a second time count too.
 
     Args:
         network: on any device; neither compiled nor checkpointed, which would count what is computed twice.
@@ -77,6 +80,8 @@ def step_flops(
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     network, objective = without_contents((network, objective))
+    if not _draws_without_contents(objective, image_shape):
+        rows = min(rows, FEW_ROWS)
     for parameter in network.parameters():
         parameter.grad = None
     images = torch.empty(rows, *image_shape, device="meta")
@@ -93,6 +98,13 @@ def step_flops(
     return StepFlops(
         without_gradients=without_gradients / rows, forward=forward / rows, backward=sum(counter.take()) / rows
     )
+
+
+def _draws_without_contents(objective: Objective[Any, Any], image_shape: tuple[int, ...]) -> bool:
+    """Whether the noise of images without contents has none either, so that any number of rows takes no memory."""
+    draws = objective.draw(torch.empty(2, *image_shape, device="meta"), torch.Generator().manual_seed(0))
+    values = vars(draws).values() if hasattr(draws, "__dict__") else [draws]
+    return all(value.is_meta for value in tree_leaves(list(values)) if isinstance(value, Tensor) and value.ndim > 2)
 
 
 class CountedOperations(TorchDispatchMode):

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from pmf.config.network import network_of
 from pmf.config.sections import Config
 from pmf.costs.live import LiveBytes
 from pmf.costs.simulated_step import MicroBatchBytes, simulate
 from pmf.costs.without_contents import without_contents
 from pmf.distributed.world import World
-from pmf.flow.objective import ObjectiveOptions, create_objective
-from pmf.net.sizes import create_network
+from pmf.flow.objective import create_objective
 from pmf.optim.ema import WeightAverages
 from pmf.optim.groups import create_optimizer
 from pmf.perceptual.distances import build_distances
@@ -109,12 +109,7 @@ class MemoryEstimator:
         self.simulated_on = device if torch.cuda.is_available() else "cpu"
         data, training = config.data, config.training
         with torch.device("meta"):
-            network = create_network(
-                config.model.name,
-                image_size=data.image_size,
-                num_classes=data.num_classes,
-                channels=data.channels,
-            )
+            network = network_of(config)
             perceptual = build_distances(config.perceptual)
         if training.activation_checkpointing:
             network.checkpoint_blocks()
@@ -123,7 +118,7 @@ class MemoryEstimator:
             module.requires_grad_(False).eval()
         self._perceptual_bytes = sum(_size(list(module.parameters())) for module in frozen)
         objective = create_objective(
-            _simulable(config.objective),
+            config.objective,
             num_classes=data.num_classes,
             perceptual=perceptual,
             perceptual_max_t=config.perceptual.max_t,
@@ -228,16 +223,6 @@ class _SimulatedWorld(World):
 
     def broadcast(self, tensor: Tensor, source: int) -> Any:  # noqa: ARG002  # nothing is sent
         return _Sent()
-
-
-def _simulable(options: ObjectiveOptions) -> ObjectiveOptions:
-    """The options, with a derivative that fake tensors can take: on them ``torch.func.jvp`` fails (torch 2.15).
-
-    A network's own tangents, which stand in for it, keep the same for the backward pass; the peak of jvp is higher.
-    """
-    if getattr(options, "derivative", None) == "jvp":
-        return options.model_copy(update={"derivative": "auto"})
-    return options
 
 
 def _size(tensors: Sequence[Tensor]) -> int:

@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pmf.config.sections import Config
 from pmf.costs.live import LiveBytes
+from pmf.data.options import network_shape
 from pmf.distributed.batching import accumulation_steps
 from pmf.distributed.world import ALONE
 from pmf.flow.objective import MicroBatch, Objective
@@ -77,7 +78,7 @@ def simulate(
     Raises:
         CrossFieldError: micro_batch_size x processes does not divide the global batch.
     """
-    data, training = config.data, config.training
+    training = config.training
     accumulation = accumulation_steps(training.global_batch_size, micro_batch_size, processes)
     (scalars,) = objective.draw_rows(
         training.global_batch_size,
@@ -86,7 +87,7 @@ def simulate(
         generator=torch_generator(Stream.DRAWS, training.seed, 0),
     )
     # How many rows each pass has is decided by real numbers; noise and images need none.
-    images = torch.empty(micro_batch_size, data.channels, data.image_size, data.image_size, device="meta")
+    images = torch.empty(micro_batch_size, *network_shape(config.data), device="meta")
     generator = torch_generator(Stream.TRAINING_NOISE, training.seed, 0, 0)
     labels = torch.zeros(micro_batch_size, dtype=torch.int64, device="meta")
     batch = MicroBatch(images=images, labels=labels, draws=objective.draw(images, generator, scalars))

@@ -8,12 +8,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from pmf.data.options import SOURCES, DataConfig
+from pmf.data.options import SOURCES, DataConfig, network_shape
 from pmf.tables import resolve
 
 
 class Codec(Protocol):
     """Maps batches of a data set to the network's space, and the network's space to images.
+
+    Codecs are made often, and mostly for their shapes: one with weights reads them when they are first needed, and
+    keeps them for the next codec.
 
     Attributes:
         shape: of one element of the network's space: channels, height, width.
@@ -26,7 +29,7 @@ class Codec(Protocol):
     record: Mapping[str, Any]
 
     def encode(self, batch: Tensor, generator: torch.Generator) -> Tensor:
-        """What the network is trained on.
+        """Map a batch of the data set to the network's space.
 
         Args:
             batch: (B, C, H, W) as the data set's samples are: uint8 images, or moments of any float type.
@@ -40,8 +43,12 @@ class Codec(Protocol):
         """
         ...
 
+    def example(self, rows: int) -> Tensor:
+        """A made-up batch of the data set's type, for measurements: (rows, C, H, W) on the CPU."""
+        ...
+
     def decode(self, z: Tensor) -> Tensor:
-        """Images of what the network made.
+        """Map what the network made to images.
 
         Args:
             z: (B, *shape) float, finite.
@@ -56,7 +63,7 @@ class PixelCodec:
     """The network sees the pixels: uint8 is [-1, 1]."""
 
     def __init__(self, data: DataConfig) -> None:
-        self.shape: tuple[int, int, int] = (data.channels, data.image_size, data.image_size)
+        self.shape: tuple[int, int, int] = network_shape(data)
         self.image_shape: tuple[int, int, int] = self.shape
         self.record: Mapping[str, Any] = {"rounding": "half to even of (x + 1) / 2 * 255, clipped to 0 ... 255"}
 
@@ -69,6 +76,10 @@ class PixelCodec:
         if batch.dtype != torch.uint8:
             raise TypeError(f"a batch of {batch.dtype} holds no pixels; name the codec of its data.kind in SOURCES")
         return to_unit_range(batch)
+
+    def example(self, rows: int) -> Tensor:
+        """See :meth:`Codec.example`."""
+        return torch.randint(256, (rows, *self.shape), dtype=torch.uint8)
 
     def decode(self, z: Tensor) -> Tensor:
         """See :meth:`Codec.decode`."""

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pmf.options import Fraction, NonNegative, PathText, Positive, Section
 from pmf.tables import Row, one_of
+
+
+def pixel_space(data: DataConfig) -> tuple[int, int, int]:
+    """The network sees the pixels."""
+    return data.channels, data.image_size, data.image_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,13 +24,16 @@ class DataKind:
     Attributes:
         source: makes a :class:`pmf.data.source.Source` of the data section and the run's seed.
         codec: makes a :class:`pmf.data.codec.Codec` of the data section: what goes between the samples and the network.
+        space: of the data section, the shape of one element of the network's space, (C, H, W); that of the codec.
         folder_holds: what stands in the folder that ``data.path`` has to name, in words in which ``{split}`` is
             ``data.split``; None where the set needs no path.
-        fixed: options of the section that can have one value only, by name.
+        fixed: options of the section that can have one value only, by name (a kind of moments wants
+            ``horizontal_flip`` false: mirrored moments are not those of the mirrored image).
     """
 
     source: Row
     codec: Row = "pmf.data.codec:PixelCodec"
+    space: Callable[[DataConfig], tuple[int, int, int]] = pixel_space
     folder_holds: str | None = None
     fixed: Mapping[str, Any] = field(default_factory=dict)
 
@@ -72,6 +80,11 @@ class DataConfig(Section):
     """Micro-batches each worker prepares ahead."""
     pin_memory: bool = True
     """Page-locked batches, for asynchronous copies to a GPU."""
+
+
+def network_shape(data: DataConfig) -> tuple[int, int, int]:
+    """Shape of one element of the network's space: channels, height, width."""
+    return SOURCES[data.kind].space(data)
 
 
 def section_problems(data: DataConfig) -> list[tuple[str, str]]:

@@ -82,12 +82,12 @@ DERIVATIVES: dict[str, Callable[[Network, Parameterization, Tensor, Conditions, 
 
 
 def carries_tangents(network: Network) -> bool:
-    """What a network says of itself."""
+    """Whether a network can carry tangents: its attribute of that name; False where it has none."""
     return getattr(network, "carries_tangents", False)
 
 
 def require_derivative(network: Network, derivative: str, *, compiled: bool, parallel: str) -> None:
-    """Whether the network has the derivative that is asked for, and it goes with how it is trained.
+    """Refuse a network that lacks the derivative asked for, or whose derivative does not go with compilation or shards.
 
     Raises:
         UserError: it carries no tangents, and they are asked for or jvp cannot take their place.
@@ -105,18 +105,20 @@ def require_derivative(network: Network, derivative: str, *, compiled: bool, par
 
 
 def _tangent(along: Direction, conditions: Conditions) -> Tangent:
-    """The network is told t and h = t - r."""
+    """The direction in the network's own variables, t and h = t - r."""
     dz, dr, dt = along
     rows = conditions.t[len(conditions.t) - len(dz) :]
-    return Tangent(z=dz, t=torch.full_like(rows, dt), h=torch.full_like(rows, dt - dr))
+    return Tangent(z=dz, t=rows.new_full(rows.shape, dt), h=rows.new_full(rows.shape, dt - dr))
 
 
 def _directional(function: Callable[..., Tensor], primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]) -> Tensor:
-    return torch.func.jvp(function, primals, tangents)[1].detach()  # what is no module may have weights with a graph
+    return torch.func.jvp(function, primals, tangents)[
+        1
+    ].detach()  # a network that is no nn.Module may have weights with a graph
 
 
 def _wide_range(device: str) -> contextlib.AbstractContextManager[object]:
-    """Float32 where autocast would take float16, whose range tangents leave and nothing in torch.func would rescale."""
+    """Float32 where autocast would take float16: tangents leave its range, and torch.func does not rescale them."""
     if device == "meta":  # autocast does not know it
         return contextlib.nullcontext()
     if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from pydantic import ValidationError, ValidationInfo
 from pydantic_core import InitErrorDetails
@@ -30,6 +30,8 @@ Draws = TypeVar("Draws")
 class ObjectiveOptions(Section):
     """The objective section of a config; which options there are, its ``name`` decides."""
 
+    takes_perceptual: ClassVar[bool] = False
+    """Whether the method has terms for the distances of the perceptual section."""
     name: str
 
     @classmethod
@@ -83,7 +85,7 @@ class LossTerms:
     Attributes:
         total: scalar with graph.
         logs: detached scalars for ``metrics.jsonl``; ``loss`` is among them.
-        parts: terms of each row, (B,), for whoever looks closer.
+        parts: terms of each row, (B,), for tests and analysis.
     """
 
     total: Tensor
@@ -93,7 +95,12 @@ class LossTerms:
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatch(Generic[Draws]):
-    """What the loss of a micro-batch is a function of, beside the weights."""
+    """What the loss of a micro-batch is a function of, beside the weights.
+
+    Attributes:
+        images: (B, C, H, W) float32 in the network's space.
+        labels: (B,) int64.
+    """
 
     images: Tensor
     labels: Tensor
@@ -107,9 +114,11 @@ class Objective(Generic[Scalars, Draws]):
 
     Attributes:
         noise_scale: standard deviation of the noise that :meth:`generate` starts from.
+        shown: which of the logs the progress bar shows.
     """
 
     noise_scale: float = 1.0
+    shown: str = "loss"
 
     def require_network(self, network: Network, *, compiled: bool, parallel: str) -> None:
         """Whether the network can be trained with this objective.
@@ -130,11 +139,18 @@ class Objective(Generic[Scalars, Draws]):
             rows: of the global batch.
             wanted: the micro-batches to return.
             generator: on the CPU; a function of (seed, step).
+
+        Returns:
+            For each micro-batch that is wanted, in that order, the scalars of rows / num_micro_batches rows.
         """
         raise NotImplementedError
 
     def draw(self, images: Tensor, generator: torch.Generator, scalars: Scalars | None = None) -> Draws:
         """Draw what is left of one micro-batch: the noise above all.
+
+        Noise comes from :func:`pmf.randomness.normal_like`: costs are counted on many thousands of rows of images
+        without contents (on torch's meta device). What decides how many rows a pass has is drawn and compared
+        on the CPU.
 
         Args:
             images: (B, C, H, W) in the network's space; shape, dtype and device count.
@@ -150,7 +166,8 @@ class Objective(Generic[Scalars, Draws]):
 
         Where the loss is one function of the whole global batch, this is the place to run the network over each
         micro-batch without a graph, to gather over ranks what the loss is made of, and to keep what :meth:`loss` needs
-        to run each of them again with a graph.
+        to run each of them again with a graph. Messages between ranks must be the same on all of them. Costs are
+        counted with a world of one.
 
         Args:
             micro_batches: of this rank; each is made anew at every call, with the same numbers.
@@ -162,11 +179,16 @@ class Objective(Generic[Scalars, Draws]):
         Args:
             images: (B, C, H, W) in the network's space.
             labels: (B,) int64 in [0, num_classes).
+
+        Returns:
+            ``total`` is a mean over the rows; the names of ``logs`` are the same on every rank and in every step.
         """
         raise NotImplementedError
 
     def generate(self, network: Network, noise: Tensor, labels: Tensor, **sampling: Any) -> Tensor:
         """Noise to images: (B, C, H, W), in the network's space up to overshoot.
+
+        A function of the weights and these arguments: the :meth:`state` is not there when images are made.
 
         Args:
             noise: (B, C, H, W), normal with standard deviation ``noise_scale``.
@@ -177,11 +199,11 @@ class Objective(Generic[Scalars, Draws]):
         raise NotImplementedError
 
     def state(self) -> dict[str, Tensor]:
-        """What changes from step to step, by name, to be saved with a checkpoint; the same on all ranks."""
+        """What changes from step to step, by name, to be saved with a checkpoint; equal on all ranks."""
         return {}
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from a saved :meth:`state`."""
+        """Go on from a saved :meth:`state`: copy the tensors, which are on the CPU."""
 
 
 def create_objective(
@@ -192,7 +214,7 @@ def create_objective(
     perceptual_max_t: float = 1.0,
     static_shapes: bool = False,
 ) -> Objective[Any, Any]:
-    """The objective of a config's section.
+    """The objective of a config's section. All that is given here is passed on to it, by keyword.
 
     Args:
         perceptual: distances of the denoised image from the true one, for methods that use them.
@@ -218,7 +240,7 @@ def read_options(values: Any, info: ValidationInfo) -> ObjectiveOptions:
     if isinstance(values, ObjectiveOptions) or not isinstance(values, dict):
         return values
     name = values.get("name", DEFAULT)
-    if name not in OBJECTIVES:
+    if not isinstance(name, str) or name not in OBJECTIVES:
         context = {"expected": names_in(OBJECTIVES)}
         details = InitErrorDetails(type="literal_error", loc=("name",), input=name, ctx=context)
         raise ValidationError.from_exception_data("objective", [details])
@@ -227,6 +249,6 @@ def read_options(values: Any, info: ValidationInfo) -> ObjectiveOptions:
 
 
 def default_options() -> ObjectiveOptions:
-    """Those of a config that says nothing of its objective."""
+    """The options of a config without an objective section."""
     options: ObjectiveOptions = resolve(OBJECTIVES[DEFAULT].options)()
     return options

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import FiniteFloat
 
@@ -17,6 +17,7 @@ SAMPLERS: dict[str, Row] = {"equal_steps": "pmf.flow.sampler:equal_steps"}
 class PixelMeanFlowOptions(ObjectiveOptions):
     """Pixel mean flows: times, noise, guidance, weighting. The defaults are those of the paper's pMF-B/16."""
 
+    takes_perceptual: ClassVar[bool] = True
     name: Literal["pmf"] = "pmf"
     """Pixel mean flows (arXiv 2601.22158)."""
 

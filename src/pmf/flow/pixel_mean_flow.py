@@ -61,6 +61,8 @@ class Fields:
 class PixelMeanFlow(Objective[StandardScalars, Draws]):
     """The objective of pMF, and of its ablations; see :class:`pmf.flow.objective.Objective`."""
 
+    shown = "loss_u"  # the total stays near 2
+
     def __init__(
         self,
         settings: PixelMeanFlowOptions,

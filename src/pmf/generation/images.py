@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pmf.checkpoint.saved_weights import load_strictly
+from pmf.config.network import network_of
 from pmf.config.sections import Config
 from pmf.data.codec import create_codec
 from pmf.distributed.world import World
@@ -17,7 +18,6 @@ from pmf.flow.objective import create_objective
 from pmf.generation.pictures import contact_sheet
 from pmf.generation.plan import ImageBatch, SamplingPlan, image_noise
 from pmf.net.interface import Network
-from pmf.net.sizes import create_network
 
 
 class ImageMaker:
@@ -58,7 +58,7 @@ class ImageMaker:
             if count:
                 raise NotFiniteError(
                     f"image {index} (class {plan.label(index)}) of {plan.weights}: {count} of its {z[0].numel()} "
-                    "values are not finite; choose an older checkpoint or another omega"
+                    "values are not finite; choose an older checkpoint or other sampling options"
                 )
         return self._codec.decode(z)
 
@@ -118,17 +118,11 @@ def own_batches(num_images: int, batch_size: int, world: World) -> Iterator[rang
 
 
 def inference_network(config: Config, weights: Mapping[str, Tensor], device: torch.device, where: str) -> nn.Module:
-    """A network without v head, holding ``weights``; ``where`` names their source in errors.
+    """A network built for inference, with these weights; ``where`` names their source in errors.
 
     Raises:
         UserError: the weights are those of another network, or not finite.
     """
-    network = create_network(
-        config.model.name,
-        image_size=config.data.image_size,
-        num_classes=config.data.num_classes,
-        channels=config.data.channels,
-        inference=True,
-    )
+    network = network_of(config, inference=True)
     load_strictly(network, weights, where)
     return network.to(device).eval()

@@ -13,12 +13,13 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
+from pmf.config.network import network_of
 from pmf.config.sections import Config
 from pmf.data.order import steps_per_epoch
 from pmf.data.source import create_source, require_first_images
 from pmf.distributed.batching import accumulation_steps
 from pmf.errors import CrossFieldError, UserError
-from pmf.net.sizes import create_network
+from pmf.flow.objective import create_objective
 from pmf.optim.schedule import learning_rate
 from pmf.training.metrics import wandb_problem
 from pmf.training.preflight import require_compiler, require_device, require_storage
@@ -102,12 +103,10 @@ def _schedule(config: Config, max_steps: int) -> Generator[Verdict]:
 
 def _model(config: Config, max_steps: int) -> Generator[Verdict]:
     with torch.device("meta"):  # shapes only
-        network = create_network(
-            config.model.name,
-            image_size=config.data.image_size,
-            num_classes=config.data.num_classes,
-            channels=config.data.channels,
-        )
+        network = network_of(config)
+    training = config.training
+    objective = create_objective(config.objective, num_classes=config.data.num_classes)
+    objective.require_network(network, compiled=training.compile, parallel=training.parallel)
     yield Verdict("ok", "model", f"{config.model.name}, {sum(p.numel() for p in network.parameters()):,} parameters")
     yield from _ask("disk", lambda: _disk(config, checkpoint_bytes(network, config), max_steps))
 

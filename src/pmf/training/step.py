@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pmf.config.network import network_of
 from pmf.config.sections import Config
-from pmf.costs.arithmetic import step_flops
+from pmf.costs.arithmetic import StepFlops, step_flops
 from pmf.data.codec import create_codec
 from pmf.data.loader import Batch
 from pmf.distributed.shards import average_gradients, shard_weights, whole
 from pmf.distributed.world import World
 from pmf.errors import AgreedError
 from pmf.flow.objective import LossTerms, MicroBatch, Objective, create_objective
-from pmf.net.sizes import create_network
 from pmf.optim.ema import WeightAverages
 from pmf.optim.groups import create_optimizer
 from pmf.perceptual.distances import create_distances
@@ -55,7 +55,7 @@ class TrainingStep:
         state: the network, its optimizer and averages, the objective and the progress; checkpoints hold it.
         objective: the loss and its random numbers.
         module: network and objective as DDP, FSDP and autocast wrap them.
-        flops: operations of a step for each image.
+        flops: operations of a step for each image, on the main rank; None where they could not be counted.
     """
 
     def __init__(
@@ -86,13 +86,7 @@ class TrainingStep:
         self._course, self._stop, self._say = course, stop, say
         self._accumulation = accumulation
         self._codec = create_codec(config.data)
-        network = create_network(
-            config.model.name,
-            image_size=config.data.image_size,
-            num_classes=config.data.num_classes,
-            channels=config.data.channels,
-            generator=torch_generator(Stream.WEIGHTS, training.seed),
-        ).to(world.device)
+        network = network_of(config, generator=torch_generator(Stream.WEIGHTS, training.seed)).to(world.device)
         perceptual = world.main_first(lambda: create_distances(config.perceptual, world.device, say))  # may download
         create = partial(
             create_objective,
@@ -104,8 +98,7 @@ class TrainingStep:
         self.objective = create(static_shapes=training.static_shapes)
         self.objective.require_network(network, compiled=training.compile, parallel=training.parallel)
         # Before checkpointing, and without rows that only fill: what is needed counts.
-        side = config.data.image_size
-        self.flops = step_flops(network, create(), (config.data.channels, side, side))
+        self.flops = self._count_flops(network, create()) if world.is_main else None
         if training.activation_checkpointing:
             network.checkpoint_blocks()
         if training.compile:
@@ -120,6 +113,15 @@ class TrainingStep:
         self.module = accelerator.prepare_model(module, device_placement=not sharded, evaluation_mode=sharded)
         accelerator.prepare_optimizer(optimizer, device_placement=not sharded)  # so that it can unscale the gradients
         self.state = TrainingState(network, optimizer, averages, accelerator.scaler, self.objective)
+
+    def _count_flops(self, network: nn.Module, objective: Objective[Any, Any]) -> StepFlops | None:
+        """The count is for people: a method whose step needs the contents of tensors is trained all the same."""
+        try:
+            return step_flops(network, objective, self._codec.shape)
+        except Exception as error:
+            reason = str(error).partition("\n")[0]
+            self._say(f"warning: the arithmetic of a step is not counted: {type(error).__name__}: {reason}")
+            return None
 
     def __call__(self, batches: list[Batch]) -> bool:
         """Take one step over this rank's micro-batches; a non-finite gradient on any rank skips it on all.

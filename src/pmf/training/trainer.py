@@ -147,7 +147,9 @@ class Trainer:
                 bar.update()
                 if progress.step % training.log_every == 0 or progress.step == last:
                     metrics = self.window.close()
-                    shown = (key for key in ("loss_u", "lr", "images_per_second") if key in metrics)
+                    shown = (
+                        key for key in (self.train_step.objective.shown, "lr", "images_per_second") if key in metrics
+                    )
                     bar.set_postfix({key: f"{metrics[key]:.4g}" for key in shown})
                     if log:
                         log.write(metrics)
@@ -230,7 +232,8 @@ class Trainer:
             f"{len(self.source):,} images, {self.course.steps_per_epoch} steps an epoch, {last} steps in all; "
             f"run folder {self.run_folder.path}"
         )
-        self.say(f"{self.config.model.name}: {parameters:,} parameters; a step takes {self.train_step.flops}")
+        counted = f"; a step takes {self.train_step.flops}" if self.train_step.flops else ""
+        self.say(f"{self.config.model.name}: {parameters:,} parameters{counted}")
 
 
 def _accumulation(training: TrainingConfig, processes: int) -> int:

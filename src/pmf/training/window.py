@@ -50,9 +50,9 @@ class Window:
             metrics["loss_scale"] = self._step.state.scaler.get_scale()
         if self._world.device.type == "cuda":
             metrics["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        peak = peak_flops(self._world.device)
-        if peak is not None and self._training.mixed_precision != "no":
-            metrics["mfu"] = self._step.flops.total * images_per_second / (peak * self._world.size)
+        peak, flops = peak_flops(self._world.device), self._step.flops
+        if peak is not None and flops is not None and self._training.mixed_precision != "no":
+            metrics["mfu"] = flops.total * images_per_second / (peak * self._world.size)
         progress.start_window()
         self._seconds, self._steps = 0.0, 0
         return metrics

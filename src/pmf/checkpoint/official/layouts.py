@@ -16,13 +16,14 @@ from pmf.checkpoint.official.names import JAX, OFFICIAL_NETWORK, OURS, PYTORCH, 
 from pmf.checkpoint.official.pytorch_file import read_pytorch, write_pytorch
 from pmf.checkpoint.places import MANIFEST, list_checkpoints, run_or_checkpoint
 from pmf.checkpoint.saved_weights import SavedWeights, recorded_config
+from pmf.config.network import network_of
 from pmf.config.sections import Config
 from pmf.distributed.world import ALONE, World
 from pmf.errors import UserError
 from pmf.files import file_format, file_sha256, printable
 from pmf.net.base import BaseNetwork
 from pmf.net.pixel_transformer import PixelTransformer
-from pmf.net.sizes import create_network, find_architecture
+from pmf.net.sizes import find_architecture
 from pmf.tensors import read_safetensors, require_finite, require_same_tensors, tensors_sha256
 
 # The official PyTorch networks store their table of rotations; ours is computed from the sizes.
@@ -188,11 +189,8 @@ def _to_layout(layout: Layout, saved: SavedWeights, inference: bool) -> dict[str
 
 def _network_without_values(config: Config) -> BaseNetwork:
     """The config's network for training, on torch's meta device."""
-    data = config.data
     with torch.device("meta"):
-        return create_network(
-            config.model.name, image_size=data.image_size, num_classes=data.num_classes, channels=data.channels
-        )
+        return network_of(config)
 
 
 def _check_rotations(table: Tensor | None, config: Config, path: Path) -> None:
