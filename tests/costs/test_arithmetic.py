@@ -19,7 +19,7 @@ from pmf.perceptual.distances import PerceptualDistances
 from pmf.perceptual.lpips import STAGES
 from pmf.training.trainer import Trainer
 from tests.costs.by_hand import step_by_hand
-from tests.perceptual_weights import random_lpips
+from tests.perceptual.published import random_lpips
 from tests.runs import tiny_config
 
 
@@ -156,7 +156,7 @@ def test_a_trainer_has_the_count_of_its_own_network_and_options(tmp_path):
     config = trainer.config
     plain = create_network(config.model.name, image_size=8, num_classes=10, channels=1)
     objective = create_objective(config.objective, num_classes=10)
-    assert trainer.flops == step_flops(plain, objective, (1, 8, 8))
+    assert trainer.train_step.flops == step_flops(plain, objective, (1, 8, 8))
 
 
 def test_the_line_names_only_parts_that_there_are():
