@@ -41,7 +41,7 @@ def to_path(text: str) -> Path:
 
 
 def whole_from(least: int) -> Callable[[str], int]:
-    """What reads an argument that is a whole number, at least ``least``; 5e4 is one. For ``type=`` of argparse."""
+    """A reader for arguments that are whole numbers, at least ``least``; 5e4 is one. For ``type=`` of argparse."""
 
     def read(text: str) -> int:
         try:

@@ -1,4 +1,4 @@
-"""How a command ends other than well: by a user's mistake, or because it was asked to stop."""
+"""Errors that end a command: a user's mistake, or a request to stop."""
 
 PREEMPTED_STATUS = 75
 """EX_TEMPFAIL of sysexits.h: nothing is wrong, start me again."""

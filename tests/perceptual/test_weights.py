@@ -20,7 +20,7 @@ from pmf.perceptual.convnext import create_convnext
 from pmf.perceptual.distances import create_distances
 from pmf.perceptual.lpips import Lpips
 from pmf.perceptual.options import PerceptualConfig
-from pmf.perceptual.weights import find_file, load_published, read_weights, url_of
+from pmf.perceptual.weights import find_file, load_published, read_published, url_of
 from tests.perceptual.published import published_lpips, random_convnext, random_lpips
 
 KEY = "perceptual.lpips_weights"
@@ -85,7 +85,7 @@ def test_convnext_of_the_transformers_library(tmp_path):
 
 def test_metas_files_hold_the_weights_one_level_down(tmp_path):
     torch.save({"model": {"stages.0.0.gamma": torch.ones(2)}, "epoch": 3}, tmp_path / "base.pt")
-    assert read_weights(tmp_path / "base.pt", KEY).keys() == {"stages.0.0.gamma"}
+    assert read_published(tmp_path / "base.pt", KEY).keys() == {"stages.0.0.gamma"}
 
 
 def test_frozen_networks_ask_for_no_gradient(tmp_path, lpips_tensors):
@@ -139,7 +139,7 @@ def test_downloads_once_into_torch_home(tmp_path, monkeypatch):
         f"refused>); download it elsewhere and put it at {cached / 'nothing.pth'}"
     )
     assert [path.name for path in cached.iterdir()] == ["heads.pth"]
-    assert torch.equal(read_weights(find_file(f"{url}/heads.pth", KEY), KEY)["lin0.weight"], torch.ones(2))
+    assert torch.equal(read_published(find_file(f"{url}/heads.pth", KEY), KEY)["lin0.weight"], torch.ones(2))
 
 
 class Malicious:

@@ -83,7 +83,7 @@ def find_and_write(request: Request, candidate: Sequence[str] = CANDIDATE) -> No
 
 
 def advice(config: Config, processes: int) -> str:
-    """What else would save memory, most for least first."""
+    """Options that would save memory, those that cost least first."""
     training = config.training
     ideas = []
     if not training.compile:
@@ -99,7 +99,10 @@ def advice(config: Config, processes: int) -> str:
 def _estimates(
     config: Config, world: World, sizes: Sequence[int], memory: int | None, say: Callable[[str], None]
 ) -> dict[int, Measurement]:
-    """By size; of all sizes. On the main rank, as it takes a while; the others get its word."""
+    """An estimate for each size.
+
+    Only the main rank computes them, because it takes a while; it sends them to the others.
+    """
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         total = torch.cuda.get_device_properties(int(os.environ.get("LOCAL_RANK", "0"))).total_memory

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 HEADROOM = 0.09
 """Share of the memory that stays free: fragments, evaluation, and rows that later steps draw."""
 TOLERANCE = 0.02
-"""Images per second that a smaller size may give away: it leaves memory for less waste."""
+"""A smaller size wins if it loses at most this share of images per second: memory that it leaves is a reserve."""
 
 
 @dataclass(frozen=True, kw_only=True)

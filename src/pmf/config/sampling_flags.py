@@ -22,8 +22,8 @@ def add_sampling_flags(parser: argparse.ArgumentParser, *, several: bool = False
 
     Args:
         parser: of a verb.
-        several: whether each option that images depend on takes several values: one after the other, or, where a
-            value is a pair, by the flag several times.
+        several: each option that images depend on takes several values (``--omega 5 6``); a pair is given by repeating
+            its flag.
     """
     for name, option in options_for(sampling_section(), Use.IMAGES, Use.WEIGHTS, Use.BATCHES).items():
         flag = "--" + name.replace("_", "-")

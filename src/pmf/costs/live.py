@@ -16,8 +16,8 @@ class LiveBytes(TorchDispatchMode):
     """Counts while it is open, on real tensors and on fake ones.
 
     A storage counts once, however many views it has, from the operation that returns it until the last tensor over it
-    is gone. What was there before does not count, nor does what is on the meta device (shapes that somebody keeps), nor
-    what a kernel needs and frees within one operation.
+    is gone. Not counted: storages from before, tensors on the meta device, and what a kernel allocates and frees within
+    one operation.
 
     Attributes:
         current: bytes now.

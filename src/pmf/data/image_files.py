@@ -23,7 +23,7 @@ RECORDS = ("labels.csv", "sampling.json")
 
 
 class LeftOut:
-    """What stands in a folder and is not used: counted by reason, with the first name of each in order of names."""
+    """Entries of a folder that are not used: their number for each reason, and the alphabetically first name."""
 
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}

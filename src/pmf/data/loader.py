@@ -26,7 +26,7 @@ class Batch:
     """One micro-batch of one rank."""
 
     images: torch.Tensor
-    """uint8 (b, channels, image_size, image_size)."""
+    """(b, C, H, W) as the codec of ``data.kind`` takes it: uint8 images, or moments of any float type."""
     labels: torch.Tensor
     """int64 (b,), in [0, num_classes)."""
     indices: torch.Tensor
@@ -170,7 +170,7 @@ def _start_worker(_worker: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
-    # Torch's workers watch their parent process, which here is the fork server, and that one lives while they do.
+    # Torch's workers watch their parent. Here that is the fork server, which lives as long as they do.
     threading.Thread(target=_exit_with_trainer, daemon=True).start()
 
 
@@ -195,13 +195,13 @@ class _Schedule:
 
 
 @dataclass(frozen=True)
-class _MicroBatch:
+class _Position:
     """The place of a micro-batch in the run."""
 
     step: int
     epoch: int
     row: int
-    """Number of the global batch in its epoch, of those that were left when the run began."""
+    """Number of the global batch among those that its epoch had left when this start began."""
     begin: int
     """First position in the global batch."""
 
@@ -226,7 +226,7 @@ class _MicroBatches(IterableDataset[Batch | UserError]):
             # As a value: torch would wrap an exception from a worker in its traceback.
             yield error
 
-    def _place(self, number: int) -> _MicroBatch:
+    def _place(self, number: int) -> _Position:
         schedule = self.schedule
         steps, part = divmod(number, schedule.accumulation)
         epoch, row = schedule.place.epoch, steps
@@ -235,9 +235,9 @@ class _MicroBatches(IterableDataset[Batch | UserError]):
             epochs, row = divmod(beyond, schedule.steps_per_epoch)
             epoch += 1 + epochs
         begin = schedule.first_position + part * schedule.micro_batch_size
-        return _MicroBatch(schedule.start_step + steps, epoch, row, begin)
+        return _Position(schedule.start_step + steps, epoch, row, begin)
 
-    def _epoch(self, epoch: int, places: list[_MicroBatch]) -> Iterator[Batch]:
+    def _epoch(self, epoch: int, places: list[_Position]) -> Iterator[Batch]:
         schedule, size = self.schedule, self.schedule.micro_batch_size
         num_samples = len(self.source)
         taken = schedule.place.taken if epoch == schedule.place.epoch else ()

@@ -71,7 +71,7 @@ def epoch_batches(
         sequence, max_lanes = generator.permutation(num_samples), 1
     else:
         sequence, max_lanes = _pooled_sequence(num_samples, block_starts, generator), MAX_LANES
-    # The batches of the last size are those of an epoch that has gone on with it.
+    # If the last size taken is the size now, its batches belong to the division that this epoch goes on with.
     going_on = bool(taken) and taken[-1][0] == global_batch_size
     for size, batches in taken[:-1] if going_on else taken:
         sequence = np.delete(sequence, _positions(len(sequence), size, max_lanes)[:batches].reshape(-1))

@@ -204,7 +204,7 @@ def meeting_point(timeout: timedelta) -> torch.distributed.Store:
 
 
 def is_first_to_find(problem: str) -> bool:
-    """Whether no other process of this start has asked this; they count in the store through which they met."""
+    """Whether this process is the first to report a problem; processes count in the store through which they met."""
     key = hashlib.sha256(problem.encode()).hexdigest()
     try:
         return meeting_point(timedelta(seconds=5)).add(f"reported {key}", 1) == 1

@@ -24,7 +24,7 @@ ImageShape = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Features:
-    """Of a batch of images.
+    """Features of a batch of images.
 
     Attributes:
         values: (B, D) float: what distances are taken between.

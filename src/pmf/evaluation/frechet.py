@@ -17,9 +17,9 @@ Statistics stored in float32 are off by 2^-24 of each entry: then the eigenvalue
 in all, 3e-6 for Inception's 2,048 features. A matrix that is further off was not rounded: it is no covariance.
 """
 CANCELLATION = 1e-10
-"""And how far beyond, of the squared mean: a difference of float64 sums, 2e-16 of it for each of many additions.
+"""How far beyond ``ROUNDING`` it may be, as a share of the squared mean: the error of a difference of float64 sums.
 
-It matters where images hardly differ: the covariance of 2,000 black ones is such a rounding error and nothing else.
+It matters where images hardly differ: the covariance of 2,000 black images consists of such errors alone.
 """
 
 

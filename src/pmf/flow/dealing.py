@@ -28,8 +28,11 @@ class _Needs:
 
 
 @dataclass
-class _MicroBatch:
-    """Rows that it has, room for more, and how many of its rows need what."""
+class _Hand:
+    """A micro-batch while it is dealt.
+
+    Its rows, the number of rows still missing, and how many of its rows need v_u or the perceptual losses.
+    """
 
     rows: list[int]
     room: int
@@ -61,19 +64,19 @@ def deal(
     first_other = num_micro_batches * num_flow_matching
     needs = _needs(scalars, settings, perceptual_max_t, first_other)
     drop_first = settings.label_drop_rows == "first"
-    # That drop takes the first rows of a micro-batch, whichever these are, so only the number of drops is dealt.
+    # "first" drops the labels of a micro-batch's first rows, so only the number of drops has to be dealt.
     drops = scalars.uniform_drop.sort().values
     total = int((drops < settings.label_drop).sum()) if drop_first else 0
     num_dropped = [len(range(number, total, num_micro_batches)) for number in range(num_micro_batches)]
     micro_batches = [
-        _MicroBatch(rows=[], room=num_flow_matching, unconditional=max(0, num_flow_matching - count) * drop_first)
+        _Hand(rows=[], room=num_flow_matching, unconditional=max(0, num_flow_matching - count) * drop_first)
         for count in num_dropped
     ]
     _give(micro_batches, needs, needs.most_first(range(first_other)))
     for micro_batch in micro_batches:
         micro_batch.rows.sort()
         micro_batch.room = size - num_flow_matching
-    # Where the drop reaches beyond the flow-matching rows it takes any others: as they come, not as they suit.
+    # More drops than flow-matching rows: the rest fall on other rows, taken in order so that no choice biases them.
     next_row = first_other
     for micro_batch, count in zip(micro_batches, num_dropped, strict=True):
         surplus = range(next_row, next_row + max(0, count - num_flow_matching))
@@ -98,7 +101,10 @@ def deal(
 def _needs(
     scalars: StandardScalars, settings: PixelMeanFlowOptions, perceptual_max_t: float, num_flow_matching: int
 ) -> _Needs:
-    """What the rows need. If the first rows are dropped, which of the flow-matching ones need v_u is settled there."""
+    """What each row needs.
+
+    Under ``label_drop_rows: first`` it is not settled here which flow-matching rows need v_u.
+    """
     times = sample_times(scalars, settings, num_flow_matching)
     guidance = sample_guidance(scalars, settings, num_flow_matching)
     guided = active_scale(guidance.omega, times.t, guidance.t_min, guidance.t_max) != 1
@@ -109,7 +115,7 @@ def _needs(
     return _Needs(unconditional=guided.tolist(), perceptual=(times.t < perceptual_max_t).tolist())
 
 
-def _give(micro_batches: list[_MicroBatch], needs: _Needs, rows: list[int]) -> None:
+def _give(micro_batches: list[_Hand], needs: _Needs, rows: list[int]) -> None:
     """Each row to the micro-batch that has least of what it needs, and room for it."""
     for unconditional in (True, False):
         heap = [

@@ -92,7 +92,7 @@ class Draws:
 
 
 def draw_scalars(rows: int, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> StandardScalars:
-    """Draw from a CPU generator what decides how much work each row is."""
+    """Draw the scalars of rows from a CPU generator; how much work each row is follows from them alone."""
     normals = torch.randn(2, rows, generator=generator, dtype=dtype)
     uniforms = torch.rand(7, rows, generator=generator, dtype=dtype)
     return StandardScalars(
@@ -177,7 +177,10 @@ def sample_guidance(standard: StandardScalars, settings: PixelMeanFlowOptions, n
 
 
 def sample_label_drop(standard: StandardScalars, settings: PixelMeanFlowOptions) -> Tensor:
-    """Which rows lose their label, (B,) bool: as many of the first rows as there are successes, or the successes."""
+    """Rows that lose their label, (B,) bool.
+
+    They are those whose uniform is below ``label_drop``, or as many of the first rows.
+    """
     dropped = standard.uniform_drop < settings.label_drop
     if settings.label_drop_rows == "first":
         return torch.arange(len(dropped)) < dropped.sum()

@@ -172,7 +172,7 @@ class PixelMeanFlow(Objective[StandardScalars, Draws]):
         if self.perceptual is None:
             return total
         factors = self.perceptual.factors
-        logs |= {f"loss_{name}": total.new_zeros(()) for name in factors}  # on every rank, every time
+        logs |= {f"loss_{name}": total.new_zeros(()) for name in factors}  # all ranks must log the same names
         if not len(rows):
             return total
         denoised = fields.z[rows] - per_image(draws.t[rows]) * fields.u[rows]

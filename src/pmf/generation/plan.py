@@ -47,7 +47,11 @@ class SamplingPlan:
 
 
 def image_noise(seed: int, indices: Sequence[int], shape: tuple[int, int, int], scale: float) -> Tensor:
-    """Normal noise of standard deviation ``scale``, one generator per image: (len(indices), C, H, W) on the CPU."""
+    """Normal noise of standard deviation ``scale``, one generator per image.
+
+    Returns:
+        (len(indices), C, H, W) float32 on the CPU.
+    """
     noise = [
         numpy_generator(Stream.IMAGE_NOISE, seed, index).standard_normal(shape, dtype=np.float32) for index in indices
     ]

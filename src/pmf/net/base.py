@@ -16,8 +16,9 @@ class BaseNetwork(nn.Module):
     """A network as the table of sizes lists it (pmf/net/sizes.py); ``forward`` is as pmf/net/interface.py says.
 
     The constructor of a subclass takes, by keyword, ``image_size``, ``channels``, ``num_classes``, ``inference`` and
-    ``generator``, the patch size and whatever else the rows of the table give. With ``inference`` it leaves out what
-    only training uses, and all initial weights come from the generator (None: torch's global one).
+    ``generator``, the patch size and whatever else the rows of the table give. ``image_size`` and ``channels`` are the
+    side and the channels of the network's space (pixels, or latents). With ``inference`` it leaves out what only
+    training uses, and all initial weights come from the generator (None: torch's global one).
 
     Attributes:
         heads: ``uv``, or ``u`` for a network with one head and for one that was built for inference.

@@ -168,7 +168,7 @@ def gelu(x: Operand) -> Operand:
 def gelu_tanh(x: Operand) -> Operand:
     """x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2, the usual approximation of :func:`gelu`."""
     if isinstance(x, Dual):
-        primal = at_least_float32(x.primal)  # the squares of float16 numbers above 255 are none
+        primal = at_least_float32(x.primal)  # squares of float16 numbers above 255 overflow
         factor, cubic = math.sqrt(2 / math.pi), 0.044715
         tanh = torch.tanh(factor * (primal + cubic * primal**3))
         slope = 0.5 * (1 + tanh) + 0.5 * primal * (1 - tanh.square()) * factor * (1 + 3 * cubic * primal.square())
@@ -206,7 +206,7 @@ class Linear(nn.Linear):
 
     def forward(self, x: Operand) -> Operand:  # type: ignore[override]
         """Map (B, ..., in + extra_in) to (B, ..., out + extra_out)."""
-        # Tensors of the meta device are on no matrix unit: there, only the true product is counted.
+        # On the meta device only counting happens: there the product has its true width.
         pads = any(self.extra) and value_of(x).device.type != "meta"
         weight = F.pad(self.weight, self.extra) if pads else self.weight
         if isinstance(x, Dual):

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 Heads = Literal["u", "v", "uv"]
-"""Which heads are to be computed: u predicts over [r, t], v at t."""
+"""Which heads to compute: u predicts over [r, t], v at t."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """What a network is told beside z; each takes of it what it knows.
+    """What a network is given beside z; it uses the fields that it knows.
 
     Attributes:
         t: (B,) time, 1 is noise.
@@ -53,7 +53,7 @@ class Tangent:
 
 @dataclass
 class HeadOutputs:
-    """What the heads say that were asked for; the others are None.
+    """Outputs of the heads that were asked for; the others are None.
 
     Attributes:
         u, v: (B, C, H, W).

@@ -19,7 +19,7 @@ class NetworkSize:
 
     Attributes:
         architecture: a subclass of ``pmf.net.base.BaseNetwork``, or where it is defined as "package.module:Class".
-        patch_size: side of a patch in pixels; it divides the side of the images.
+        patch_size: side of a patch; it divides the side of the network's space (pixels, or latents).
         numbers: by name, what else the constructor takes; see there for the meaning of each.
     """
 
@@ -99,6 +99,9 @@ def create_network(
     """Build a network by name.
 
     Args:
+        image_size: side of the network's space (pixels, or latents).
+        num_classes: number of labels without the null label.
+        channels: channels of the network's space.
         inference: leave out what only training uses.
         generator: source of the initial weights; None is torch's global one.
 

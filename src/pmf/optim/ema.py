@@ -1,7 +1,7 @@
 """Averages of the weights over training, several at once.
 
-A rule of an average is a function of its number, the images seen and the images per step: it gives beta, the weight of
-the old average in one update. A new one stands here or in a file of its own, with a row in ``AVERAGES`` of
+A rule of an average is a function of (its number, images seen, images per step) and returns beta, the weight of the
+old average in one update. A new rule stands here or in a file of its own, with a row in ``AVERAGES`` of
 pmf/optim/options.py; ``ema.others`` then takes its name and number.
 """
 

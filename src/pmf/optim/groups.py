@@ -20,8 +20,8 @@ def is_linear_weight(name: str, parameter: Tensor, embedding_names: Collection[s
     """Whether a parameter is the weight of a linear layer, which is what a rule for matrices moves.
 
     That is a matrix that is not a lookup table: biases, norms and gates are vectors, tokens and positions are
-    (1, tokens, width), convolutions (1x1 too) are 4-D. So optax.contrib.muon sees the official networks, where the
-    label table is 3-D.
+    (1, tokens, width), convolutions (1x1 too) are 4-D. optax.contrib.muon makes the same choice for the official
+    networks, where the label table is 3-D.
 
     Args:
         name: of the parameter, as in ``named_parameters``.

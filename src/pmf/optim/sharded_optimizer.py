@@ -1,9 +1,9 @@
 """The optimizer for weights in shards: every rank keeps the moments of its rows and moves them.
 
-A rule for matrices needs whole ones for its directions (Muon orthogonalises), and a matrix is cut by rows. So each
-stack of matrices has an owner in the shard group: the rows of what directions are made of go to it, and the rows of the
-directions come back. Stacks are taken in
-turns, one of each owner, so that a turn is one all-to-all there and one back, and all owners compute at the same time.
+A rule for matrices needs whole matrices for its directions (Muon orthogonalises), and each rank has only rows. So each
+stack of matrices has an owner in the shard group: every rank sends it its rows, and gets back the rows of the
+directions. Stacks are taken in turns, one of each owner: a turn is two all-to-all messages, and all owners compute at
+the same time.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Delivery:
 
 @dataclass(frozen=True, kw_only=True)
 class _Turn:
-    """The matrices of one stack of each owner (of some perhaps none), and the rows that travel to this rank's."""
+    """One stack of matrices for each owner (of some perhaps none), and the rows under way to the owners."""
 
     stacks: list[list[Tensor]]
     gathering: Delivery

@@ -35,7 +35,7 @@ def load_published(network: nn.Module, key: str, sources: Sequence[str], names: 
     """
     found: dict[str, Tensor] = {}
     for source in sources:
-        for name, tensor in read_weights(find_file(source, key), key).items():
+        for name, tensor in read_published(find_file(source, key), key).items():
             for pattern, replacement in names:
                 name = re.sub(pattern, replacement, name)
             found[name] = tensor
@@ -102,7 +102,7 @@ def file_name(source: str) -> str:
     return f"{source.replace('/', '--')}.safetensors"
 
 
-def read_weights(path: Path, key: str) -> dict[str, Tensor]:
+def read_published(path: Path, key: str) -> dict[str, Tensor]:
     """The tensors of a safetensors file or of a pickle, whose code is never run.
 
     Args:

@@ -212,7 +212,7 @@ def _is_copy(file: Path, original: Path) -> bool:
 
 
 def _let_go_of_wandb(seconds: float) -> None:
-    """End its service, and take back its hook at exit, which could wait for the service for ever.
+    """End the service of Weights & Biases, and remove its exit hook, which could wait for the service for ever.
 
     The hook goes at once; the service may take any time, and gets so many seconds.
     """

@@ -125,7 +125,7 @@ class RunFolder:
             )
 
     def mark_preempted(self, step: int) -> None:
-        """Leave a note for whoever starts runs again."""
+        """Leave a note for scripts that start runs again."""
         with contextlib.suppress(OSError):  # the step is saved, and the exit status says the same
             write_json(self.path / PREEMPTED, {"step": step, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
 

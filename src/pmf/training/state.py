@@ -32,11 +32,11 @@ class Progress:
 
     step: int = 0
     images: int = 0
-    """Trained on, those of skipped steps included. Counted: the batch size may change from one start to the next."""
+    """Images trained on, those of skipped steps included. Counted, because a resume may change the batch size."""
     last_images: int = 0
-    """Of the last step."""
+    """Images of the last step."""
     place: dict[str, Any] | None = None
-    """In the data, when a checkpoint was made."""
+    """The place in the data (:class:`pmf.data.place.Place` as a dict) when the last checkpoint was made."""
     skipped: int = 0
     skipped_in_a_row: int = 0
     spikes: int = 0

@@ -1,8 +1,8 @@
 """What to do about a step that does not end: say who hangs and where, and end.
 
 Each process has a thread that counts the seconds of the current step. When they are too many, it writes the stacks of
-its process to stderr, tells the others where it stands, and ends the process. Who does not tell is the one that failed.
-Nothing is counted outside of steps: sampling, evaluation and saving may take as long as they need.
+its process to stderr, tells the others where it stands, and ends the process. A process that reports nothing is the one
+that failed. Nothing is counted outside of steps: sampling, evaluation and saving may take as long as they need.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Watchdog:
         os._exit(HUNG_STATUS)
 
     def _exchange(self, place: str) -> dict[int, str]:
-        """Tell the others where this rank stands; where those of them stand that tell in time."""
+        """Report where this rank stands, and collect where the others stand that report in time."""
         places = {self._world.rank: place}
         try:
             store = meeting_point(GRACE)
