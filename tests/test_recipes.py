@@ -180,5 +180,5 @@ def test_a_recipe_states_only_what_differs_from_the_defaults(name):
     assert stated.pop("model") == {"name": name}
     assert stated["data"].pop("path") == "datasets/imagenet-1k"
     for section, values in stated.items():
-        defaults = Config.model_fields[section].default.model_dump()
+        defaults = Config.model_fields[section].get_default(call_default_factory=True).model_dump()
         assert {key for key, value in values.items() if defaults[key] == value} == set(), section

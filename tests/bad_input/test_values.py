@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_args
 
 import pytest
 from accelerate.state import AcceleratorState
-from pydantic import AfterValidator, BaseModel
+from pydantic import BaseModel, BeforeValidator
 
 from pmf.auto_batch.request import Request
 from pmf.commands import path_text
@@ -42,7 +42,7 @@ def holds(annotation: Any, wanted: Any) -> bool:
 
 def takes_text(annotation: Any) -> bool:
     """Strings of any wording: choices and lists are read otherwise."""
-    checks = [part.func.__qualname__ for part in get_args(annotation) if isinstance(part, AfterValidator)]
+    checks = [part.func.__qualname__ for part in get_args(annotation) if isinstance(part, BeforeValidator)]
     chosen = any(name.startswith("one_of.") for name in checks)  # by name from a table
     return holds(annotation, str) and not chosen and "list[" not in str(annotation)
 

@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from pmf.config.yaml_file import load_config
-from pmf.net.sizes import SIZES, NetworkSize
+from pmf.net.sizes import PIXEL_TRANSFORMER, SIZES, NetworkSize
 from pmf.training.trainer import Trainer
 from tests.launch import ROOT
 from tests.loss_trace import machine
@@ -41,7 +41,9 @@ def same_machine() -> bool:
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the run folder, where its config expects it."""
-    size = NetworkSize(width=16, depth=2, head_depth=1, num_heads=2, mlp_width=40, patch_size=4, bottleneck=8)
+    size = NetworkSize(
+        PIXEL_TRANSFORMER, width=16, depth=2, head_depth=1, num_heads=2, mlp_width=40, patch_size=4, bottleneck=8
+    )
     monkeypatch.setitem(SIZES, "fixture_4", size)
     monkeypatch.chdir(tmp_path)
     shutil.copytree(OLD / "run", tmp_path / "run")

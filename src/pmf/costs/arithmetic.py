@@ -68,12 +68,11 @@ def step_flops(
     """Count a step's operations for each image.
 
     The rows that each pass has are those of the objective's draws for one large micro-batch: shares of them are the
-    distributions', up to 1 / ``rows``. A small micro-batch whose rows are not divided evenly has other shares. Where
-    du/dt is taken by ``torch.func.jvp``, the values that it computes a second time count too.
+    distributions', up to 1 / ``rows``. A small micro-batch whose rows are not divided evenly has other shares.
 
     Args:
         network: on any device; neither compiled nor checkpointed, which would count what is computed twice.
-        objective: without static shapes, whose filling would count.
+        objective: of :meth:`ObjectiveOptions.countable` options, without static shapes, whose filling would count.
         image_shape: (C, H, W).
 
     Raises:

@@ -118,7 +118,7 @@ class MemoryEstimator:
             module.requires_grad_(False).eval()
         self._perceptual_bytes = sum(_size(list(module.parameters())) for module in frozen)
         objective = create_objective(
-            config.objective,
+            config.objective.countable(),
             num_classes=data.num_classes,
             perceptual=perceptual,
             perceptual_max_t=config.perceptual.max_t,

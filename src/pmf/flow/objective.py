@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 from pydantic import ValidationError, ValidationInfo
 from pydantic_core import InitErrorDetails
 
 from pmf.options import Section
-from pmf.tables import Row, names_in, resolve
+from pmf.tables import Row, names_in, one_of, resolve
 
 if TYPE_CHECKING:
     import torch
@@ -25,23 +25,6 @@ if TYPE_CHECKING:
 
 Scalars = TypeVar("Scalars")
 Draws = TypeVar("Draws")
-
-
-class ObjectiveOptions(Section):
-    """The objective section of a config; which options there are, its ``name`` decides."""
-
-    takes_perceptual: ClassVar[bool] = False
-    """Whether the method has terms for the distances of the perceptual section."""
-    name: str
-
-    @classmethod
-    def alternatives(cls) -> list[type[Section]]:
-        """The sections of all methods in the table."""
-        return [resolve(row.options) for row in OBJECTIVES.values()]
-
-    def problems(self, *, compiled: bool, parallel: str) -> list[tuple[str, str]]:  # noqa: ARG002  # for subclasses
-        """What does not go with ``training.compile`` and ``training.parallel``: the option, and what is wrong."""
-        return []
 
 
 @dataclass(frozen=True)
@@ -63,6 +46,28 @@ DEFAULT = "pmf"
 OBJECTIVES: dict[str, Method] = {
     "pmf": Method("pmf.flow.options:PixelMeanFlowOptions", "pmf.flow.pixel_mean_flow:PixelMeanFlow"),
 }
+
+
+class ObjectiveOptions(Section):
+    """The objective section of a config; which options there are, its ``name`` decides."""
+
+    takes_perceptual: ClassVar[bool] = False
+    """Whether the method has terms for the distances of the perceptual section."""
+    name: Annotated[str, one_of(OBJECTIVES)]
+    """The method."""
+
+    @classmethod
+    def alternatives(cls) -> list[type[Section]]:
+        """The sections of all methods in the table."""
+        return [resolve(row.options) for row in OBJECTIVES.values()]
+
+    def problems(self, *, compiled: bool, parallel: str) -> list[tuple[str, str]]:  # noqa: ARG002  # for subclasses
+        """What does not go with ``training.compile`` and ``training.parallel``: the option, and what is wrong."""
+        return []
+
+    def countable(self) -> Self:
+        """Options for the same step on tensors without contents, where something stands in for what these cannot do."""
+        return self
 
 
 class PerceptualDistances(Protocol):

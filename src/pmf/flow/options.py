@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from pydantic import FiniteFloat
 
@@ -58,3 +58,7 @@ class PixelMeanFlowOptions(ObjectiveOptions):
         if parallel != "ddp" and self.derivative == "jvp":
             found.append(("derivative", "is jvp, which needs training.parallel: ddp; use dual or auto"))
         return found
+
+    def countable(self) -> Self:
+        """See :class:`ObjectiveOptions`: torch.func.jvp needs contents; the network's own tangents stand in for it."""
+        return self.model_copy(update={"derivative": "auto"})

@@ -90,15 +90,14 @@ class TrainingStep:
         perceptual = world.main_first(lambda: create_distances(config.perceptual, world.device, say))  # may download
         create = partial(
             create_objective,
-            config.objective,
             num_classes=config.data.num_classes,
             perceptual=perceptual,
             perceptual_max_t=config.perceptual.max_t,
         )
-        self.objective = create(static_shapes=training.static_shapes)
+        self.objective = create(config.objective, static_shapes=training.static_shapes)
         self.objective.require_network(network, compiled=training.compile, parallel=training.parallel)
         # Before checkpointing, and without rows that only fill: what is needed counts.
-        self.flops = self._count_flops(network, create()) if world.is_main else None
+        self.flops = self._count_flops(network, create(config.objective.countable())) if world.is_main else None
         if training.activation_checkpointing:
             network.checkpoint_blocks()
         if training.compile:
