@@ -15,8 +15,9 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.contact.setting import Measurements, Report, Setting
-from benchmarks.contact.steps import NO_PERCEPTUAL, Run, run_config
+from benchmarks.contact.steps import NO_PERCEPTUAL, Run, random_perceptual, run_config
 from benchmarks.environment import synchronize
+from pmf.perceptual.options import PerceptualConfig
 
 ROOT = Path(__file__).parents[2]
 SYNCHRONISED = "called a synchronizing CUDA operation"
@@ -72,9 +73,9 @@ def waits(call: Callable[[], object]) -> dict[str, int]:
     return dict(found.most_common())
 
 
-def kernels(setting: Setting, report: Report) -> None:
+def kernels(setting: Setting, report: Report, *, perceptual: bool = False) -> None:
     """Time by kernel and by kind, of one micro-batch with its backward pass, and of the optimizer."""
-    run = warmed_up(setting)
+    run = warmed_up(setting, random_perceptual(setting) if perceptual else NO_PERCEPTUAL)
     for name, call in {"micro-batch": run.micro_batch_call(0), "optimizer": run.optimizer_call()}.items():
         call()
         report(**{name: profiled(call, setting.device)})
@@ -123,9 +124,9 @@ def kind_of(kernel: str) -> str:
     return next((kind for kind, pattern in KINDS.items() if re.search(pattern, kernel, re.IGNORECASE)), "other")
 
 
-def warmed_up(setting: Setting) -> Run:
+def warmed_up(setting: Setting, perceptual: PerceptualConfig = NO_PERCEPTUAL) -> Run:
     """A run at a micro-batch of 64, compiled on a GPU, after some steps and with gradients."""
-    config = run_config(setting, setting.micro_batch(64), compiled=setting.on_gpu, perceptual=NO_PERCEPTUAL)
+    config = run_config(setting, setting.micro_batch(64), compiled=setting.on_gpu, perceptual=perceptual)
     run = Run(config)
     for number in range(WARM_UP_STEPS):
         run.step(number)

@@ -39,6 +39,7 @@ STAGES = (
     Stage(name="steps_128_perceptual", run=partial(steps.measure, micro_batch=128, perceptual=True), limit=120),
     Stage(name="synchronisations", run=inspection.synchronisations, limit=60, needs_cuda=True),
     Stage(name="kernels", run=inspection.kernels, limit=60),
+    Stage(name="kernels_perceptual", run=partial(inspection.kernels, perceptual=True), limit=90),
     Stage(name="steps_64_eager", run=partial(steps.measure, micro_batch=64, compiled=False), limit=60),
     Stage(
         name="steps_64_flash",
