@@ -137,10 +137,13 @@ def test_any_option_can_be_swept(weights, call, tmp_path, capsys):
     ("given", "message"),
     [
         (("--warmth", "0"), "command line: sampling.warmth is 0: input should be greater than 0"),
-        (("--warmth", "hot"), "argument --warmth: takes a number, e.g. --warmth=1.0; "),
-        (("--window", "0", "x"), "argument --window: takes a number, e.g. --window=0.0; "),
+        (("--warmth", "hot"), "argument --warmth: 'hot' does not fit: it takes a number, e.g. --warmth=1.0; "),
+        (("--window", "0", "x"), "argument --window: 'x' does not fit: it takes a number; "),
         (("--sampler", "euler"), "command line: sampling.sampler is 'euler': input should be 'equal_steps' or 'warm'"),
-        (("--num-steps", "1.5"), "argument --num-steps: takes a whole number, e.g. --num-steps=1; "),
+        (
+            ("--num-steps", "1.5"),
+            "argument --num-steps: '1.5' does not fit: it takes a whole number, e.g. --num-steps=1; ",
+        ),
     ],
 )
 def test_values_that_cannot_be(given, message, weights, call, tmp_path):

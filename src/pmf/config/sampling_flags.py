@@ -41,7 +41,7 @@ def add_sampling_flags(parser: argparse.ArgumentParser, *, several: bool = False
             flag,
             dest=_PREFIX + name,
             default=argparse.SUPPRESS,
-            type=_reader(flag, parts[0] if parts else option),
+            type=_reader(flag, parts[0] if parts else option, part=bool(parts)),
             help=f"{told}; default: the config's{repeat}".replace("%", "%%"),
             **shape,
         )
@@ -78,13 +78,15 @@ def _parts(option: FieldInfo) -> list[FieldInfo]:
     return [FieldInfo.from_annotated_attribute(kind, value) for kind, value in zip(kinds, option.default, strict=True)]
 
 
-def _reader(flag: str, option: FieldInfo) -> Callable[[str], Any]:
-    """What reads one value of an option, as ``key=value`` does."""
+def _reader(flag: str, option: FieldInfo, *, part: bool) -> Callable[[str], Any]:
+    """What reads one value of an option, or of a part of one, as ``key=value`` does."""
 
     def read(text: str) -> Any:
         try:
             return read_value(option, flag, text)
         except NotOfItsKindError as error:
-            raise argparse.ArgumentTypeError(f"{text} is not what it {error}") from None
+            # An example would be of one part, which is not enough for a pair.
+            takes = str(error).partition(", e.g. ")[0] if part else str(error)
+            raise argparse.ArgumentTypeError(f"{text!r} does not fit: it {takes}") from None
 
     return read
