@@ -33,7 +33,7 @@ def noted(kind: str, function: Callable[..., Any], path_of: Callable[[Any], obje
 
 hashlib.file_digest = noted("hash", hashlib.file_digest, lambda file: file.name)
 pmf.tensors.load_file = noted("read", pmf.tensors.load_file, lambda path: path)
-pmf.generation.images.create_network = noted("build", pmf.generation.images.create_network, lambda _: "-")
+pmf.generation.images.network_of = noted("build", pmf.generation.images.network_of, lambda _: "-")
 
 sys.argv = [SCRIPT, *ARGUMENTS]
 runpy.run_path(SCRIPT, run_name="__main__")

@@ -52,6 +52,7 @@ PRELOADED = [
     "scipy.linalg",
     "timm",
     "torch._dynamo",
+    "torch.utils.flop_counter",
     "torch._decomp.decompositions_for_jvp",
     "torch_fidelity",
 ]

@@ -91,8 +91,8 @@ def without_tangents(monkeypatch):
     """Runs train the plain network."""
     from pmf.training import step
 
-    create = step.create_network
-    monkeypatch.setattr(step, "create_network", lambda *args, **kwargs: plain_twin(create(*args, **kwargs)))
+    create = step.network_of
+    monkeypatch.setattr(step, "network_of", lambda *args, **kwargs: plain_twin(create(*args, **kwargs)))
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
 

@@ -147,9 +147,7 @@ class Trainer:
                 bar.update()
                 if progress.step % training.log_every == 0 or progress.step == last:
                     metrics = self.window.close()
-                    shown = (
-                        key for key in (self.train_step.objective.shown, "lr", "images_per_second") if key in metrics
-                    )
+                    shown = (key for key in (self.state.objective.shown, "lr", "images_per_second") if key in metrics)
                     bar.set_postfix({key: f"{metrics[key]:.4g}" for key in shown})
                     if log:
                         log.write(metrics)
