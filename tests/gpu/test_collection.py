@@ -17,7 +17,7 @@ def test_they_are_found_without_the_packages_that_they_do_not_need():
         "tests/gpu/test_step.py",
         "tests/gpu/test_optimizer.py",
         "tests/gpu/test_training.py",
-        "tests/optim/test_muon.py",
+        "tests/optim/test_optimizer.py",
         "tests/data/test_loader.py",
     }
     skipped = [line for line in result.stdout.splitlines() if line.startswith("SKIPPED") and "needs" in line]
