@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import BeforeValidator, Field, FiniteFloat, SerializeAsAny, model_validator
 
 from pmf.config.sampling_options import PartNames, Use
-from pmf.data.options import DataConfig, section_problems
+from pmf.data.options import DataConfig, network_shape, pixel_space, section_problems
 from pmf.distributed.batching import nearest_divisors
 from pmf.errors import CrossFieldError
 from pmf.flow.objective import ObjectiveOptions, default_options, read_options
@@ -191,6 +191,9 @@ def cross_field_problems(config: Config) -> list[tuple[str, str]]:
     for name in ("lpips", "convnext"):
         if getattr(config.perceptual, name) and not config.objective.takes_perceptual:
             problem = f"is true, but objective.name {config.objective.name} has no perceptual terms; set it to false"
+            problems.append((f"perceptual.{name}", problem))
+        elif getattr(config.perceptual, name) and network_shape(config.data) != pixel_space(config.data):
+            problem = f"is true, but it looks at pixels, and data.kind {config.data.kind} holds none; set it to false"
             problems.append((f"perceptual.{name}", problem))
     if config.evaluation.every_images and not config.evaluation.reference:
         problems.append(("evaluation.reference", "is missing; evaluation.every_images needs something to compare with"))
