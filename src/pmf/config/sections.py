@@ -183,6 +183,7 @@ def cross_field_problems(config: Config) -> list[tuple[str, str]]:
         )
     of_objective = config.objective.problems(compiled=training.compile, parallel=training.parallel)
     problems += [(f"objective.{key}", problem) for key, problem in of_objective]
+    problems += _sampling_problems(config)
     if training.parallel != "ddp" and training.mixed_precision == "fp16":
         problems.append(("training.mixed_precision", "is fp16, which needs training.parallel: ddp; use bf16 or no"))
     if training.shard_size and training.parallel != "hsdp":
@@ -202,6 +203,19 @@ def cross_field_problems(config: Config) -> list[tuple[str, str]]:
     if sampling.ema not in (*averages, "online"):
         problems.append(("sampling.ema", f'is "{sampling.ema}"; choose one of: {", ".join((*averages, "online"))}'))
     return problems
+
+
+def _sampling_problems(config: Config) -> list[tuple[str, str]]:
+    """Sampling options that the method leaves no choice of, and have another value."""
+    sampling, objective = config.sampling.model_dump(mode="json"), config.objective
+    return [
+        (
+            f"sampling.{name}",
+            f"is {sampling[name]}, but objective.name {objective.name} {what_it_does}; set it to {value}",
+        )
+        for name, (value, what_it_does) in objective.fixed_sampling.items()
+        if sampling[name] != value
+    ]
 
 
 def sampling_section() -> type[Section]:
