@@ -19,8 +19,9 @@ from pmf.flow.dealing import deal
 from pmf.flow.draws import StandardDraws, draw_scalars, draw_standard, shape_draws
 from pmf.flow.options import PixelMeanFlowOptions
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
-from pmf.net.pixel_transformer import NUM_CONDITION_TOKENS, PixelTransformer
+from pmf.net.pixel_transformer import PixelTransformer
 from pmf.net.sizes import create_network
+from pmf.net.token_transformer import NUM_CONDITION_TOKENS
 
 NUM_CLASSES = 1000
 VARIANTS = ("literal", "jvp", "dual", "compiled")

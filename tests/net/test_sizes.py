@@ -67,7 +67,7 @@ def test_a_row_added_at_run_time_is_an_architecture_of_its_own(architecture, mon
     assert torch.equal(light(torch.ones(1, 3, 2, 2)), network(torch.ones(1, 3, 2, 2)))
     network.compile_blocks()
     network.checkpoint_blocks()
-    assert not network.blocks() and not network.carries_tangents
+    assert not network.find_blocks() and not network.carries_tangents
     with pytest.raises(UserError, match=r"data.image_size is 9, .* mixer's patch size 4; use 8 or 12"):
         create_network("mixer", image_size=9, num_classes=2)
     with pytest.raises(TypeError, match="depth"):

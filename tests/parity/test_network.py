@@ -12,8 +12,9 @@ from pmf.checkpoint.official.names import official_name
 from pmf.flow.derivative import DERIVATIVES
 from pmf.flow.parameterization import ImagePrediction
 from pmf.net.interface import Conditions
-from pmf.net.pixel_transformer import NUM_CONDITION_TOKENS, PixelTransformer
+from pmf.net.pixel_transformer import PixelTransformer
 from pmf.net.sizes import SIZES, create_network
+from pmf.net.token_transformer import NUM_CONDITION_TOKENS
 from tests.parity.golden import RELATIVE, Golden, build_network, golden_path, relative_error
 
 X = ImagePrediction()

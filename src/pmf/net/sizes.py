@@ -30,11 +30,28 @@ class NetworkSize:
 
 
 PIXEL_TRANSFORMER = "pmf.net.pixel_transformer:PixelTransformer"
+IMF_TRANSFORMER = "pmf.net.imf_transformer:ImfTransformer"
+DIFFUSION_TRANSFORMER = "pmf.net.diffusion_transformer:DiffusionTransformer"
 
-# The hidden widths of the MLPs are int(8 / 3 width) as in the released weights; H's is rounded up to a multiple of 8.
+# pMF. The hidden widths are int(8 / 3 width) as in the released weights; H's is rounded up to a multiple of 8.
 _B = {"width": 768, "depth": 16, "head_depth": 8, "num_heads": 12, "mlp_width": 2048, "bottleneck": 128}
 _L = {"width": 1024, "depth": 32, "head_depth": 8, "num_heads": 16, "mlp_width": 2730, "bottleneck": 128}
 _H = {"width": 1280, "depth": 48, "head_depth": 8, "num_heads": 16, "mlp_width": 3416, "bottleneck": 256}
+# iMF; mlp_width is int(8 / 3 width), which is the default.
+_IMF = {
+    "b": {"width": 768, "depth": 12, "num_heads": 12},
+    "m": {"width": 768, "depth": 24, "num_heads": 12},
+    "l": {"width": 1024, "depth": 32, "num_heads": 16},
+    "xl": {"width": 1024, "depth": 48, "num_heads": 16},
+}
+# MeanFlow's diffusion transformers, each with patches of 2, 4 and 8.
+_DIT = {
+    "s": {"width": 384, "depth": 12, "num_heads": 6},
+    "b": {"width": 768, "depth": 12, "num_heads": 12},
+    "m": {"width": 1024, "depth": 16, "num_heads": 16},
+    "l": {"width": 1024, "depth": 24, "num_heads": 16},
+    "xl": {"width": 1152, "depth": 28, "num_heads": 16},
+}
 # For the embedded digits, tests and laptops.
 _TINY = {"width": 64, "num_heads": 4, "mlp_width": 170, "bottleneck": 128}
 
@@ -47,6 +64,14 @@ SIZES: dict[str, NetworkSize] = {
     "pmf_h_32": NetworkSize(PIXEL_TRANSFORMER, patch_size=32, **_H),
     "pmf_tiny_2": NetworkSize(PIXEL_TRANSFORMER, patch_size=2, depth=4, head_depth=2, **_TINY),
     "pmf_tiny_16": NetworkSize(PIXEL_TRANSFORMER, patch_size=16, depth=2, head_depth=1, **_TINY),
+    **{f"imf_{size}_2": NetworkSize(IMF_TRANSFORMER, patch_size=2, head_depth=8, **_IMF[size]) for size in _IMF},
+    "imf_tiny_2": NetworkSize(IMF_TRANSFORMER, patch_size=2, width=64, depth=4, head_depth=2, num_heads=4),
+    **{
+        f"dit_{size}_{patch}": NetworkSize(DIFFUSION_TRANSFORMER, patch_size=patch, **_DIT[size])
+        for size in _DIT
+        for patch in (2, 4, 8)
+    },
+    "dit_tiny_2": NetworkSize(DIFFUSION_TRANSFORMER, patch_size=2, width=64, depth=4, num_heads=4),
 }
 """By ``model.name``. A new size is one row; it may also be added while a program runs."""
 
