@@ -96,6 +96,8 @@ class SamplingConfig(Section):
     """Network evaluations per image."""
     sampler: Annotated[str, one_of(SAMPLERS)] = "equal_steps"
     """How these steps lead from noise to an image: equal_steps in t, as in the papers, or another that was added."""
+    noise: Literal["ours", "official"] = "ours"
+    """How image i's noise is drawn: ours, or official, as in the PyTorch evaluations of pMF and iMF (seed 42)."""
     ema: Annotated[str, BeforeValidator(number_name), Use.WEIGHTS] = "2000"
     """Which weights: a half-life in kimg, a decay, or "online" (as in checkpoint file names ema_*)."""
     batch_size: Annotated[Positive, Use.BATCHES] = 64
