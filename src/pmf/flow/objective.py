@@ -204,7 +204,7 @@ class Objective(Generic[Scalars, Draws]):
             noise: (B, C, H, W), normal with standard deviation ``noise_scale``.
             labels: (B,) int64.
             **sampling: the options of the sampling section that images depend on, as it declares them: ``omega``,
-                ``interval``, ``num_steps``, ``sampler`` and others that were added.
+                ``interval``, ``num_steps``, ``sampler`` and others that were added; all but how the noise was drawn.
         """
         raise NotImplementedError
 
