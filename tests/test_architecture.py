@@ -49,6 +49,7 @@ HOMES = {
     "safetensors": ["tensors.py", "perceptual/weights.py"],
     "torch_fidelity": ["evaluation"],
     "timm": ["perceptual/convnext.py", "evaluation"],
+    "diffusers": ["data/autoencoder.py"],
     "flax": ["checkpoint/official/jax_checkpoint.py"],
     "orbax": ["checkpoint/official/jax_checkpoint.py"],
     "jax": ["checkpoint/official/jax_checkpoint.py"],

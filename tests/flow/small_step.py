@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from pmf.flow.draws import Draws, StandardDraws, draw_standard
+from pmf.flow.options import PixelMeanFlowOptions
+from pmf.flow.pixel_mean_flow import PixelMeanFlow
 from pmf.net.pixel_transformer import PixelTransformer
 
 ROWS, CLASSES = 8, 5
@@ -41,6 +43,11 @@ def inputs(rows: int = ROWS) -> tuple[Tensor, Tensor, StandardDraws]:
     images = torch.rand(rows, 3, 8, 8, generator=generator, dtype=torch.float64) * 2 - 1
     labels = torch.randint(CLASSES, (rows,), generator=generator)
     return images, labels, draw_standard(images, generator)
+
+
+def shape_draws(standard: StandardDraws, settings: PixelMeanFlowOptions, perceptual_max_t: float) -> Draws:
+    """The distributions of pMF with these settings."""
+    return PixelMeanFlow(settings, num_classes=CLASSES, perceptual_max_t=perceptual_max_t).shape(standard)
 
 
 def gradients(loss: Tensor, network: PixelTransformer) -> dict[str, Tensor]:

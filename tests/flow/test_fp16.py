@@ -8,7 +8,6 @@ from torch import Tensor
 
 import pmf.net.layers
 from pmf.flow.derivative import jvp_derivative
-from pmf.flow.draws import shape_draws
 from pmf.flow.options import PixelMeanFlowOptions
 from pmf.flow.parameterization import create_parameterization
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
@@ -16,7 +15,7 @@ from pmf.net.dual import Dual, scaled
 from pmf.net.interface import Conditions
 from pmf.net.layers import Block
 from pmf.net.positions import Rotation, grid_angles
-from tests.flow.small_step import CLASSES, gradients, grown_network, in_float32, inputs
+from tests.flow.small_step import CLASSES, gradients, grown_network, in_float32, inputs, shape_draws
 
 LARGEST = torch.finfo(torch.float16).max  # 65504
 LOSS_SCALE = 2.0**16  # GradScaler's first

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from pmf.checkpoint.official.names import official_name
 from pmf.flow.derivative import DERIVATIVES
-from pmf.flow.draws import Draws, StandardDraws, guidance_scales, sample_times, shape_draws
+from pmf.flow.draws import Draws, StandardDraws, guidance_scales, mixed_times
 from pmf.flow.guidance import guided_velocity
 from pmf.flow.options import PixelMeanFlowOptions
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
 from pmf.net.pixel_transformer import PixelTransformer
+from tests.flow.small_step import shape_draws
 from tests.parity.golden import Golden, build_network, relative_error
 
 CASES = ["B1_pmf", "B2_pmf", "B3_pmf", "B4_pmf"]
@@ -96,7 +97,7 @@ class Case:
         )
         self.images, self.labels = self.golden.image("in/images"), self.golden["in/labels"].long()
         standard = standard_draws(self.golden)
-        self.draws: Draws = shape_draws(standard, self.objective.settings, self.objective.perceptual_max_t)
+        self.draws: Draws = self.objective.shape(standard)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -206,7 +207,7 @@ def test_logit_normal_times_equal_the_official_ones(case):
         **dict.fromkeys(StandardDraws.__dataclass_fields__, ones) | {"normal_t": normal, "normal_r": normal}
     )
     settings = PixelMeanFlowOptions(time_mean=meta["P_mean"], time_std=meta["P_std"])
-    times = sample_times(standard, settings, num_flow_matching=0)
+    times = mixed_times(standard, settings, num_flow_matching=0)
     torch.testing.assert_close(times.t, golden.scalar(f"{case}/t"), atol=C_TOLERANCE, rtol=0)
 
 

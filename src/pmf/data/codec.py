@@ -11,6 +11,9 @@ from torch import Tensor
 from pmf.data.options import SOURCES, DataConfig, network_shape
 from pmf.tables import resolve
 
+ROUNDING = "half to even of (x + 1) / 2 * 255, clipped to 0 ... 255"
+"""How :func:`to_uint8` rounds, for records."""
+
 
 class Codec(Protocol):
     """Maps batches of a data set to the network's space, and the network's space to images.
@@ -26,7 +29,9 @@ class Codec(Protocol):
 
     shape: tuple[int, int, int]
     image_shape: tuple[int, int, int]
-    record: Mapping[str, Any]
+
+    @property
+    def record(self) -> Mapping[str, Any]: ...  # noqa: D102  # above
 
     def encode(self, batch: Tensor, generator: torch.Generator) -> Tensor:
         """Map a batch of the data set to the network's space.
@@ -65,7 +70,7 @@ class PixelCodec:
     def __init__(self, data: DataConfig) -> None:
         self.shape: tuple[int, int, int] = network_shape(data)
         self.image_shape: tuple[int, int, int] = self.shape
-        self.record: Mapping[str, Any] = {"rounding": "half to even of (x + 1) / 2 * 255, clipped to 0 ... 255"}
+        self.record: Mapping[str, Any] = {"rounding": ROUNDING}
 
     def encode(self, batch: Tensor, generator: torch.Generator) -> Tensor:  # noqa: ARG002
         """See :meth:`Codec.encode`; nothing is drawn.

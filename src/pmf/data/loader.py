@@ -141,7 +141,7 @@ def create_loader(
         num_workers=workers,
         prefetch_factor=config.prefetch_factor if workers else None,
         pin_memory=config.pin_memory and torch.cuda.is_available(),
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
         multiprocessing_context=worker_context() if workers else None,
         # Without its own generator, torch would draw the workers' seeds from the global one.
         generator=torch.Generator(),
@@ -165,7 +165,8 @@ def worker_context() -> multiprocessing.context.BaseContext:
     return context
 
 
-def _start_worker(_worker: int) -> None:
+def start_worker(_worker: int) -> None:
+    """What each worker of a loader does first. For ``worker_init_fn``."""
     # Signals may reach the whole process group; the parent decides what they mean.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
@@ -261,8 +262,7 @@ class _MicroBatches(IterableDataset[Batch | UserError]):
 def _assemble(
     samples: list[Sample], corrupt: list[CorruptImage], indices: np.ndarray, flips: np.ndarray | None, step: int
 ) -> Batch:
-    images = np.stack([sample.image for sample in samples])
-    if flips is not None:
-        images[flips] = images[flips, :, :, ::-1]
+    flipped = [False] * len(samples) if flips is None else flips.tolist()
+    images = np.stack([sample.flipped() if flip else sample.image for sample, flip in zip(samples, flipped)])
     labels = torch.tensor([sample.label for sample in samples])
     return Batch(torch.from_numpy(images), labels, torch.from_numpy(indices.copy()), step, corrupt)

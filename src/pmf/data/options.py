@@ -17,6 +17,34 @@ def pixel_space(data: DataConfig) -> tuple[int, int, int]:
     return data.channels, data.image_size, data.image_size
 
 
+LATENT_CHANNELS = 4
+LATENT_STRIDE = 8
+"""Pixels along a side of an image for each value along a side of its latent."""
+
+
+def latent_space(data: DataConfig) -> tuple[int, int, int]:
+    """The network sees an autoencoder's latents."""
+    return LATENT_CHANNELS, data.image_size // LATENT_STRIDE, data.image_size // LATENT_STRIDE
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentNormalization:
+    """What makes latents the network's space: (latent - mean) / deviation, channel by channel."""
+
+    mean: tuple[float, float, float, float]
+    deviation: tuple[float, float, float, float]
+
+
+LATENT_NORMALIZATIONS: dict[str, LatentNormalization] = {
+    # The autoencoder's scaling factor (MeanFlow, official meanflow.py).
+    "meanflow": LatentNormalization(mean=(0.0,) * 4, deviation=(1 / 0.18215,) * 4),
+    # Measured over ImageNet's latents (iMF, official utils/vae_util.py).
+    "imf": LatentNormalization(
+        mean=(0.86488, -0.27787343, 0.21616915, 0.3738409), deviation=(4.85503674, 5.31922414, 3.93725398, 3.9870003)
+    ),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataKind:
     """A kind of data set: what opens it, and what can be known of its section before that is imported.
@@ -29,6 +57,7 @@ class DataKind:
             ``data.split``; None where the set needs no path.
         fixed: options of the section that can have one value only, by name (a kind of moments wants
             ``horizontal_flip`` false: mirrored moments are not those of the mirrored image).
+        side_multiple: what ``image_size`` has to be a multiple of.
     """
 
     source: Row
@@ -36,6 +65,7 @@ class DataKind:
     space: Callable[[DataConfig], tuple[int, int, int]] = pixel_space
     folder_holds: str | None = None
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    side_multiple: int = 1
 
 
 # A new kind of data set is a file with a Source, and a line here.
@@ -46,6 +76,14 @@ SOURCES: dict[str, DataKind] = {
     "digits": DataKind(
         source="pmf.data.digits:open_digits", fixed={"channels": 1, "num_classes": 10, "split": "train"}
     ),
+    "latents": DataKind(
+        source="pmf.data.latents:open_latents",
+        codec="pmf.data.latent_codec:LatentCodec",
+        space=latent_space,
+        folder_holds="what python -m pmf.data.encode wrote, or official files 00000000.pt, ...",
+        fixed={"channels": 3},
+        side_multiple=LATENT_STRIDE,
+    ),
 }
 
 
@@ -53,7 +91,8 @@ class DataConfig(Section):
     """Where images come from and how they are prepared."""
 
     kind: Annotated[str, one_of(SOURCES)] = "parquet"
-    """Hugging Face Parquet, a folder of class folders, generated images, or the embedded 8x8 digits."""
+    """Hugging Face Parquet, a folder of class folders, generated images, the embedded 8x8 digits, or an autoencoder's
+    latents."""
     path: PathText | None = None
     """Folder of the data set. Parquet: the folder that holds data/SPLIT-*.parquet (or the files themselves)."""
     split: str = "train"
@@ -71,7 +110,12 @@ class DataConfig(Section):
     num_images: Positive = 1024
     """Size of the synthetic set; ignored by the others."""
     horizontal_flip: bool = False
-    """Mirror each image with probability one half (a function of seed, epoch and image)."""
+    """Mirror each image with probability one half (a function of seed, epoch and image). Latents: only where the
+    mirrored images were encoded too."""
+    autoencoder: PathText = "stabilityai/sd-vae-ft-mse"
+    """Of latents: diffusers' AutoencoderKL, by its name on the Hugging Face hub or as a local folder."""
+    latent_normalization: Annotated[str, one_of(LATENT_NORMALIZATIONS)] = "meanflow"
+    """Of latents: by which paper's mean and deviation they become the network's space."""
     max_corrupt_fraction: Fraction = 0.001
     """Share of the images that may be undecodable, with others standing in for them; more of them end the run."""
     num_workers: NonNegative = 8
@@ -93,6 +137,9 @@ def section_problems(data: DataConfig) -> list[tuple[str, str]]:
     problems = []
     if kind.folder_holds and not data.path:
         problems.append(("data.path", f"is missing; data.kind {data.kind} needs the folder of the data set"))
+    if data.image_size % kind.side_multiple:
+        problem = f"is {data.image_size}; data.kind {data.kind} needs a multiple of {kind.side_multiple}"
+        problems.append(("data.image_size", problem))
     return problems + [
         (f"data.{key}", f"is {getattr(data, key)}; data.kind {data.kind} needs data.{key}: {value}")
         for key, value in kind.fixed.items()

@@ -21,10 +21,22 @@ REPLACEMENT_TRIES = 100
 
 @dataclass
 class Sample:
-    """One prepared image: uint8 (channels, image_size, image_size), and its label in [0, num_classes)."""
+    """One prepared image, and its label.
+
+    Attributes:
+        image: uint8 (channels, image_size, image_size), or moments (C, H, W) of any float type.
+        label: in [0, num_classes).
+        mirrored: what stands for the mirrored image where the values themselves cannot be mirrored, as moments cannot;
+            None: the values are mirrored.
+    """
 
     image: np.ndarray
     label: int
+    mirrored: np.ndarray | None = None
+
+    def flipped(self) -> np.ndarray:
+        """The mirrored image, of the same shape and type."""
+        return self.image[:, :, ::-1] if self.mirrored is None else self.mirrored
 
 
 @dataclass(frozen=True)
