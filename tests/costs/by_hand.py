@@ -1,4 +1,4 @@
-"""The arithmetic of a step of pixel mean flows with the pixel transformer, layer by layer, to check the counter."""
+"""The arithmetic of steps with the pixel and the diffusion transformer, layer by layer, to check the counter."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from torch import nn
 
 from pmf.costs.arithmetic import StepFlops
 from pmf.flow.draws import Draws
+from pmf.flow.mean_flow import GuidedRows
+from pmf.net.diffusion_transformer import DiffusionTransformer
 from pmf.net.layers import Block, PatchOutput, ScalarEmbedding
 from pmf.net.pixel_transformer import PixelTransformer
 from pmf.net.token_transformer import NUM_CONDITION_TOKENS
@@ -42,6 +44,31 @@ def step_by_hand(network: PixelTransformer, draws: Draws) -> StepFlops:
         without_gradients=guidance * (embed + trunk + head) + with_tangent * tangent,
         forward=rows * value,
         backward=rows * backward,
+    )
+
+
+def mean_flow_by_hand(network: DiffusionTransformer, draws: GuidedRows) -> StepFlops:
+    """The same of MeanFlow with both of the network's own velocities in its target."""
+    rows, width = len(draws.t), network.label_embedding.weight.shape[1]
+    patches = network.position_embedding.shape[0]
+    linears = {name: m.weight for name, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    # Scalars and modulations are computed once a row, all else once a patch.
+    count = {
+        name: product(w) * (1 if "embedding." in name or "modulation" in name else patches)
+        for name, w in linears.items()
+    }
+    count["patch_embedding.projection"] = patches * product(linears["patch_embedding.projection"])
+    all_scores = len(network.blocks) * 2 * patches * patches * width  # one product of tokens x tokens x width a block
+    value = sum(count.values()) + 2 * all_scores
+    unneeded = ("patch_embedding.projection", "time_embedding.hidden", "duration_embedding.hidden")
+    with_tangent = rows - draws.num_flow_matching
+    guided = len(draws.guided_rows)
+    guidance = guided + guided - draws.num_guided_flow_matching  # v_u, and v_c where training does not compute it
+    return StepFlops(
+        # All conditions have tangents. Attention's take five products of the size of a score matrix.
+        without_gradients=guidance * value + with_tangent * (value + 3 * all_scores),
+        forward=rows * value,
+        backward=rows * (2 * value - sum(count[name] for name in unneeded)),
     )
 
 

@@ -18,7 +18,7 @@ from pmf.net.sizes import create_network
 from pmf.perceptual.distances import PerceptualDistances
 from pmf.perceptual.lpips import STAGES
 from pmf.training.trainer import Trainer
-from tests.costs.by_hand import step_by_hand
+from tests.costs.by_hand import mean_flow_by_hand, step_by_hand
 from tests.flow.methods import METHODS
 from tests.perceptual.published import random_lpips
 from tests.runs import tiny_config
@@ -41,6 +41,15 @@ def test_the_count_is_that_by_hand_to_the_last_operation(data_proportion, rows):
     found = step_flops(network, objective, (3, 16, 16), rows=rows)
     draws = objective.draw(torch.zeros(rows, 1, 1, 1), torch.Generator().manual_seed(0))
     assert parts(found, rows) == pytest.approx(parts(step_by_hand(network, draws)), rel=1e-12)  # divided by rows
+
+
+@pytest.mark.parametrize("data_proportion", [0.25, 0.75])
+def test_the_count_of_mean_flow_is_that_by_hand_to_the_last_operation(data_proportion):
+    chosen, rows = METHODS["meanflow"], 1000
+    objective, network = chosen.objective(chosen.options(data_proportion=data_proportion)), chosen.network().float()
+    found = step_flops(network, objective, (3, 8, 8), rows=rows)
+    draws = objective.draw(torch.zeros(rows, 1, 1, 1), torch.Generator().manual_seed(0))
+    assert parts(found, rows) == pytest.approx(parts(mean_flow_by_hand(network, draws)), rel=1e-12)  # divided by rows
 
 
 @pytest.mark.parametrize("method", METHODS)
