@@ -1,7 +1,8 @@
 """Images to moments of latents, as data.kind latents reads them: python -m pmf.data.encode --help.
 
 Alone, or on any number of processes: torchrun --nproc_per_node 8 -m pmf.data.encode ... Started again after an
-interruption, it goes on with the shards that are not there yet; the files come out the same, bit for bit.
+interruption, it goes on with the shards that are not there yet; the files come out the same, bit for bit. On CPUs a
+process computes with one thread: start as many as there are cores.
 """
 
 from __future__ import annotations
