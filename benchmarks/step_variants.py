@@ -15,12 +15,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.environment import synchronize
 from benchmarks.reference_step import reference_step
-from pmf.flow.dealing import deal
-from pmf.flow.draws import StandardDraws, draw_scalars, draw_standard, shape_draws
+from pmf.flow.draws import StandardDraws, draw_scalars, draw_standard
 from pmf.flow.options import PixelMeanFlowOptions
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
-from pmf.net.pixel_transformer import NUM_CONDITION_TOKENS, PixelTransformer
+from pmf.net.pixel_transformer import PixelTransformer
 from pmf.net.sizes import create_network
+from pmf.net.token_transformer import NUM_CONDITION_TOKENS
 
 NUM_CLASSES = 1000
 VARIANTS = ("literal", "jvp", "dual", "compiled")
@@ -50,7 +50,7 @@ class Step:
             if self.variant == "literal":
                 step = reference_step(self.network, self.settings, NUM_CLASSES, self.images, self.labels, standard)
                 return step.loss
-            draws = shape_draws(standard, self.settings, 1.0)
+            draws = self.objective.shape(standard)
             return self.objective.loss(self.network, self.images, self.labels, draws).total
 
     def draws(self, seed: int) -> StandardDraws:
@@ -58,11 +58,11 @@ class Step:
         generator, rows = torch.Generator().manual_seed(seed), len(self.images)
         count = max(1, GLOBAL_BATCH // rows)
         scalars = draw_scalars(count * rows, generator, self.images.dtype)
-        return draw_standard(self.images, generator, deal(scalars, self.settings, 1.0, count, [0])[0])
+        return draw_standard(self.images, generator, self.objective.deal(scalars, count, [0])[0])
 
     def guided_rows(self, seed: int) -> int:
         """How many rows need the unconditional velocity: the guidance pass has another shape for each number."""
-        return len(shape_draws(self.draws(seed), self.settings, 1.0).unconditional_rows)
+        return len(self.objective.shape(self.draws(seed)).unconditional_rows)
 
     def run(self, seed: int) -> float:
         """Forward and backward; seconds."""

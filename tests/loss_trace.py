@@ -107,7 +107,7 @@ def record(folder: Path, *overrides: str) -> dict[str, Any]:
     # Images are float64 when they meet the noise, and times from the start: in float32 other processors draw others.
     with (
         patch("pmf.data.codec.to_unit_range", to_unit_range),
-        patch("pmf.flow.pixel_mean_flow.draw_scalars", draw_scalars),
+        patch("pmf.flow.average_velocity.draw_scalars", draw_scalars),
     ):
         trainer.train()
     AcceleratorState._reset_state(reset_partial_state=True)

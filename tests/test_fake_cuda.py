@@ -17,7 +17,6 @@ from pmf.config.yaml_file import load_config
 from pmf.costs.simulated_step import AUTOCAST
 from pmf.data.loader import Batch
 from pmf.distributed.world import World
-from pmf.flow.draws import shape_draws
 from pmf.flow.options import PixelMeanFlowOptions
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
 from pmf.perceptual.distances import PerceptualDistances
@@ -26,7 +25,7 @@ from pmf.training.course import Course
 from pmf.training.preemption import StopRequest
 from pmf.training.step import TrainingStep
 from tests.fake_cuda import MixedDevicesError, Trace, backward, fake_cuda, grad
-from tests.flow.small_step import CLASSES, in_float32, inputs, small_network
+from tests.flow.small_step import CLASSES, in_float32, inputs, shape_draws, small_network
 from tests.launch import ROOT, TINY
 from tests.perceptual.published import random_convnext, random_lpips
 

@@ -17,7 +17,9 @@ from pmf.auto_batch.candidate import _for_measuring, measure
 from pmf.config.yaml_file import load_config
 from pmf.costs.memory import MemoryEstimator
 from pmf.data.options import SOURCES, DataKind
+from pmf.distributed.world import ALONE
 from pmf.errors import UserError
+from pmf.evaluation.subjects import data_subject
 from pmf.flow.objective import OBJECTIVES, Method
 from pmf.flow.options import SAMPLERS
 from pmf.net.sizes import PIXEL_TRANSFORMER, SIZES, NetworkSize
@@ -117,6 +119,15 @@ def test_a_data_set_with_a_space_of_its_own(tmp_path):
     result = measure(_for_measuring(config, str(tmp_path / "measured")), steps=3)
     assert not result.out_of_memory
     assert result.seconds > 0
+
+
+def test_a_data_set_without_pixels_has_neither_perceptual_distances_nor_images_to_measure():
+    shape = ["data.kind=moments", "data.image_size=16"]
+    with pytest.raises(UserError, match=r"perceptual.lpips is true, but it looks at pixels, and data.kind moments"):
+        load_config(CONFIG, [*shape, "perceptual.lpips=true"])
+    subject = data_subject(load_config(CONFIG, shape).data, ALONE)
+    with pytest.raises(UserError, match="moments: holds float16 numbers and no images; measure the images"):
+        next(subject.batches())
 
 
 def test_a_model_size(tmp_path):

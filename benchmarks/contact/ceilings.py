@@ -77,7 +77,7 @@ def product_rate(setting: Setting, rows: int, inner: int, columns: int) -> float
 def product_shapes(setting: Setting) -> Iterator[tuple[int, tuple[int, int]]]:
     """Rows (tokens of a micro-batch of 64 and of 128) and weights (out, in) of the linear layers of a block."""
     network = network_without_values(setting)
-    block = network.blocks()[0]
+    block = network.find_blocks()[0]
     # As wide as inside the products, where SwiGLU rounds its hidden width up to a multiple of 8.
     weights = {
         tuple(-(-length // 8) * 8 for length in module.weight.shape)

@@ -23,8 +23,7 @@ from pmf.costs.arithmetic import peak_flops
 from pmf.data.codec import to_unit_range
 from pmf.data.loader import Batch
 from pmf.data.options import DataConfig
-from pmf.flow.draws import StandardDraws, StandardScalars, shape_draws
-from pmf.flow.options import PixelMeanFlowOptions
+from pmf.flow.draws import StandardScalars
 from pmf.perceptual.distances import build_distances
 from pmf.perceptual.options import PerceptualConfig
 from pmf.randomness import Stream, torch_generator
@@ -119,11 +118,8 @@ class Run:
         """Rows with v_u and rows under the perceptual losses, of each micro-batch of a step."""
         counts = []
         for scalars in self.dealt_rows(number):
-            rows = self.micro_batch
-            standard = StandardDraws(
-                **vars(scalars), normal_e=torch.zeros(rows, 0, 0, 0), uniform_crop=torch.zeros(rows, 4)
-            )
-            draws = shape_draws(standard, PixelMeanFlowOptions(), self.config.perceptual.max_t)
+            images = torch.zeros(self.micro_batch, 0, 0, 0)
+            draws = self.trainer.train_step.objective.draw(images, torch.Generator(), scalars)
             counts.append((len(draws.unconditional_rows), len(draws.perceptual_rows)))
         return counts
 

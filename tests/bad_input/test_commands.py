@@ -98,7 +98,7 @@ CASES = [
     *(Case((*command, "--nosuch"), "unrecognized arguments: --nosuch") for command in COMMANDS),
     *(Case((*SAMPLE, "--num-images", value), f"{value} is not a whole number from 1") for value in ("0", "1.5", "x")),
     Case((*SAMPLE, "--seed", "-1"), "-1 is not a whole number from 0"),
-    Case((*SAMPLE, "--labels", "1,x"), "give classes separated by commas, or all"),
+    Case((*SAMPLE, "--labels", "1,x"), "give classes separated by commas, all or blocks"),
     *(Case((*command, "--omega", "0.5"), "sampling.omega is 0.5") for command in (SAMPLE, FID, SWEEP)),
     *(Case((*command, "--interval", "0.7", "0.1"), "sampling.interval is") for command in (SAMPLE, FID, SWEEP)),
     *(Case((*command, "--num-steps", "0"), "sampling.num_steps is 0") for command in (SAMPLE, FID, SWEEP)),

@@ -108,8 +108,16 @@ SAMPLE = {
     "label out of range": Case(arguments=("--labels", "3,10"), message="--labels 3,10: 10 is not in 0 ... 9"),
     "labels that are none": Case(
         arguments=("--labels", "a"),
-        message="argument --labels: a: give classes separated by commas, or all; "
+        message="argument --labels: a: give classes separated by commas, all or blocks; "
         "eval sample --help shows what there is",
+    ),
+    "blocks of unequal length": Case(
+        arguments=("--labels", "blocks", "--num-images", "15"),
+        message="--labels blocks: --num-images is 15, not a multiple of the 10 classes; give 10 or 20",
+    ),
+    "noise of nobody's": Case(
+        arguments=("--noise", "theirs"),
+        message="command line: sampling.noise is 'theirs': input should be 'ours' or 'official'",
     ),
     "scale below 1": Case(
         arguments=("--omega", "0.5"),

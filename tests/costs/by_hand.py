@@ -10,7 +10,8 @@ from torch import nn
 from pmf.costs.arithmetic import StepFlops
 from pmf.flow.draws import Draws
 from pmf.net.layers import Block, PatchOutput, ScalarEmbedding
-from pmf.net.pixel_transformer import NUM_CONDITION_TOKENS, PixelTransformer
+from pmf.net.pixel_transformer import PixelTransformer
+from pmf.net.token_transformer import NUM_CONDITION_TOKENS
 
 
 def step_by_hand(network: PixelTransformer, draws: Draws) -> StepFlops:

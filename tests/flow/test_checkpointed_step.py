@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import pmf.net.attention
-from pmf.flow.draws import shape_draws
 from pmf.flow.options import PixelMeanFlowOptions
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
 from tests.flow.small_step import (
@@ -16,6 +15,7 @@ from tests.flow.small_step import (
     EXACT,
     gradients,
     inputs,
+    shape_draws,
     small_network,
     with_drops,
     worst_relative_error,

@@ -11,7 +11,6 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.reference_step import reference_step
-from pmf.flow.draws import shape_draws
 from pmf.flow.options import PixelMeanFlowOptions
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
 from tests.flow.small_step import (
@@ -19,6 +18,7 @@ from tests.flow.small_step import (
     EXACT,
     gradients,
     inputs,
+    shape_draws,
     small_network,
     with_drops,
     worst_relative_error,

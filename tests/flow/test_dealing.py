@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pmf.flow import dealing
-from pmf.flow.draws import StandardDraws, StandardScalars, draw_scalars, shape_draws
+from pmf.flow.draws import Draws, StandardDraws, StandardScalars, draw_scalars
 from pmf.flow.options import PixelMeanFlowOptions
+from pmf.flow.pixel_mean_flow import PixelMeanFlow
 
 MAX_T = 0.6
 SETTINGS = {
@@ -26,14 +26,14 @@ def scalars_of(seed: int, rows: int) -> StandardScalars:
 
 
 def deal(scalars: StandardScalars, settings: PixelMeanFlowOptions, micro_batches: int) -> list[StandardScalars]:
-    return dealing.deal(scalars, settings, MAX_T, micro_batches, range(micro_batches))
+    objective = PixelMeanFlow(settings, num_classes=1, perceptual_max_t=MAX_T)
+    return objective.deal(scalars, micro_batches, range(micro_batches))
 
 
-def shaped(scalars: StandardScalars, settings: PixelMeanFlowOptions):
+def shaped(scalars: StandardScalars, settings: PixelMeanFlowOptions) -> Draws:
     noise = torch.zeros(len(scalars.normal_t), 1, 1, 1)
-    return shape_draws(
-        StandardDraws(**vars(scalars), normal_e=noise, uniform_crop=torch.zeros(len(noise), 4)), settings, MAX_T
-    )
+    standard = StandardDraws(**vars(scalars), normal_e=noise, uniform_crop=torch.zeros(len(noise), 4))
+    return PixelMeanFlow(settings, num_classes=1, perceptual_max_t=MAX_T).shape(standard)
 
 
 def spread(counts: list[int]) -> int:

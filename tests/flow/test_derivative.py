@@ -12,13 +12,12 @@ from torch import Tensor, nn
 
 from benchmarks.reference_step import reference_step
 from pmf.errors import UserError
-from pmf.flow.draws import shape_draws
 from pmf.flow.options import PixelMeanFlowOptions
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
 from pmf.net.interface import Conditions, HeadOutputs, Network
 from pmf.net.pixel_transformer import PixelTransformer
 from pmf.training.trainer import Trainer
-from tests.flow.small_step import CLASSES, EXACT, gradients, inputs, small_network, worst_relative_error
+from tests.flow.small_step import CLASSES, EXACT, gradients, inputs, shape_draws, small_network, worst_relative_error
 from tests.runs import tensors_of, tiny_config
 
 

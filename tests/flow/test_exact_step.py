@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.reference_step import Fault, reference_step
-from pmf.flow.draws import StandardDraws, draw_standard, shape_draws
+from pmf.flow.draws import StandardDraws, draw_standard
 from pmf.flow.options import PixelMeanFlowOptions
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
 from pmf.net.dual import Linear
@@ -24,6 +24,7 @@ from tests.flow.small_step import (
     ROWS,
     gradients,
     inputs,
+    shape_draws,
     small_network,
     with_drops,
     worst_relative_error,

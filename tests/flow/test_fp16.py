@@ -8,14 +8,14 @@ from torch import Tensor
 
 import pmf.net.layers
 from pmf.flow.derivative import jvp_derivative
-from pmf.flow.draws import shape_draws
 from pmf.flow.options import PixelMeanFlowOptions
 from pmf.flow.parameterization import create_parameterization
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
 from pmf.net.dual import Dual, scaled
 from pmf.net.interface import Conditions
-from pmf.net.layers import Block, Rotation
-from tests.flow.small_step import CLASSES, gradients, grown_network, in_float32, inputs
+from pmf.net.layers import Block
+from pmf.net.positions import Rotation, grid_angles
+from tests.flow.small_step import CLASSES, gradients, grown_network, in_float32, inputs, shape_draws
 
 LARGEST = torch.finfo(torch.float16).max  # 65504
 LOSS_SCALE = 2.0**16  # GradScaler's first
@@ -115,7 +115,7 @@ def block_and_tangent() -> tuple[Block, Rotation, Tensor, Tensor]:
     torch.manual_seed(3)
     block, rotation = (
         Block(width=24, num_heads=2, mlp_width=64),
-        Rotation(head_width=12, grid=3, num_condition_tokens=1),
+        Rotation(lambda: grid_angles(12, 3), num_still=1),
     )
     with torch.no_grad():
         block.attention_gate.normal_()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.reference_step import Fault, reference_step
-from pmf.flow.draws import StandardDraws, shape_draws
+from pmf.flow.draws import StandardDraws
 from pmf.flow.options import PixelMeanFlowOptions
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
 from tests.flow.small_step import (
@@ -22,6 +22,7 @@ from tests.flow.small_step import (
     grown_network,
     in_float32,
     inputs,
+    shape_draws,
     small_network,
     worst_relative_error,
 )

@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks.reference_step import Fault, reference_step
-from pmf.flow.draws import shape_draws
 from pmf.flow.options import PixelMeanFlowOptions
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
 from pmf.perceptual import lpips as our_lpips
@@ -21,7 +20,7 @@ from pmf.perceptual.distances import PerceptualDistances
 from pmf.perceptual.lpips import Lpips
 from pmf.perceptual.weights import load_published
 from pmf.training.trainer import Trainer
-from tests.flow.small_step import CLASSES, ROWS, gradients, inputs, small_network, worst_relative_error
+from tests.flow.small_step import CLASSES, ROWS, gradients, inputs, shape_draws, small_network, worst_relative_error
 from tests.launch import run_command, train_tiny
 from tests.perceptual.published import random_convnext, random_lpips, write_weights
 from tests.runs import tiny_config

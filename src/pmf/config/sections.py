@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import BeforeValidator, Field, FiniteFloat, SerializeAsAny, model_validator
 
 from pmf.config.sampling_options import PartNames, Use
-from pmf.data.options import DataConfig, section_problems
+from pmf.data.options import DataConfig, network_shape, pixel_space, section_problems
 from pmf.distributed.batching import nearest_divisors
 from pmf.errors import CrossFieldError
 from pmf.flow.objective import ObjectiveOptions, default_options, read_options
@@ -96,6 +96,8 @@ class SamplingConfig(Section):
     """Network evaluations per image."""
     sampler: Annotated[str, one_of(SAMPLERS)] = "equal_steps"
     """How these steps lead from noise to an image: equal_steps in t, as in the papers, or another that was added."""
+    noise: Literal["ours", "official"] = "ours"
+    """How image i's noise is drawn: ours, or official, as in the PyTorch evaluations of pMF and iMF (seed 42)."""
     ema: Annotated[str, BeforeValidator(number_name), Use.WEIGHTS] = "2000"
     """Which weights: a half-life in kimg, a decay, or "online" (as in checkpoint file names ema_*)."""
     batch_size: Annotated[Positive, Use.BATCHES] = 64
@@ -183,6 +185,7 @@ def cross_field_problems(config: Config) -> list[tuple[str, str]]:
         )
     of_objective = config.objective.problems(compiled=training.compile, parallel=training.parallel)
     problems += [(f"objective.{key}", problem) for key, problem in of_objective]
+    problems += _sampling_problems(config)
     if training.parallel != "ddp" and training.mixed_precision == "fp16":
         problems.append(("training.mixed_precision", "is fp16, which needs training.parallel: ddp; use bf16 or no"))
     if training.shard_size and training.parallel != "hsdp":
@@ -192,6 +195,9 @@ def cross_field_problems(config: Config) -> list[tuple[str, str]]:
         if getattr(config.perceptual, name) and not config.objective.takes_perceptual:
             problem = f"is true, but objective.name {config.objective.name} has no perceptual terms; set it to false"
             problems.append((f"perceptual.{name}", problem))
+        elif getattr(config.perceptual, name) and network_shape(config.data) != pixel_space(config.data):
+            problem = f"is true, but it looks at pixels, and data.kind {config.data.kind} holds none; set it to false"
+            problems.append((f"perceptual.{name}", problem))
     if config.evaluation.every_images and not config.evaluation.reference:
         problems.append(("evaluation.reference", "is missing; evaluation.every_images needs something to compare with"))
     if len(set(averages)) != len(averages):
@@ -199,6 +205,19 @@ def cross_field_problems(config: Config) -> list[tuple[str, str]]:
     if sampling.ema not in (*averages, "online"):
         problems.append(("sampling.ema", f'is "{sampling.ema}"; choose one of: {", ".join((*averages, "online"))}'))
     return problems
+
+
+def _sampling_problems(config: Config) -> list[tuple[str, str]]:
+    """Sampling options that the method leaves no choice of, and have another value."""
+    sampling, objective = config.sampling.model_dump(mode="json"), config.objective
+    return [
+        (
+            f"sampling.{name}",
+            f"is {sampling[name]}, but objective.name {objective.name} {what_it_does}; set it to {value}",
+        )
+        for name, (value, what_it_does) in objective.fixed_sampling.items()
+        if sampling[name] != value
+    ]
 
 
 def sampling_section() -> type[Section]:

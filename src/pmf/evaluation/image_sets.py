@@ -106,18 +106,29 @@ class FlatFolder:
 
 
 class DataImages:
-    """All images of a data set, decoded and centre-cropped as for training, without flips."""
+    """All images of a data set, decoded and centre-cropped as for training, without flips; ``name`` is for errors."""
 
-    def __init__(self, source: Source, shape: ImageShape) -> None:
+    def __init__(self, source: Source, shape: ImageShape, name: str) -> None:
         self.source = source
         self.shape = shape
+        self.name = name
 
     def __len__(self) -> int:
         return len(self.source)
 
     def read(self, indices: np.ndarray) -> Iterator[np.ndarray]:
-        """See :class:`ImageSet`."""
-        return (sample.image for sample in good_samples(self.source.samples(indices)))
+        """See :class:`ImageSet`.
+
+        Raises:
+            UserError: the set holds something else than images, moments of latents for example.
+        """
+        for sample in good_samples(self.source.samples(indices)):
+            if sample.image.dtype != np.uint8:
+                raise UserError(
+                    f"{self.name}: holds {sample.image.dtype} numbers and no images; "
+                    "measure the images that they were made from"
+                )
+            yield sample.image
 
 
 def require_enough(path: Path, there: int, num_images: int | None) -> int:

@@ -17,7 +17,7 @@ def generated_origin(plan: SamplingPlan, config: Config, *, average: str | None,
         plan: of the images.
         config: that they are generated with.
         average: which average of the weights; None where nothing but one set of weights was there.
-        labels: as the request has them, ``all`` or classes with commas between.
+        labels: as the request has them, ``all``, ``blocks`` or classes with commas between.
     """
     objective = create_objective(config.objective, num_classes=config.data.num_classes)
     return {

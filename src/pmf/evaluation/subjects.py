@@ -142,7 +142,7 @@ def data_subject(data: DataConfig, world: World) -> Subject:
         UserError: the data set cannot be opened.
     """
     source = create_source(data, seed=0)
-    images = DataImages(source, (data.channels, data.image_size, data.image_size))
+    images = DataImages(source, (data.channels, data.image_size, data.image_size), data.path or data.kind)
     return Subject(
         shape=images.shape,
         num_images=len(images),

@@ -11,14 +11,14 @@ import contextlib
 import dataclasses
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from pmf.errors import UserError
 from pmf.flow.parameterization import Parameterization
-from pmf.net.interface import Conditions, Network, Tangent, head
+from pmf.net.interface import Conditions, HeadOutputs, Heads, Network, Tangent, head
 
 # torch's own, when it loads its forward-mode rules; nothing a user could do about it.
 warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
@@ -26,17 +26,38 @@ warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", ca
 Direction = tuple[Tensor, float, float]
 """(dz, dr, dt) for the last K rows: dz is (K, C, H, W), the rates of the times are numbers."""
 
-Velocities = tuple[Tensor, Tensor, Tensor]
-"""u and v, (B, C, H, W) with a graph, and du/dt of the last K rows, (K, C, H, W) without."""
+Velocities = tuple[Tensor, Tensor | None, Tensor]
+"""u and v, (B, C, H, W) with a graph, and du/dt of the last K rows, (K, C, H, W) without; v is None where it is not
+trained."""
+
+
+class Derivative(Protocol):
+    """A way to compute u, v and du/dt along a direction, in one step with the training pass."""
+
+    def __call__(
+        self,
+        network: Network,
+        parameterization: Parameterization,
+        z: Tensor,
+        conditions: Conditions,
+        along: Direction,
+        heads: Literal["u", "uv"] = "uv",
+    ) -> Velocities:
+        """The velocities at z, (B, C, H, W), of the heads that are trained."""
 
 
 def jvp_derivative(
-    network: Network, parameterization: Parameterization, z: Tensor, conditions: Conditions, along: Direction
+    network: Network,
+    parameterization: Parameterization,
+    z: Tensor,
+    conditions: Conditions,
+    along: Direction,
+    heads: Literal["u", "uv"] = "uv",
 ) -> Velocities:
     """u, v and du/dt by ``torch.func.jvp`` of the u head in a pass of its own: works with any network."""
-    outputs = network(z, conditions, heads="uv")
+    outputs = network(z, conditions, heads=heads)
     u = parameterization.to_velocity(head(outputs.u), z, conditions.t)
-    v = parameterization.to_velocity(head(outputs.v), z, conditions.t)
+    v = _instantaneous(parameterization, outputs, z, conditions, heads)
     tangent = _tangent(along, conditions)
     rows = len(tangent.z)
     last, last_z = conditions.last(rows), z[len(z) - rows :]
@@ -52,29 +73,39 @@ def jvp_derivative(
 
 
 def dual_derivative(
-    network: Network, parameterization: Parameterization, z: Tensor, conditions: Conditions, along: Direction
+    network: Network,
+    parameterization: Parameterization,
+    z: Tensor,
+    conditions: Conditions,
+    along: Direction,
+    heads: Literal["u", "uv"] = "uv",
 ) -> Velocities:
     """u, v and du/dt by the network's own tangents, carried beside the training pass: fast (pmf/net/dual.py)."""
     tangent = _tangent(along, conditions)
     first = len(z) - len(tangent.z)
-    outputs = network(z, conditions, heads="uv", tangent=tangent)
+    outputs = network(z, conditions, heads=heads, tangent=tangent)
     output_u = head(outputs.u)
     primals = (output_u.detach()[first:], z[first:], conditions.t[first:])
     du_dt = _directional(parameterization.to_velocity, primals, (head(outputs.u_tangent), tangent.z, tangent.t))
     u = parameterization.to_velocity(output_u, z, conditions.t)
-    v = parameterization.to_velocity(head(outputs.v), z, conditions.t)
+    v = _instantaneous(parameterization, outputs, z, conditions, heads)
     return u, v, du_dt
 
 
 def auto_derivative(
-    network: Network, parameterization: Parameterization, z: Tensor, conditions: Conditions, along: Direction
+    network: Network,
+    parameterization: Parameterization,
+    z: Tensor,
+    conditions: Conditions,
+    along: Direction,
+    heads: Literal["u", "uv"] = "uv",
 ) -> Velocities:
     """u, v and du/dt by the network's own tangents if it carries them, otherwise by :func:`jvp_derivative`."""
     derivative = dual_derivative if carries_tangents(network) else jvp_derivative
-    return derivative(network, parameterization, z, conditions, along)
+    return derivative(network, parameterization, z, conditions, along, heads)
 
 
-DERIVATIVES: dict[str, Callable[[Network, Parameterization, Tensor, Conditions, Direction], Velocities]] = {
+DERIVATIVES: dict[str, Derivative] = {
     "auto": auto_derivative,
     "jvp": jvp_derivative,
     "dual": dual_derivative,
@@ -102,6 +133,13 @@ def require_derivative(network: Network, derivative: str, *, compiled: bool, par
         raise UserError(f"{needs}; jvp cannot pass compiled blocks: set training.compile to false")
     if parallel != "ddp":
         raise UserError(f"{needs}; jvp needs training.parallel: ddp, which is {parallel}")
+
+
+def _instantaneous(
+    parameterization: Parameterization, outputs: HeadOutputs, z: Tensor, conditions: Conditions, heads: Heads
+) -> Tensor | None:
+    """v, where its head was asked for."""
+    return parameterization.to_velocity(head(outputs.v), z, conditions.t) if "v" in heads else None
 
 
 def _tangent(along: Direction, conditions: Conditions) -> Tangent:

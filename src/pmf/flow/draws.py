@@ -5,8 +5,9 @@ t, r: times, 1 is noise, r <= t; e: noise; omega: guidance scale, active for t i
 are the first ones again. Scalars are drawn on the host, so that how many rows each pass of the step needs is known
 there and nothing waits for the device.
 
-A draw has two stages: standard normals and uniforms (:class:`StandardDraws`), then the distributions of the method
-as pure functions of them (official pmf.py: sample_tr, sample_cfg_scale, sample_cfg_interval, cond_drop).
+A draw has two stages: standard normals and uniforms (:class:`StandardDraws`), the same for all methods, then the
+distributions of a method as pure functions of them (official pmf.py, imf.py and meanflow.py: sample_tr,
+sample_cfg_scale, sample_cfg_interval, cond_drop).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pmf.flow.options import PixelMeanFlowOptions
+from pmf.flow.options import AverageVelocityOptions, DrawnGuidanceOptions, PixelMeanFlowOptions
 from pmf.randomness import normal_like
 
 
@@ -64,28 +65,38 @@ class Guidance:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Draws:
-    """What one step of the objective needs beyond images, labels and weights; tensors on the images' device.
+class TimeDraws:
+    """What one step of any of the methods needs beyond images, labels and weights; tensors on the images' device.
 
     Attributes:
-        t, r, omega, t_min, t_max: (B,).
+        t, r: (B,).
         e: (B, C, H, W).
         num_flow_matching: the first so many rows have r = t.
         dropped_rows: (D,) int64, ascending: rows that lose their label.
+    """
+
+    t: Tensor
+    r: Tensor
+    e: Tensor
+    num_flow_matching: int
+    dropped_rows: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draws(TimeDraws):
+    """The same for iMF and pMF, which draw the guidance too; only pMF has rows under perceptual losses.
+
+    Attributes:
+        omega, t_min, t_max: (B,).
         unconditional_rows: (U,) int64, ascending: rows that keep their label and whose guidance scale at t is not 1;
             only they need the unconditional velocity.
         perceptual_rows: (P,) int64, ascending: rows with t below the perceptual threshold.
         uniform_crop: (P, 4) uniforms of their crops.
     """
 
-    t: Tensor
-    r: Tensor
     omega: Tensor
     t_min: Tensor
     t_max: Tensor
-    e: Tensor
-    num_flow_matching: int
-    dropped_rows: Tensor
     unconditional_rows: Tensor
     perceptual_rows: Tensor
     uniform_crop: Tensor
@@ -122,43 +133,14 @@ def draw_standard(images: Tensor, generator: torch.Generator, scalars: StandardS
     return StandardDraws(**vars(scalars), normal_e=normal_e, uniform_crop=uniform_crop)
 
 
-def shape_draws(standard: StandardDraws, settings: PixelMeanFlowOptions, perceptual_max_t: float) -> Draws:
-    """The distributions of the method from standard normals and uniforms; deterministic."""
-    num_flow_matching = int(standard.normal_t.shape[0] * settings.data_proportion)
-    dropped = sample_label_drop(standard, settings)
-    times = sample_times(standard, settings, num_flow_matching)
-    guidance = sample_guidance(standard, settings, num_flow_matching)
-    guided = active_scale(guidance.omega, times.t, guidance.t_min, guidance.t_max) != 1
-    guided[dropped] = False
-    perceptual_rows = (times.t < perceptual_max_t).nonzero()[:, 0]
-    device = standard.normal_e.device
-
-    def move(tensor: Tensor) -> Tensor:
-        return tensor.to(device, non_blocking=True)
-
-    return Draws(
-        t=move(times.t),
-        r=move(times.r),
-        omega=move(guidance.omega),
-        t_min=move(guidance.t_min),
-        t_max=move(guidance.t_max),
-        e=standard.normal_e * settings.noise_scale,
-        num_flow_matching=num_flow_matching,
-        dropped_rows=move(dropped.nonzero()[:, 0]),
-        unconditional_rows=move(guided.nonzero()[:, 0]),
-        perceptual_rows=move(perceptual_rows),
-        uniform_crop=move(standard.uniform_crop[perceptual_rows]),
-    )
-
-
-def sample_times(standard: StandardScalars, settings: PixelMeanFlowOptions, num_flow_matching: int) -> Times:
-    """Two logit-normal times, or with some probability two uniform ones; r := t on FM rows, then sorted.
+def mixed_times(standard: StandardScalars, settings: PixelMeanFlowOptions, num_flow_matching: int) -> Times:
+    """pMF's: two logit-normal times, or with some probability two uniform ones; r := t on FM rows, then sorted.
 
     The official order matters: because r := t comes before the sorting, an FM row's t is one draw and not the larger
     of two. The ablation's r := 0 on the other rows stands at the same place (not in the official code).
     """
-    t = torch.sigmoid(standard.normal_t * settings.time_std + settings.time_mean)
-    r = torch.sigmoid(standard.normal_r * settings.time_std + settings.time_mean)
+    t = logit_normal(standard.normal_t, settings)
+    r = logit_normal(standard.normal_r, settings)
     uniform = standard.uniform_mask < settings.uniform_time_fraction
     t = torch.where(uniform, standard.uniform_t, t)
     r = torch.where(uniform, standard.uniform_r, r)
@@ -168,7 +150,19 @@ def sample_times(standard: StandardScalars, settings: PixelMeanFlowOptions, num_
     return Times(t=torch.maximum(t, r), r=torch.minimum(t, r))
 
 
-def sample_guidance(standard: StandardScalars, settings: PixelMeanFlowOptions, num_flow_matching: int) -> Guidance:
+def sorted_times(first: Tensor, second: Tensor, num_flow_matching: int) -> Times:
+    """MeanFlow's and iMF's: of two draws t is the larger and r the smaller, then r := t on FM rows."""
+    t, r = torch.maximum(first, second), torch.minimum(first, second)
+    r[:num_flow_matching] = t[:num_flow_matching]
+    return Times(t=t, r=r)
+
+
+def logit_normal(normal: Tensor, settings: AverageVelocityOptions) -> Tensor:
+    """Standard normals to times on (0, 1)."""
+    return torch.sigmoid(normal * settings.time_std + settings.time_mean)
+
+
+def sample_guidance(standard: StandardScalars, settings: DrawnGuidanceOptions, num_flow_matching: int) -> Guidance:
     """A scale and an interval around t = 0.5 for each row; FM rows get the whole of [0, 1]."""
     omega = guidance_scales(standard.uniform_omega, settings.guidance_beta, settings.guidance_max)
     t_min, t_max = 0.5 * standard.uniform_t_min, 0.5 + 0.5 * standard.uniform_t_max
@@ -176,15 +170,10 @@ def sample_guidance(standard: StandardScalars, settings: PixelMeanFlowOptions, n
     return Guidance(omega=omega, t_min=t_min, t_max=t_max)
 
 
-def sample_label_drop(standard: StandardScalars, settings: PixelMeanFlowOptions) -> Tensor:
-    """Rows that lose their label, (B,) bool.
-
-    They are those whose uniform is below ``label_drop``, or as many of the first rows.
-    """
-    dropped = standard.uniform_drop < settings.label_drop
-    if settings.label_drop_rows == "first":
-        return torch.arange(len(dropped)) < dropped.sum()
-    return dropped
+def sample_label_drop(standard: StandardScalars, probability: float, *, first_rows: bool) -> Tensor:
+    """Rows that lose their label, (B,) bool: those whose uniform is below the probability, or as many first rows."""
+    dropped = standard.uniform_drop < probability
+    return torch.arange(len(dropped)) < dropped.sum() if first_rows else dropped
 
 
 def guidance_scales(uniform: Tensor, beta: float, excess: float) -> Tensor:

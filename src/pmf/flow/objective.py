@@ -44,6 +44,8 @@ DEFAULT = "pmf"
 """The method of a config that names none."""
 
 OBJECTIVES: dict[str, Method] = {
+    "meanflow": Method("pmf.flow.options:MeanFlowOptions", "pmf.flow.mean_flow:MeanFlow"),
+    "imf": Method("pmf.flow.options:ImprovedMeanFlowOptions", "pmf.flow.improved_mean_flow:ImprovedMeanFlow"),
     "pmf": Method("pmf.flow.options:PixelMeanFlowOptions", "pmf.flow.pixel_mean_flow:PixelMeanFlow"),
 }
 
@@ -53,6 +55,9 @@ class ObjectiveOptions(Section):
 
     takes_perceptual: ClassVar[bool] = False
     """Whether the method has terms for the distances of the perceptual section."""
+    fixed_sampling: ClassVar[Mapping[str, tuple[Any, str]]] = {}
+    """Options of the sampling section that can have one value only, by name: the value, and what the method does that
+    the option would otherwise decide."""
     name: Annotated[str, one_of(OBJECTIVES)]
     """The method."""
 
@@ -199,7 +204,7 @@ class Objective(Generic[Scalars, Draws]):
             noise: (B, C, H, W), normal with standard deviation ``noise_scale``.
             labels: (B,) int64.
             **sampling: the options of the sampling section that images depend on, as it declares them: ``omega``,
-                ``interval``, ``num_steps``, ``sampler`` and others that were added.
+                ``interval``, ``num_steps``, ``sampler`` and others that were added; all but how the noise was drawn.
         """
         raise NotImplementedError
 

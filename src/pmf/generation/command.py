@@ -104,8 +104,16 @@ def with_overrides(planned: PlannedImages, request: SamplingRequest) -> PlannedI
 
 
 def _plan(config: Config, saved: SavedWeights, request: SamplingRequest) -> SamplingPlan:
-    classes = _parse_labels(request.labels, config.data.num_classes)
-    return plan_samples(config, num_images=request.num_images, seed=request.seed, weights=saved.source, labels=classes)
+    num_classes = config.data.num_classes
+    in_a_row = _block_length(request.num_images, num_classes) if request.labels == "blocks" else 1
+    return plan_samples(
+        config,
+        num_images=request.num_images,
+        seed=request.seed,
+        weights=saved.source,
+        labels=_parse_labels(request.labels, num_classes),
+        images_in_a_row=in_a_row,
+    )
 
 
 def _read_each(request: SamplingRequest, averages: Sequence[str | None], world: World) -> Iterator[SavedWeights]:
@@ -136,13 +144,25 @@ def _with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
     return config_from_plain(values, "command line")
 
 
+def _block_length(num_images: int, num_classes: int) -> int:
+    """Images of each class, where all have as many."""
+    if num_images % num_classes:
+        lower = num_images // num_classes * num_classes
+        nearest = " or ".join(str(number) for number in (lower, lower + num_classes) if number)
+        raise UserError(
+            f"--labels blocks: --num-images is {num_images}, not a multiple of the {num_classes} classes; "
+            f"give {nearest}"
+        )
+    return num_images // num_classes
+
+
 def _parse_labels(text: str, num_classes: int) -> tuple[int, ...]:
-    if text == "all":
+    if text in ("all", "blocks"):
         return tuple(range(num_classes))
     try:
         labels = tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise UserError(f"--labels {text}: give classes separated by commas, or all") from None
+        raise UserError(f"--labels {text}: give classes separated by commas, all or blocks") from None
     wrong = [label for label in labels if not 0 <= label < num_classes]
     if wrong:
         raise UserError(f"--labels {text}: {wrong[0]} is not in 0 ... {num_classes - 1}")

@@ -64,9 +64,9 @@ def _claim_folder(folder: Path, plan: SamplingPlan) -> None:
     record = folder / "sampling.json"
     wanted = printable(plan.record())
     if record.exists():
-        # An option that a record does not name did not exist when it was written: the images have its default.
+        # What a record does not name did not exist when it was written: the images have its default.
         options = sampling_section().model_fields
-        defaults = {name: options[name].default for name in plan.settings}
+        defaults = {name: options[name].default for name in plan.settings} | {"images_in_a_row": 1}
         found = printable(defaults | read_object(record, "delete the folder or choose another"))
         different = [key for key in wanted if found.get(key) != wanted[key]]
         if different:

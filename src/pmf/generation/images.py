@@ -50,9 +50,11 @@ class ImageMaker:
         Raises:
             NotFiniteError: naming the first image that holds NaN or infinity, which would become black or white pixels.
         """
-        noise = image_noise(plan.seed, indices, self._codec.shape, self._objective.noise_scale)
+        settings = dict(plan.settings)
+        kind = settings.pop("noise")
+        noise = image_noise(plan.seed, indices, self._codec.shape, self._objective.noise_scale, kind)
         labels = torch.tensor([plan.label(index) for index in indices], device=self._device)
-        z = self._objective.generate(self.network, noise.to(self._device), labels, **plan.settings)
+        z = self._objective.generate(self.network, noise.to(self._device), labels, **settings)
         wrong = (~z.isfinite()).flatten(1).sum(1).tolist()
         for index, count in zip(indices, wrong, strict=True):
             if count:
@@ -99,7 +101,7 @@ class ImageMaker:
             NotFiniteError: an image holds NaN or infinity.
         """
         classes = plan.labels[:: max(len(plan.labels) // 10, 1)][:10]
-        plan = replace(plan, labels=classes)
+        plan = replace(plan, labels=classes, images_in_a_row=1)
         indices = [column * len(classes) + row for row in range(len(classes)) for column in range(10)]
         starts = range(0, len(indices), self.batch_size)
         batches = [self.make(plan, indices[start : start + self.batch_size]) for start in starts]

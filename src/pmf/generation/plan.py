@@ -20,7 +20,8 @@ class SamplingPlan:
     """Everything that decides what image i looks like, besides the weights.
 
     Attributes:
-        labels: classes that are cycled through: image i has labels[i % len(labels)].
+        labels: classes that are cycled through: image i has labels[i // images_in_a_row % len(labels)].
+        images_in_a_row: how many images of one class follow each other.
         settings: the sampling section's options that images depend on, as plain values (a pair is a list).
         weights: what the weights are, for the record (checkpoint and average).
     """
@@ -30,28 +31,39 @@ class SamplingPlan:
     seed: int
     settings: Mapping[str, Any]
     weights: str
+    images_in_a_row: int = 1
 
     def label(self, index: int) -> int:
         """Class of image ``index``."""
-        return self.labels[index % len(self.labels)]
+        return self.labels[index // self.images_in_a_row % len(self.labels)]
 
     def record(self) -> dict[str, Any]:
         """The plan as plain values, each setting under its own name: what ``sampling.json`` holds."""
         return {
             "num_images": self.num_images,
             "labels": list(self.labels),
+            "images_in_a_row": self.images_in_a_row,
             "seed": self.seed,
             **self.settings,
             "weights": self.weights,
         }
 
 
-def image_noise(seed: int, indices: Sequence[int], shape: tuple[int, int, int], scale: float) -> Tensor:
+def image_noise(
+    seed: int, indices: Sequence[int], shape: tuple[int, int, int], scale: float, kind: str = "ours"
+) -> Tensor:
     """Normal noise of standard deviation ``scale``, one generator per image.
+
+    Args:
+        kind: ``ours``, or ``official``: torch's CPU generator with the seed (index xor seed) mod 2^32, as in the
+            evaluations of the official PyTorch branches of pMF and iMF.
 
     Returns:
         (len(indices), C, H, W) float32 on the CPU.
     """
+    if kind == "official":
+        generators = [torch.Generator().manual_seed((index ^ seed) % 2**32) for index in indices]
+        return torch.stack([torch.randn(shape, generator=generator) for generator in generators]) * scale
     noise = [
         numpy_generator(Stream.IMAGE_NOISE, seed, index).standard_normal(shape, dtype=np.float32) for index in indices
     ]
@@ -72,13 +84,20 @@ class ImageBatch:
 
 
 def plan_samples(
-    config: Config, *, num_images: int, seed: int, weights: str, labels: tuple[int, ...] | None = None
+    config: Config,
+    *,
+    num_images: int,
+    seed: int,
+    weights: str,
+    labels: tuple[int, ...] | None = None,
+    images_in_a_row: int = 1,
 ) -> SamplingPlan:
     """A plan with the config's sampling settings; ``labels`` None cycles through all classes."""
     sampling = config.sampling
     return SamplingPlan(
         num_images=num_images,
         labels=labels or tuple(range(config.data.num_classes)),
+        images_in_a_row=images_in_a_row,
         seed=seed,
         settings=sampling.model_dump(mode="json", include=set(options_for(type(sampling), Use.IMAGES))),
         weights=weights,

@@ -19,7 +19,7 @@ class SamplingRequest:
     Attributes:
         checkpoint: run folder, checkpoint folder or ``.safetensors`` file; with a recipe, an official checkpoint.
         recipe: YAML of the model that an official checkpoint holds.
-        labels: ``all`` or comma-separated classes, cycled through.
+        labels: ``all`` or comma-separated classes, cycled through; or ``blocks``, all classes one after the other.
         ema: which average; None is the config's choice.
         overrides: values for the config's sampling section, besides ``ema``.
         key: which set of weights of a PyTorch file that holds several.
@@ -46,9 +46,13 @@ def add_generation_flags(parser: argparse.ArgumentParser, *, several: bool = Fal
         "--key", help="which set of weights of a PyTorch file that holds several, e.g. ema or state.model"
     )
     parser.add_argument(
-        "--labels", type=_class_list, default="all", help="comma-separated classes to cycle through, or all"
+        "--labels",
+        type=_class_list,
+        default="all",
+        help="comma-separated classes to cycle through, or all; or blocks: all, each num-images / classes times in a "
+        "row, as in the official PyTorch evaluations",
     )
-    parser.add_argument("--seed", type=whole_from(0), default=0)
+    parser.add_argument("--seed", type=whole_from(0), default=0, help="default: 0; that of --noise official is 42")
     add_sampling_flags(parser, several=several)
 
 
@@ -73,7 +77,7 @@ def generation_request(arguments: argparse.Namespace, num_images: int, options: 
 
 
 def _class_list(text: str) -> str:
-    """``all``, or classes with commas between; which there are is known with the checkpoint."""
-    if text != "all" and not all(part.strip().isdecimal() for part in text.split(",")):
-        raise argparse.ArgumentTypeError(f"{text}: give classes separated by commas, or all")
+    """``all``, ``blocks``, or classes with commas between; which there are is known with the checkpoint."""
+    if text not in ("all", "blocks") and not all(part.strip().isdecimal() for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"{text}: give classes separated by commas, all or blocks")
     return text

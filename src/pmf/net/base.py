@@ -35,7 +35,7 @@ class BaseNetwork(nn.Module):
         """Whether a network built for inference lacks the tensor of this name (as in ``state_dict``)."""
         return name.startswith(cls.training_only)
 
-    def blocks(self) -> list[BaseBlock]:
+    def find_blocks(self) -> list[BaseBlock]:
         """The blocks of the network, in the order of its modules."""
         return [module for module in self.modules() if isinstance(module, BaseBlock)]
 
@@ -45,12 +45,12 @@ class BaseNetwork(nn.Module):
         Args:
             static_shapes: compile one graph for each number of rows, instead of one for any number.
         """
-        for block in self.blocks():
+        for block in self.find_blocks():
             block.compile_body(static_shapes=static_shapes)
 
     def checkpoint_blocks(self) -> None:
         """Train in less memory: each block keeps its inputs only, and runs a second time for its gradients."""
-        for block in self.blocks():
+        for block in self.find_blocks():
             block.checkpointed = True
 
 

@@ -1,4 +1,4 @@
-"""The layers of the pixel transformer. They work on tensors and on duals, as the parts that they are made of do."""
+"""The layers of transformers. They work on tensors and on duals, as the parts that they are made of do."""
 
 from __future__ import annotations
 
@@ -12,41 +12,7 @@ from pmf.net.attention import attention
 from pmf.net.base import BaseBlock
 from pmf.net.dual import Conv2d, Linear, Operand, add, map_linear, multiply, scaled, silu, sinusoids, value_of
 from pmf.net.norms import RMSNorm
-
-
-class Rotation(nn.Module):
-    """2-D rotary position embedding of the patch tokens; the condition tokens in front of them are not rotated.
-
-    Channels are interleaved complex pairs; the first half of them turns with the row, the second with the column.
-    """
-
-    cos: Tensor
-    sin: Tensor
-
-    def __init__(self, head_width: int, grid: int, num_condition_tokens: int, theta: float = 1e4) -> None:
-        super().__init__()
-        self.per_axis = head_width // 2
-        self.grid = grid
-        self.theta = theta
-        patches = self.patch_angles()
-        angles = torch.cat((patches.new_zeros(num_condition_tokens, self.per_axis), patches))  # (T, d / 2)
-        self.register_buffer("cos", angles.cos(), persistent=False)
-        self.register_buffer("sin", angles.sin(), persistent=False)
-
-    def patch_angles(self) -> Tensor:
-        """(patches, d / 2) float32 in radians, computed anew: with values even if this module is on the meta device."""
-        exponents = torch.arange(0, self.per_axis, 2, dtype=torch.float32) / self.per_axis
-        frequencies = self.theta**-exponents  # (d / 4,)
-        angle = torch.arange(self.grid, dtype=torch.float32)[:, None] * frequencies  # (grid, d / 4)
-        rows = angle[:, None].expand(self.grid, self.grid, -1)
-        columns = angle[None].expand(self.grid, self.grid, -1)
-        return torch.cat((rows, columns), -1).flatten(0, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Rotate queries or keys, (..., T, d)."""
-        real, imaginary = x.unflatten(-1, (-1, 2)).unbind(-1)
-        turned = (real * self.cos - imaginary * self.sin, real * self.sin + imaginary * self.cos)
-        return torch.stack(turned, dim=-1).flatten(-2)
+from pmf.net.positions import Rotation
 
 
 class Attention(nn.Module):
@@ -72,7 +38,7 @@ class Attention(nn.Module):
 
         query = map_linear(rotate, self.query_norm(map_linear(self._split_heads, self.query(x))))
         key = map_linear(rotate, self.key_norm(map_linear(self._split_heads, self.key(x))))
-        return self.output(map_linear(_merge_heads, attention(query, key, value)))  # (B, T, width)
+        return self.output(map_linear(merge_heads, attention(query, key, value)))  # (B, T, width)
 
     def _split_heads(self, x: Tensor) -> Tensor:
         return rearrange(x, "b t (heads d) -> b heads t d", heads=self.num_heads)
@@ -135,6 +101,18 @@ class ScalarEmbedding(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
+    """Linear embedding of patches."""
+
+    def __init__(self, channels: int, patch_size: int, width: int) -> None:
+        super().__init__()
+        self.projection = Conv2d(channels, width, patch_size, stride=patch_size)
+
+    def forward(self, images: Operand) -> Operand:
+        """Embed (B, C, H, W) as (B, patches, width)."""
+        return map_linear(_flatten_grid, scaled(self.projection, images))
+
+
+class BottleneckPatchEmbedding(nn.Module):
     """Linear embedding of patches through a narrow bottleneck."""
 
     def __init__(self, channels: int, patch_size: int, bottleneck: int, width: int) -> None:
@@ -144,28 +122,37 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, images: Operand) -> Operand:
         """Embed (B, C, H, W) as (B, patches, width)."""
-        features = scaled(lambda x: self.expansion(self.bottleneck(x)), images)  # (B, width, H / p, W / p)
-        return map_linear(lambda x: rearrange(x, "b d h w -> b (h w) d"), features)
+        return map_linear(_flatten_grid, scaled(lambda x: self.expansion(self.bottleneck(x)), images))
 
 
 class PatchOutput(nn.Module):
-    """Decoder of patch tokens to pixels: RMSNorm and a linear layer that starts at zero."""
+    """Decoder of patch tokens: RMSNorm and a linear layer that starts at zero."""
 
     def __init__(self, width: int, patch_size: int, channels: int) -> None:
         super().__init__()
         self.patch_size = patch_size
-        self.channels = channels
         self.norm = RMSNorm(width)
         self.linear = Linear(width, patch_size * patch_size * channels)
 
     def forward(self, tokens: Operand) -> Operand:
         """Decode (B, patches, width) to (B, C, H, W)."""
-        return map_linear(self._unpatchify, scaled(self.linear, self.norm(tokens)))
-
-    def _unpatchify(self, x: Tensor) -> Tensor:
-        side = math.isqrt(x.shape[1])
-        return rearrange(x, "b (h w) (p q c) -> b c (h p) (w q)", h=side, p=self.patch_size, q=self.patch_size)
+        return unpatchify(scaled(self.linear, self.norm(tokens)), self.patch_size)
 
 
-def _merge_heads(x: Tensor) -> Tensor:
+def unpatchify(x: Operand, patch_size: int) -> Operand:
+    """Patches that lie in rows of a square, (B, patches, patch_size^2 C), as images (B, C, H, W)."""
+
+    def arrange(tensor: Tensor) -> Tensor:
+        side, p = math.isqrt(tensor.shape[1]), patch_size
+        return rearrange(tensor, "b (h w) (p q c) -> b c (h p) (w q)", h=side, p=p, q=p)
+
+    return map_linear(arrange, x)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """Put the heads' outputs side by side: (B, heads, T, d) to (B, T, width)."""
     return rearrange(x, "b heads t d -> b t (heads d)")
+
+
+def _flatten_grid(x: Tensor) -> Tensor:
+    return rearrange(x, "b d h w -> b (h w) d")

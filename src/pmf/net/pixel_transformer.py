@@ -1,34 +1,26 @@
-"""The two-headed pixel transformer of pMF (paper section 4; official models/pmfDiT.py).
-
-The condition enters in context, as tokens in front of the patches: class, guidance scale, guidance interval and time.
-A shared trunk feeds two heads of equal depth, u (average velocity) and v (instantaneous velocity). How an output of a
-head becomes a velocity is defined in pmf/flow/parameterization.py.
-"""
+"""The two-headed pixel transformer of pMF (paper section 4; official models/pmfDiT.py)."""
 
 from __future__ import annotations
 
-import math
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from pmf.net.base import BaseNetwork
-from pmf.net.dual import Dual, Operand, add, concatenate, map_linear, over_tokens, value_of
-from pmf.net.interface import Conditions, HeadOutputs, Heads, Tangent
-from pmf.net.layers import Block, PatchEmbedding, PatchOutput, Rotation, ScalarEmbedding
-
-NUM_CLASS_TOKENS = 8
-NUM_GUIDANCE_TOKENS = 4
-NUM_INTERVAL_TOKENS = 2  # at either end
-NUM_TIME_TOKENS = 4
-NUM_CONDITION_TOKENS = NUM_CLASS_TOKENS + NUM_GUIDANCE_TOKENS + 2 * NUM_INTERVAL_TOKENS + NUM_TIME_TOKENS
+from pmf.net.dual import Operand, add
+from pmf.net.interface import Conditions
+from pmf.net.layers import BottleneckPatchEmbedding
+from pmf.net.positions import Rotation, grid_angles
+from pmf.net.token_transformer import NUM_CONDITION_TOKENS, TokenTransformer
 
 
-class PixelTransformer(BaseNetwork):
-    """Images and conditions to images; knows nothing of losses, guidance or time sampling."""
+class PixelTransformer(TokenTransformer):
+    """Images and conditions to images; knows nothing of losses, guidance or time sampling.
 
-    carries_tangents = True
-    training_only = ("v_blocks.", "v_output.")
+    Positions are told by a learned table of all tokens and by a 2-D rotation of the patches alone.
+    """
+
+    patch_embedding: BottleneckPatchEmbedding
 
     def __init__(
         self,
@@ -46,122 +38,28 @@ class PixelTransformer(BaseNetwork):
         inference: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
-        """Build and initialise.
+        """Build and initialise; see :class:`TokenTransformer` for what is not explained here.
 
         Args:
-            depth: number of blocks between the patches and the output of one head, its ``head_depth`` blocks included.
-            head_depth: number of blocks of each head.
-            mlp_width: hidden width of the SwiGLU; None is the paper's int(8 / 3 width).
-            inference: leave out the v head, which only training uses.
+            bottleneck: channels between the two linear maps that embed a patch.
             generator: source of the initial weights; None is torch's global one.
         """
-        super().__init__()
-        self.heads = "u" if inference else "uv"
-        mlp_width = mlp_width or int(width * 8 / 3)
         grid = image_size // patch_size
-
-        def blocks(count: int) -> nn.ModuleList:
-            return nn.ModuleList(Block(width, num_heads, mlp_width) for _ in range(count))
-
-        def tokens(count: int) -> nn.Parameter:
-            return nn.Parameter(torch.empty(1, count, width))
-
-        self.patch_embedding = PatchEmbedding(channels, patch_size, bottleneck, width)
-        self.time_embedding = ScalarEmbedding(width)
-        self.guidance_embedding = ScalarEmbedding(width)
-        self.interval_start_embedding = ScalarEmbedding(width)
-        self.interval_end_embedding = ScalarEmbedding(width)
-        self.label_embedding = nn.Embedding(num_classes + 1, width)
-        self.class_tokens = tokens(NUM_CLASS_TOKENS)
-        self.guidance_tokens = tokens(NUM_GUIDANCE_TOKENS)
-        self.interval_start_tokens = tokens(NUM_INTERVAL_TOKENS)
-        self.interval_end_tokens = tokens(NUM_INTERVAL_TOKENS)
-        self.time_tokens = tokens(NUM_TIME_TOKENS)
-        self.position_embedding = tokens(NUM_CONDITION_TOKENS + grid * grid)
-        self.rotation = Rotation(width // num_heads, grid, NUM_CONDITION_TOKENS)
-        self.shared_blocks = blocks(depth - head_depth)
-        self.u_blocks = blocks(head_depth)
-        self.u_output = PatchOutput(width, patch_size, channels)
-        self.v_blocks = None if inference else blocks(head_depth)
-        self.v_output = None if inference else PatchOutput(width, patch_size, channels)
+        super().__init__(
+            patch_embedding=BottleneckPatchEmbedding(channels, patch_size, bottleneck, width),
+            rotation=Rotation(partial(grid_angles, width // num_heads, grid), num_still=NUM_CONDITION_TOKENS),
+            patch_size=patch_size,
+            channels=channels,
+            num_classes=num_classes,
+            width=width,
+            depth=depth,
+            head_depth=head_depth,
+            num_heads=num_heads,
+            mlp_width=mlp_width,
+            inference=inference,
+        )
+        self.position_embedding = nn.Parameter(torch.empty(1, NUM_CONDITION_TOKENS + grid * grid, width))
         self._initialize(generator)
 
-    @torch.no_grad()
-    def _initialize(self, generator: torch.Generator | None) -> None:
-        """Draw the initial weights.
-
-        ==========================================  =================================
-        linear layers of blocks                     N(0, (0.32 / sqrt(fan_in))^2)
-        linear layers of scalar embeddings          N(0, 1 / fan_in)
-        label table, condition tokens               N(0, 1 / width)
-        position embedding                          N(0, 0.02^2)
-        patch convolutions                          Xavier uniform, a patch counted as one input vector
-        output layers, gates, biases                0
-        norms                                       1
-        ==========================================  =================================
-        """
-        width = self.position_embedding.shape[-1]
-        for name, parameter in self.named_parameters():
-            if "norm" in name:
-                parameter.fill_(1.0)
-            elif "_output." in name or name.endswith(("gate", ".bias")):
-                parameter.zero_()
-            elif name == "position_embedding":
-                parameter.normal_(0, 0.02, generator=generator)
-            elif name.endswith("tokens") or name.startswith("label_embedding"):
-                parameter.normal_(0, width**-0.5, generator=generator)
-            elif name.startswith("patch_embedding"):
-                nn.init.xavier_uniform_(parameter.flatten(1), generator=generator)
-            else:
-                scale = 0.32 if "blocks." in name else 1.0
-                parameter.normal_(0, scale / math.sqrt(parameter.shape[1]), generator=generator)
-
-    def forward(
-        self, z: Tensor, conditions: Conditions, heads: Heads = "uv", tangent: Tangent | None = None
-    ) -> HeadOutputs:
-        """Run the heads that are asked for.
-
-        Args:
-            z: (B, C, H, W) noisy images.
-            conditions: all but t are used.
-            tangent: if given, u's derivative along it comes too, for the last K rows; its t is not used.
-
-        Raises:
-            ValueError: the v head is asked of a network built for inference.
-        """
-        if self.v_blocks is None and "v" in heads:
-            raise ValueError("this network was built for inference and has no v head")
-        image: Operand = z
-        h: Operand = conditions.h
-        if tangent is not None:
-            image, h = Dual(z, tangent.z), Dual(conditions.h, tangent.h)
-        x = self._embed(image, h, conditions)  # (B, T, width)
-        for block in self.shared_blocks:
-            x = block(x, self.rotation)
-        outputs = HeadOutputs()
-        if "u" in heads:
-            u = self._run_head(x, self.u_blocks, self.u_output)
-            outputs.u = value_of(u).to(z.dtype)
-            outputs.u_tangent = u.tangent.to(z.dtype) if isinstance(u, Dual) else None
-        if "v" in heads:
-            v = self._run_head(value_of(x), self.v_blocks, self.v_output)
-            outputs.v = value_of(v).to(z.dtype)
-        return outputs
-
     def _embed(self, image: Operand, h: Operand, conditions: Conditions) -> Operand:
-        """Condition tokens, then patches: (B, T, width)."""
-        embedded = [
-            (self.class_tokens, self.label_embedding(conditions.labels)),
-            (self.guidance_tokens, self.guidance_embedding(1 - 1 / conditions.omega)),
-            (self.interval_start_tokens, self.interval_start_embedding(conditions.t_min)),
-            (self.interval_end_tokens, self.interval_end_embedding(conditions.t_max)),
-            (self.time_tokens, self.time_embedding(h)),
-        ]
-        groups = [add(over_tokens(embedding), tokens) for tokens, embedding in embedded]
-        return add(concatenate([*groups, self.patch_embedding(image)], dim=1), self.position_embedding)
-
-    def _run_head(self, x: Operand, blocks: nn.ModuleList | None, output: PatchOutput | None) -> Operand:
-        assert blocks is not None and output is not None
-        for block in blocks:
-            x = block(x, self.rotation)
-        return output(map_linear(lambda tokens: tokens[:, NUM_CONDITION_TOKENS:], x))
+        return add(super()._embed(image, h, conditions), self.position_embedding)

@@ -120,7 +120,7 @@ def rotation_table(config: Config) -> Tensor:
     network = _network_without_values(config)
     if not isinstance(network, PixelTransformer):
         raise UserError(f"model.name is {config.model.name}: the official layouts are for the models of pMF only")
-    angles = network.rotation.patch_angles()
+    angles = network.rotation.angles()
     return torch.complex(angles.cos(), angles.sin())
 
 

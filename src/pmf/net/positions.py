@@ -1,0 +1,68 @@
+"""Where a token stands: rotary embeddings of queries and keys, and the fixed sin-cos table of patches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+
+class Rotation(nn.Module):
+    """Rotary position embedding: channels are interleaved complex pairs, and each pair turns with the position.
+
+    Attributes:
+        angles: computes the angles anew, (rotated tokens, d / 2) float32 in radians: with values even if this module is
+            on the meta device.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, angles: Callable[[], Tensor], num_still: int = 0) -> None:
+        """Compute the table.
+
+        Args:
+            num_still: tokens in front of the rotated ones that are not rotated.
+        """
+        super().__init__()
+        self.angles = angles
+        rotated = angles()
+        table = torch.cat((rotated.new_zeros(num_still, rotated.shape[1]), rotated))  # (T, d / 2)
+        self.register_buffer("cos", table.cos(), persistent=False)
+        self.register_buffer("sin", table.sin(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Rotate queries or keys, (..., T, d)."""
+        real, imaginary = x.unflatten(-1, (-1, 2)).unbind(-1)
+        turned = (real * self.cos - imaginary * self.sin, real * self.sin + imaginary * self.cos)
+        return torch.stack(turned, dim=-1).flatten(-2)
+
+
+def sequence_angles(channels: int, length: int, theta: float = 1e4, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Positions 0, 1, 2, ... times the frequencies theta^(-2 i / channels): (length, channels / 2), in radians."""
+    exponents = torch.arange(0, channels, 2, dtype=dtype) / channels
+    return torch.arange(length, dtype=dtype)[:, None] * theta**-exponents
+
+
+def grid_angles(channels: int, grid: int) -> Tensor:
+    """Angles of grid x grid patches: (patches, channels / 2) float32, in radians.
+
+    The first half of the pairs turns with the row, the second with the column.
+    """
+    angle = sequence_angles(channels // 2, grid)  # (grid, channels / 4)
+    rows = angle[:, None].expand(grid, grid, -1)
+    columns = angle[None].expand(grid, grid, -1)
+    return torch.cat((rows, columns), -1).flatten(0, 1)
+
+
+def sincos_positions(width: int, grid: int) -> Tensor:
+    """Fixed embedding of grid x grid patches (MAE's get_2d_sincos_pos_embed): (patches, width) float32.
+
+    Sines, then cosines, of the column fill the first half of the channels, those of the row the second.
+    """
+    angle = sequence_angles(width // 2, grid, dtype=torch.float64)  # (grid, width / 4)
+    waves = torch.cat((angle.sin(), angle.cos()), -1).float()  # (grid, width / 2)
+    columns = waves[None].expand(grid, grid, -1)
+    rows = waves[:, None].expand(grid, grid, -1)
+    return torch.cat((columns, rows), -1).flatten(0, 1)
