@@ -57,6 +57,8 @@ class Encoding:
         self.world = join_world(timeout=PATIENCE)
         set_float32_precision(tf32=False)
         torch.backends.cudnn.deterministic = True
+        if self.world.device.type == "cpu":
+            torch.set_num_threads(1)  # sums over several threads differ in their last bits with the number of them
         self.source = self.world.together(lambda: create_source(data, seed=0))
         self.world.ask_main(lambda: require_first_images(self.source))
         self.autoencoder = self.world.main_first(lambda: load_autoencoder(data.autoencoder, self.world.device))
