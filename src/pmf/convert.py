@@ -1,7 +1,8 @@
 """Official checkpoints to our safetensors, and back: python -m pmf.convert import|export --help.
 
-Reads and writes the PyTorch files (.pt) and the JAX checkpoints of pMF; the latter need uv sync --extra jax. Every
-tensor is accounted for by name and shape; what does not fit is refused in one line. See docs/checkpoints.md.
+Reads and writes the PyTorch files (.pt, .pth) and the JAX checkpoints of pMF, iMF and MeanFlow, and reads FD-Loss's of
+the first two; JAX needs uv sync --extra jax. Every tensor is accounted for by name and shape; what does not fit is
+refused in one line. See docs/checkpoints.md.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def main() -> None:
         help="PyTorch or safetensors file, or JAX checkpoint (unzipped folder)",
     )
     into.add_argument("--config", type=path_text, required=True, help="recipe of the model, e.g. configs/pmf_b_16.yaml")
-    into.add_argument("--ema", help='JAX only: which average, e.g. 1000, or "online"; default: the recipe\'s')
+    into.add_argument("--ema", help='JAX only: which average, e.g. 1000 or 0.9999, or "online"; default: the recipe\'s')
     into.add_argument(
         "--key", help="which set of weights of a PyTorch file that holds several, e.g. ema or state.model"
     )
@@ -43,7 +44,9 @@ def main() -> None:
     out.add_argument("--inference", action="store_true", help="leave out the v head, as the released files do")
     out.add_argument("--layout", choices=LAYOUTS, default="pytorch", help="default: pytorch")
     into.add_argument("--output", type=to_path, required=True, help=".safetensors file to write; must not exist")
-    out.add_argument("--output", type=to_path, required=True, help=".pt file (JAX: folder) to write; must not exist")
+    out.add_argument(
+        "--output", type=to_path, required=True, help=".pt or .pth file (JAX: folder) to write; must not exist"
+    )
     arguments = parser.parse_args()
     require_there("--checkpoint", arguments.checkpoint)
     if arguments.verb == "import":
@@ -67,18 +70,19 @@ def _import(arguments: argparse.Namespace) -> None:
     )
     with writing(f"--output {arguments.output}"):
         save_weights(arguments.output, saved.weights, saved.config)
-    complete = any(map(find_architecture(config.model.name).is_training_only, saved.weights))
+    architecture = find_architecture(config.model.name)
+    complete = any(map(architecture.is_training_only, saved.weights))
+    head = f", {'with' if complete else 'without'} the v head" if architecture.training_only else ""
     print(
         f"{arguments.output}: {sum(tensor.numel() for tensor in saved.weights.values()):,} weights of "
-        f"{config.model.name} in {len(saved.weights)} tensors, "
-        f"{'with' if complete else 'without'} the v head"
+        f"{config.model.name} in {len(saved.weights)} tensors{head}"
     )
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    _require_free(arguments.output, "" if arguments.layout == "jax" else ".pt")
+    _require_free(arguments.output, *(() if arguments.layout == "jax" else (".pt", ".pth")))
 
-    from pmf.checkpoint.official.layouts import EXPORTS
+    from pmf.checkpoint.official.exports import EXPORTS
     from pmf.checkpoint.saved_weights import load_weights
 
     saved = load_weights(arguments.checkpoint, arguments.ema)
@@ -87,9 +91,9 @@ def _export(arguments: argparse.Namespace) -> None:
     print(f"{arguments.output}: {saved.config.model.name} from {saved.source}")
 
 
-def _require_free(output: Path, suffix: str) -> None:
-    if suffix and output.suffix != suffix:
-        raise UserError(f"--output {output}: give a file name that ends in {suffix}")
+def _require_free(output: Path, *suffixes: str) -> None:
+    if suffixes and output.suffix not in suffixes:
+        raise UserError(f"--output {output}: give a file name that ends in {' or '.join(suffixes)}")
     if output.exists():
         raise UserError(f"--output {output}: exists already; remove it or choose another name")
     if not output.absolute().parent.is_dir():

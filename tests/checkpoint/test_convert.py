@@ -12,8 +12,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from pmf.checkpoint.official.layouts import load_official, rotation_table
-from pmf.checkpoint.official.names import JAX, PYTORCH
+from pmf.checkpoint.official.exports import export_pytorch
+from pmf.checkpoint.official.families import network_without_values, rotations
+from pmf.checkpoint.official.layouts import load_official
+from pmf.checkpoint.official.names import PMF_JAX, official_name
 from pmf.checkpoint.saved_weights import load_weights
 from pmf.checkpoint.storage import Checkpoint, save_checkpoint
 from pmf.config.sections import as_plain
@@ -54,7 +56,7 @@ def digits_network(seed: int = 0) -> torch.nn.Module:
 
 def official_digits() -> dict[str, torch.Tensor]:
     """An official inference file of that network."""
-    weights = {PYTORCH.name(name)[4:]: tensor for name, tensor in digits_network().state_dict().items()}
+    weights = {official_name(name): tensor for name, tensor in digits_network().state_dict().items()}
     return pytorch_file(without_v_head(weights), grid=4)
 
 
@@ -83,7 +85,7 @@ def test_every_tensor_of_the_six_official_networks_has_its_place(tmp_path, model
     assert {name: tensor.shape for name, tensor in ours.items()} == {
         name: tensor.shape for name, tensor in network.state_dict().items()
     }
-    back = {PYTORCH.name(name): tensor for name, tensor in ours.items()}
+    back = {f"net.{official_name(name)}": tensor for name, tensor in ours.items()}
     assert {name: float(tensor.flatten()[0]) for name, tensor in back.items()} == {
         f"net.{name}": float(tensor.flatten()[0]) for name, tensor in weights.items()
     }
@@ -103,19 +105,19 @@ def test_every_tensor_of_the_six_jax_networks_has_its_place(model):
     with torch.device("meta"):
         network = create_network(model, image_size=512 if model.endswith("32") else 256, num_classes=1000)
     own = network.state_dict()
-    assert {JAX.name(name): tuple(JAX.store(name, tensor).shape) for name, tensor in own.items()} == {
+    assert {PMF_JAX.name(name): tuple(PMF_JAX.store(name, tensor).shape) for name, tensor in own.items()} == {
         name: array.shape for name, array in theirs.items()
     }
     order = list(shapes)
     for name, tensor in own.items():
-        array = torch.from_numpy(theirs[JAX.name(name)])
-        assert JAX.restore(name, array).shape == tensor.shape
-        assert order[int(array.flatten()[0])] == PYTORCH.name(name)[4:]
+        array = torch.from_numpy(theirs[PMF_JAX.name(name)])
+        assert PMF_JAX.restore(name, array).shape == tensor.shape
+        assert order[int(array.flatten()[0])] == official_name(name)
 
 
 def test_the_layouts_are_undone_exactly():
     for name, tensor in digits_network().state_dict().items():
-        assert torch.equal(JAX.restore(name, JAX.store(name, tensor)), tensor)
+        assert torch.equal(PMF_JAX.restore(name, PMF_JAX.store(name, tensor)), tensor)
 
 
 def test_a_file_of_real_size_keeps_every_value(tmp_path):
@@ -128,7 +130,7 @@ def test_a_file_of_real_size_keeps_every_value(tmp_path):
     path = write(tmp_path / "pMF-B-16.pt", pytorch_file(weights, grid=16))
     saved = load_official(path, load_config(ROOT / "configs" / "pmf_b_16.yaml"))
     assert sum(tensor.numel() for tensor in saved.weights.values()) == 118_234_240
-    assert all(torch.equal(saved.weights[name], weights[PYTORCH.name(name)[4:]]) for name in saved.weights)
+    assert all(torch.equal(saved.weights[name], weights[official_name(name)]) for name in saved.weights)
     assert saved.config.sampling.omega == 8.5
     assert saved.source.startswith("pMF-B-16.pt ")
 
@@ -206,19 +208,24 @@ def test_our_table_of_rotations_is_the_official_one():
     net = golden.meta["net"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SIZES, "golden", golden_size(net))
-        table = rotation_table(config_of("golden", net["input_size"]))
+        table = rotations(network_without_values(config_of("golden", net["input_size"])))
     official = torch.complex(golden["rope_freqs/re"], golden["rope_freqs/im"])
     torch.testing.assert_close(table, official, atol=1e-6, rtol=0)  # one unit in the last place of cos and sin
 
 
-def test_only_the_models_of_pmf_have_an_official_layout(monkeypatch):
+def test_an_architecture_without_published_files_is_told(monkeypatch, tmp_path):
     class Other(BaseNetwork):
         def __init__(self, **_numbers) -> None:
             super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(2))
 
     monkeypatch.setitem(SIZES, "other", NetworkSize(Other, patch_size=2))
-    with pytest.raises(UserError, match=r"model.name is other: the official layouts are for the models of pMF only"):
-        rotation_table(config_of("other", 8))
+    path = write(tmp_path / "w.pt", {"weight": torch.tensor([1.0, 2.0])})
+    saved = load_official(path, config_of("other", 8))  # by our names
+    assert saved.weights["weight"].tolist() == [1.0, 2.0]
+    with pytest.raises(UserError, match=r"model.name is other: there are no official files of its architecture"):
+        export_pytorch(tmp_path / "out.pt", saved, inference=True)
+    assert not (tmp_path / "out.pt").exists()
 
 
 def damage(change):

@@ -19,7 +19,8 @@ import optax
 from flax import config as flax_config
 from flax.training import checkpoints, train_state
 
-from pmf.checkpoint.official.layouts import export_jax, load_official
+from pmf.checkpoint.official.exports import export_jax
+from pmf.checkpoint.official.layouts import load_official
 from pmf.errors import UserError
 from pmf.flow.parameterization import ImagePrediction
 from pmf.generation.images import inference_network

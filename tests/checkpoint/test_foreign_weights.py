@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pmf.checkpoint.official.layouts import load_official, rotation_table
-from pmf.checkpoint.official.names import PYTORCH
+from pmf.checkpoint.official.families import network_without_values, rotations
+from pmf.checkpoint.official.layouts import load_official
+from pmf.checkpoint.official.names import official_name
 from pmf.checkpoint.saved_weights import load_weights
 from pmf.checkpoint.storage import Checkpoint, save_checkpoint
 from pmf.config.sections import as_plain
@@ -41,7 +42,7 @@ def ours():
 
 def official(weights):
     """Under the official names, which begin with ``net.``"""
-    return {PYTORCH.name(name): tensor for name, tensor in weights.items()}
+    return {f"net.{official_name(name)}": tensor for name, tensor in weights.items()}
 
 
 def bare(weights):
@@ -90,7 +91,7 @@ def test_wrappers_around_modules_are_taken_off(names, wrapper, config, ours, tmp
 
 def test_an_average_of_torch_with_its_count_and_the_official_rotations(config, ours, tmp_path):
     averaged = {f"module.{name}": tensor for name, tensor in official(ours).items()}
-    averaged |= {"n_averaged": torch.tensor(7), "module.net.rope_freqs": rotation_table(config)}
+    averaged |= {"n_averaged": torch.tensor(7), "module.net.rope_freqs": rotations(network_without_values(config))}
     torch.save(averaged, tmp_path / "w.pt")
     require_equal(load_official(tmp_path / "w.pt", config).weights, ours)
 

@@ -26,7 +26,7 @@ from pmf.training.course import Course
 from pmf.training.metrics import MetricsLog
 from pmf.training.periodic_evaluation import TrainingEvaluation
 from pmf.training.preemption import StopRequest
-from pmf.training.preflight import require_compiler, require_device, require_storage, restart_problem
+from pmf.training.preflight import require_compiler, require_decoder, require_device, require_storage, restart_problem
 from pmf.training.processes import start_processes, world_of
 from pmf.training.run_folder import RunFolder
 from pmf.training.snapshots import Snapshots
@@ -59,6 +59,7 @@ class Trainer:
         self.accumulation = _accumulation(training, self.world.size)
         self.micro_batch_size = training.global_batch_size // self.world.size // self.accumulation
         self.source = self.world.main_first(self._open_source)  # one process may have to build the data set
+        self.world.main_first(lambda: require_decoder(config))
         self.course = Course(config, len(self.source))
         self.stop = StopRequest(self.world)
         self.train_step = TrainingStep(

@@ -1,22 +1,24 @@
-"""Names and layouts of the official weights, from and to ours.
+"""Names and layouts of the weights of pMF and iMF, from and to ours.
 
-The official PyTorch networks (pMF branch ``torch``) wrap every linear layer once more (``_flax_linear``) and name the
-parts otherwise; shapes are the same, so conversion is renaming. The JAX networks (branches ``main`` and ``hsdp``) carry
-nearly those names as a tree, with kernels as flax stores them: (in, out) and (height, width, in, out).
+The official PyTorch networks (branch ``torch`` of either repository) wrap every linear layer once more
+(``_flax_linear``) and name the parts otherwise; but for iMF's tokens shapes are the same. The JAX networks carry nearly
+those names as a tree, with kernels as flax stores them. FD-Loss (Jiawei-Yang/FD-loss) trains the networks of both on,
+and names its wrappers ``linear`` and ``embedding``.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-
 from torch import Tensor
+
+from pmf.checkpoint.official.naming import Layout, from_kernel, replace_all, replace_first, to_kernel
+
+LABELS = "label_embedding.weight"
 
 # Ours to official; the first pattern that matches the whole name wins. Names without a row are equal.
 _OFFICIAL_NAMES: tuple[tuple[str, str], ...] = (
     (r"patch_embedding\.bottleneck\.(.+)", r"x_embedder.proj1.\1"),
     (r"patch_embedding\.expansion\.(.+)", r"x_embedder.proj2.\1"),
+    (r"patch_embedding\.projection\.(.+)", r"x_embedder.proj.\1"),
     (r"time_embedding\.(.+)", r"h_embedder.\1"),
     (r"guidance_embedding\.(.+)", r"omega_embedder.\1"),
     (r"interval_start_embedding\.(.+)", r"cfg_t_start_embedder.\1"),
@@ -46,86 +48,61 @@ _OFFICIAL_PARTS: tuple[tuple[str, str], ...] = (
     (r"\.mlp\.up\.", r".mlp.w3._flax_linear."),
     (r"_final_layer\.linear\.", r"_final_layer.linear._flax_linear."),
 )
-# Official PyTorch to JAX, all of them in this order (official models/pmfDiT.py, embedder.py, torch_models.py).
+# Official PyTorch to JAX (official models/pmfDiT.py, imfDiT.py, embedder.py, torch_models.py).
 _JAX_PARTS: tuple[tuple[str, str], ...] = (
     (r"^(\w+_(?:blocks|heads))\.(\d+)\.", r"\1_\2."),
     (r"\.mlp\.(\d)\.", r".mlp.layers_\1."),
-    (r"\._flax_embedding\.weight$", r".embedding"),
+    (r"\._flax_embedding\.weight$", r"._flax_embedding.embedding"),
     (r"\.weight$", r".kernel"),
 )
 
-_WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """How an official code base names and stores our parameters; each function takes our name.
-
-    Attributes:
-        name: our name to theirs.
-        store: our tensor to theirs.
-        restore: their tensor to ours, the inverse of ``store``.
-    """
-
-    name: Callable[[str], str]
-    store: Callable[[str, Tensor], Tensor]
-    restore: Callable[[str, Tensor], Tensor]
-
 
 def official_name(name: str) -> str:
-    """The official PyTorch name, without its leading ``net.``, of one of our pixel transformer's parameters."""
-    for pattern, replacement in _OFFICIAL_NAMES:
-        if re.fullmatch(pattern, name):
-            name = re.sub(pattern, replacement, name)
-            break
-    for pattern, replacement in _OFFICIAL_PARTS:
-        name = re.sub(pattern, replacement, name)
-    return name
+    """The official PyTorch name, without its leading ``net.``, of one of our parameters of pMF or iMF."""
+    return replace_all(replace_first(name, _OFFICIAL_NAMES), _OFFICIAL_PARTS)
 
 
-def unwrapped(names: Iterable[str]) -> dict[str, str]:
-    """Each name of a whole network's tensors, and what it is without what training tools put around modules.
-
-    ``torch.compile``, FSDP and recomputation name their wrappers wherever they stand. Others (``module.`` of DDP and of
-    averages, ``model.`` of Lightning) stand before all names; so may the official ``net.``, which stays.
-    """
-    found = {name: _WRAPPERS.sub("", name) for name in names}
-    while True:
-        firsts = {name.partition(".")[0] if "." in name else "" for name in found.values()}
-        if len(firsts) != 1 or firsts & {"", "net"}:
-            return found
-        found = {name: short.partition(".")[2] for name, short in found.items()}
+def _fd_loss_name(name: str) -> str:
+    return official_name(name).replace("._flax_", ".")
 
 
-def _jax_name(name: str) -> str:
-    name = official_name(name)
-    for pattern, replacement in _JAX_PARTS:
-        name = re.sub(pattern, replacement, name)
-    return f"net/{name.replace('.', '/')}"
+def _imf_jax_name(name: str) -> str:
+    return f"net/{replace_all(official_name(name), _JAX_PARTS).replace('.', '/')}"
 
 
-def _store_for_jax(name: str, tensor: Tensor) -> Tensor:
-    if name == "label_embedding.weight":
-        return tensor[None]  # (1, classes + 1, width)
-    if tensor.ndim == 4:
-        return tensor.permute(2, 3, 1, 0)  # (height, width, in, out)
-    return tensor.T if tensor.ndim == 2 else tensor  # (in, out)
+def _pmf_jax_name(name: str) -> str:
+    return _imf_jax_name(name).replace("/_flax_embedding/", "/")
 
 
-def _restore_from_jax(name: str, tensor: Tensor) -> Tensor:
-    if name == "label_embedding.weight":
-        return tensor[0]  # (classes + 1, width)
-    if tensor.ndim == 4:
-        return tensor.permute(3, 2, 0, 1)  # (out, in, height, width)
-    return tensor.T if tensor.ndim == 2 else tensor  # (out, in)
+def _without_batch(name: str, tensor: Tensor) -> Tensor:
+    """Tokens as (n, width), where ours are (1, n, width)."""
+    return tensor[0] if name.endswith("_tokens") else tensor
 
 
-def _as_it_is(_: str, tensor: Tensor) -> Tensor:
-    return tensor
+def _with_batch(name: str, tensor: Tensor) -> Tensor:
+    return tensor[None] if name.endswith("_tokens") else tensor
 
 
-PYTORCH = Layout(name=lambda name: f"net.{official_name(name)}", store=_as_it_is, restore=_as_it_is)
-OFFICIAL_NETWORK = Layout(name=official_name, store=_as_it_is, restore=_as_it_is)
-"""The official network without the wrapper that the official files hold."""
-OURS = Layout(name=str, store=_as_it_is, restore=_as_it_is)
-JAX = Layout(name=_jax_name, store=_store_for_jax, restore=_restore_from_jax)
+def _store_pmf_jax(name: str, tensor: Tensor) -> Tensor:
+    return tensor[None] if name == LABELS else to_kernel(tensor)  # (1, classes + 1, width)
+
+
+def _restore_pmf_jax(name: str, tensor: Tensor) -> Tensor:
+    return tensor[0] if name == LABELS else from_kernel(tensor)
+
+
+def _store_imf_jax(name: str, tensor: Tensor) -> Tensor:
+    return tensor if name == LABELS else _without_batch(name, to_kernel(tensor))
+
+
+def _restore_imf_jax(name: str, tensor: Tensor) -> Tensor:
+    if name == LABELS or name.endswith("_tokens"):
+        return _with_batch(name, tensor)
+    return from_kernel(tensor)
+
+
+PMF_PYTORCH = Layout(name=official_name)
+PMF_JAX = Layout(name=_pmf_jax_name, store=_store_pmf_jax, restore=_restore_pmf_jax)
+IMF_PYTORCH = Layout(name=official_name, store=_without_batch, restore=_with_batch)
+IMF_JAX = Layout(name=_imf_jax_name, store=_store_imf_jax, restore=_restore_imf_jax)
+FD_LOSS = Layout(name=_fd_loss_name, store=_without_batch, restore=_with_batch)
