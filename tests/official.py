@@ -111,9 +111,10 @@ def golden_dit_size(net: Mapping[str, int]) -> NetworkSize:
     )
 
 
-def one_number_each(shapes: Mapping[str, list[int]]) -> dict[str, Tensor]:
+def one_number_each(shapes: Mapping[str, list[int]], first: int = 0) -> dict[str, Tensor]:
     """A value per tensor, at no cost of memory: what is mixed up shows, whatever the size."""
-    return {name: torch.tensor(float(number)).expand(shape) for number, (name, shape) in enumerate(shapes.items())}
+    numbered = enumerate(shapes.items(), first)
+    return {name: torch.tensor(float(number)).expand(shape) for number, (name, shape) in numbered}
 
 
 def without_v_head(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
