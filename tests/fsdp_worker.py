@@ -49,13 +49,13 @@ def state_of(trainer: Trainer) -> dict[str, Tensor]:
 def poison_one_rank(trainer: Trainer) -> None:
     """Make the losses of the last rank NaN from now on."""
     if trainer.world.rank == trainer.world.size - 1:
-        original = trainer.train_step.objective._adaptive
-        trainer.train_step.objective._adaptive = lambda loss: original(loss) * float("nan")
+        original = trainer.train_step.objective.adaptive
+        trainer.train_step.objective.adaptive = lambda loss: original(loss) * float("nan")
 
 
-def run(folder: Path, *overrides: str) -> dict[str, Tensor]:
+def run(folder: Path, *overrides: str, config: str = "digits") -> dict[str, Tensor]:
     """Gradients that the first optimizer step sees, the norms before clipping, and the state after STEPS steps."""
-    trainer = Trainer(tiny_config(folder, *COMMON, *overrides))
+    trainer = Trainer(tiny_config(folder, *COMMON, *overrides, config=config))
     if torch.get_default_dtype() == torch.float64:
         trainer.train_step.module.register_forward_pre_hook(lambda _, inputs: tuple(map(to_double, inputs)))
     start_elsewhere(trainer)
@@ -88,10 +88,10 @@ def run(folder: Path, *overrides: str) -> dict[str, Tensor]:
 
 
 if __name__ == "__main__":
-    output, *variants = sys.argv[1:]
+    output, config, *variants = sys.argv[1:]
     for variant in variants:  # autocast leaves float64 alone
         torch.set_default_dtype(torch.float32 if "bf16" in variant else torch.float64)
-        results = run(Path(output, "runs", variant), *variant.split(","))
+        results = run(Path(output, "runs", variant), *variant.split(","), config=config)
         if torch.distributed.get_rank() == 0:
             save_file(results, Path(output, f"{variant}.safetensors"))
         AcceleratorState._reset_state(reset_partial_state=True)

@@ -1,4 +1,4 @@
-"""Run on one and two processes by test_training.py: averaged gradients of one step, and the world they come from."""
+"""Run on one and two processes by tests: averaged gradients of one step, and the world they come from."""
 
 import sys
 from pathlib import Path
@@ -10,8 +10,8 @@ from pmf.training.trainer import Trainer
 from tests.runs import tiny_config
 
 if __name__ == "__main__":
-    output, run, *overrides = sys.argv[1:]
-    trainer = Trainer(tiny_config(Path(run), "training.global_batch_size=32", *overrides))
+    output, run, config, *overrides = sys.argv[1:]
+    trainer = Trainer(tiny_config(Path(run), "training.global_batch_size=32", *overrides, config=config))
     gradients = {}
     trainer.state.optimizer.step = lambda: gradients.update(
         {name: p.grad.clone() for name, p in trainer.state.network.named_parameters()}

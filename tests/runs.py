@@ -19,8 +19,18 @@ from tests.launch import ROOT, TINY
 TIMES = {"images_per_second"}
 
 
-def tiny_config(output: Path, *overrides: str) -> Config:
-    return load_config(ROOT / "configs" / "digits.yaml", [*TINY, f"training.output_dir={output}", *overrides])
+METHODS: dict[str, tuple[str, ...]] = {
+    "digits": (),
+    "digits_imf": (),
+    # So that the guidance pass has rows of both kinds.
+    "digits_meanflow": ("objective.guidance_scale=1.5", "objective.guidance_mixing=0.5"),
+}
+"""The config of each method on the digits, and what makes each part of its step do something."""
+
+
+def tiny_config(output: Path, *overrides: str, config: str = "digits") -> Config:
+    given = [*TINY, *METHODS[config], f"training.output_dir={output}", *overrides]
+    return load_config(ROOT / "configs" / f"{config}.yaml", given)
 
 
 def tensors_of(checkpoint: Path) -> dict[str, Tensor]:
@@ -53,5 +63,5 @@ def cut_back_to(run: Path, copy: Path, step: int) -> None:
 
 def poison(trainer: Trainer) -> None:
     """Make every loss NaN from now on."""
-    original = trainer.train_step.objective._adaptive
-    trainer.train_step.objective._adaptive = lambda loss: original(loss) * float("nan")
+    original = trainer.train_step.objective.adaptive
+    trainer.train_step.objective.adaptive = lambda loss: original(loss) * float("nan")

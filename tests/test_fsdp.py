@@ -23,16 +23,20 @@ from tests.runs import cut_back_to, metrics_of, tensors_of, tiny_config
 
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory) -> dict[str, Tensor]:
+    return run_here(tmp_path_factory.mktemp("one"))
+
+
+def run_here(folder: Path, config: str = "digits") -> dict[str, Tensor]:
     torch.set_default_dtype(torch.float64)
     try:
-        return fsdp_worker.run(tmp_path_factory.mktemp("one"))
+        return fsdp_worker.run(folder, config=config)
     finally:
         torch.set_default_dtype(torch.float32)
         AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def run_worker(folder: Path, *variants: str, ranks: int) -> list[dict[str, Tensor]]:
-    result = run_command("tests/fsdp_worker.py", str(folder), *variants, ranks=ranks, timeout=400)
+def run_worker(folder: Path, *variants: str, ranks: int, config: str = "digits") -> list[dict[str, Tensor]]:
+    result = run_command("tests/fsdp_worker.py", str(folder), config, *variants, ranks=ranks, timeout=400)
     assert result.returncode == 0, result.stderr
     return [load_file(folder / f"{variant}.safetensors") for variant in variants]
 
@@ -77,6 +81,25 @@ def test_two_ranks_in_shards_equal_ddp_and_one_process(one_process, tmp_path):
         # With autocast's cache of weights it was 0.5.
         difference = float((fsdp_bf16[name] - ddp_bf16[name]).norm() / ddp_bf16[name].norm())
         assert difference < 2e-3, f"{name}: {difference}"
+
+
+@pytest.mark.parametrize("config", ["digits_imf", "digits_meanflow"])
+def test_the_other_methods_and_networks_equal_one_process_too(config, tmp_path):
+    one, ddp, checkpointed = (
+        run_here(tmp_path / "one", config),
+        *run_worker(
+            tmp_path,
+            "training.parallel=ddp",
+            "training.parallel=fsdp,training.activation_checkpointing=true",
+            ranks=2,
+            config=config,
+        ),
+    )
+    assert int(ddp["held"]) == int(one["held"])
+    assert int(checkpointed["held"]) < 0.52 * int(one["held"])
+    assert float(one["grad_norm"]) > 3 * 0.5, "each of the three steps was clipped"
+    assert_same_steps(ddp, one)
+    assert_same_steps(checkpointed, one)
 
 
 @pytest.mark.slow

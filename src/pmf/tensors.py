@@ -43,8 +43,8 @@ def read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 MAPPED_TYPES = {"F16": np.float16, "F32": np.float32, "I64": np.int64}
 
 
-def map_safetensors(file: Path) -> dict[str, np.ndarray]:
-    """The tensors of a file as arrays that are read from the disk where they are looked at; not to be written to.
+def map_safetensors(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The tensors of a file as arrays that are read from the disk where they are looked at, and the texts it carries.
 
     Raises:
         UserError: it is damaged, something else, or holds other types than ``MAPPED_TYPES``.
@@ -54,14 +54,14 @@ def map_safetensors(file: Path) -> dict[str, np.ndarray]:
         with file.open("rb") as opened:
             length = int.from_bytes(opened.read(8), "little")
             header = json.loads(opened.read(length) if length < size else b"")
-        header.pop("__metadata__", None)
+        metadata = header.pop("__metadata__", {})
         arrays = {name: _mapped(file, 8 + length, size, **described) for name, described in header.items()}
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror or error})") from None
     except (ValueError, TypeError, KeyError, AttributeError):  # no JSON, or not of safetensors
         problem = foreign_content(file) or "is damaged, or is no safetensors file"
         raise UserError(f"{file}: {problem}") from None
-    return arrays
+    return arrays, metadata
 
 
 def _mapped(

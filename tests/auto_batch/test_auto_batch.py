@@ -12,6 +12,7 @@ import pytest
 from pmf.auto_batch.search import Measurement, Trial, best_size, largest_that_fits, verified_size
 from pmf.distributed.batching import divisors
 from tests.launch import ROOT, run_command
+from tests.runs import METHODS
 
 # Each trial is a process that imports torch's stack: half a minute in all, more where others compute.
 PATIENCE = 600
@@ -65,12 +66,13 @@ def two_images_on_each_of(ranks: int) -> list[str]:
     return [f"training.global_batch_size={2 * ranks}", "training.num_threads=1"]
 
 
-def copy_of_digits(folder: Path) -> Path:
-    return Path(shutil.copy(ROOT / "configs" / "digits.yaml", folder / "copy.yaml"))
+def copy_of_digits(folder: Path, config: str = "digits") -> Path:
+    return Path(shutil.copy(ROOT / "configs" / f"{config}.yaml", folder / "copy.yaml"))
 
 
-def test_a_dry_run_estimates_for_a_device_that_is_not_here(tmp_path):
-    path = copy_of_digits(tmp_path)
+@pytest.mark.parametrize("config", METHODS)
+def test_a_dry_run_estimates_for_a_device_that_is_not_here(tmp_path, config):
+    path = copy_of_digits(tmp_path, config)
     before = path.read_bytes()
     result = run_command(
         "auto_batch.py",

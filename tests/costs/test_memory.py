@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.bench_memory import compare, first_micro_batch
 from benchmarks.scaling.strategies import STRATEGIES, device_bytes, message_bytes, network_bytes
+from pmf.config.sections import Config
 from pmf.config.yaml_file import load_config
 from pmf.costs.live import LiveBytes
 from pmf.costs.memory import MemoryEstimator
@@ -19,31 +20,33 @@ from pmf.optim.ema import WeightAverages
 from pmf.optim.groups import create_optimizer
 from pmf.optim.options import EmaConfig, OptimizerConfig
 from tests.launch import ROOT
+from tests.runs import METHODS
 
 DIGITS = ROOT / "configs" / "digits.yaml"
 
 
+def on_digits(method: str, **options: str) -> Config:
+    """The config of a method, with every part of its step."""
+    overrides = [*METHODS[method], *(f"{key.replace('__', '.')}={value}" for key, value in options.items())]
+    return load_config(ROOT / "configs" / f"{method}.yaml", overrides)
+
+
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     ("derivative", "precision", "checkpointing"),
     [("dual", "no", "false"), ("dual", "bf16", "false"), ("dual", "bf16", "true"), ("jvp", "no", "false")],
 )
-def test_estimated_activations_are_those_of_a_real_step(derivative, precision, checkpointing):
-    config = load_config(
-        DIGITS,
-        [
-            f"training.mixed_precision={precision}",
-            f"training.activation_checkpointing={checkpointing}",
-            f"objective.derivative={derivative}",
-        ],
-    )
-    found = compare(config, 16)
+def test_estimated_activations_are_those_of_a_real_step(method, derivative, precision, checkpointing):
+    options = {"training__mixed_precision": precision, "training__activation_checkpointing": checkpointing}
+    found = compare(on_digits(method, objective__derivative=derivative, **options), 16)
     # 0.6 % measured at worst: what is alive at the end of the forward pass and in no graph.
     assert abs(found.error) < 0.02
 
 
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("checkpointing", ["false", "true"])
-def test_the_estimated_peak_is_that_of_the_same_operations_on_real_tensors(checkpointing):
-    config = load_config(DIGITS, [f"training.activation_checkpointing={checkpointing}"])
+def test_the_estimated_peak_is_that_of_the_same_operations_on_real_tensors(method, checkpointing):
+    config = on_digits(method, training__activation_checkpointing=checkpointing)
     real = first_micro_batch(config, 16)
     found = measure(real.network, real.objective, lambda: copy.deepcopy(real.batch), "no")
     estimate = MemoryEstimator(config, device="cpu").simulate(16)

@@ -3,36 +3,48 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pmf.flow.draws import Draws, StandardDraws, draw_standard
 from pmf.flow.options import PixelMeanFlowOptions
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
+from pmf.net.diffusion_transformer import DiffusionTransformer
+from pmf.net.imf_transformer import ImfTransformer
 from pmf.net.pixel_transformer import PixelTransformer
 
+N = TypeVar("N", bound=nn.Module)
+
 ROWS, CLASSES = 8, 5
+SHAPE = {"image_size": 8, "patch_size": 2, "channels": 3, "num_classes": CLASSES}
 # float64 through two orders of summation: 4.2e-15 at worst over the cases below; the smallest of the faults gives 4e-4.
 EXACT = 1e-9
 
 
 def small_network(mlp_width: int | None = None) -> PixelTransformer:
-    """Every parameter random, gates and output layers too: at the usual start most gradients vanish."""
-    network = PixelTransformer(
-        image_size=8,
-        patch_size=2,
-        channels=3,
-        num_classes=CLASSES,
-        width=24,
-        depth=3,
-        head_depth=1,
-        num_heads=2,
-        mlp_width=mlp_width,
-    ).double()
-    generator = torch.Generator().manual_seed(1)
+    """pMF's."""
+    return randomised(
+        PixelTransformer(**SHAPE, width=24, depth=3, head_depth=1, num_heads=2, mlp_width=mlp_width), seed=1
+    )
+
+
+def small_imf_network() -> ImfTransformer:
+    """iMF's."""
+    return randomised(ImfTransformer(**SHAPE, width=24, depth=3, head_depth=1, num_heads=2), seed=1)
+
+
+def small_diffusion_network() -> DiffusionTransformer:
+    """MeanFlow's."""
+    return randomised(DiffusionTransformer(**SHAPE, width=24, depth=2, num_heads=2), seed=1)
+
+
+def randomised(network: N, seed: int) -> N:
+    """In float64, every parameter random, gates and output layers too: at the usual start most gradients vanish."""
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, parameter in network.named_parameters():
+        for name, parameter in network.double().named_parameters():
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             parameter.copy_(1 + 0.1 * noise if "norm" in name else 0.3 * noise)
     return network
@@ -50,7 +62,7 @@ def shape_draws(standard: StandardDraws, settings: PixelMeanFlowOptions, percept
     return PixelMeanFlow(settings, num_classes=CLASSES, perceptual_max_t=perceptual_max_t).shape(standard)
 
 
-def gradients(loss: Tensor, network: PixelTransformer) -> dict[str, Tensor]:
+def gradients(loss: Tensor, network: nn.Module) -> dict[str, Tensor]:
     names, parameters = zip(*network.named_parameters(), strict=True)
     return dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
 

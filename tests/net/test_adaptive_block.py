@@ -8,11 +8,20 @@ import pytest
 import torch
 from torch import Tensor
 
-import tests.net.adaln
+import pmf.net.adaptive_layers
+from pmf.net.adaptive_layers import AdaptiveBlock
 from pmf.net.dual import Dual
-from tests.net.adaln import TOKENS, WIDTH, AdaptiveBlock
 
-ROWS = 4
+ROWS, TOKENS, WIDTH = 4, 5, 12
+
+
+def random_block() -> AdaptiveBlock:
+    """All weights random, those of the modulation too, which starts at zero."""
+    block, generator = AdaptiveBlock(WIDTH, 2, 4 * WIDTH), torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.normal_(0, 0.4, generator=generator)
+    return block
 
 
 def inputs(rows: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -24,7 +33,7 @@ def inputs(rows: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tenso
 
 @pytest.mark.parametrize("rows", [1, 3, ROWS])
 def test_the_dual_pass_is_the_derivative(rows):
-    block = AdaptiveBlock().double()
+    block = random_block().double()
     x, condition, dx, dc = inputs(rows)
     found = block(Dual(x, dx), Dual(condition, dc))
     _, expected = torch.func.jvp(block, (x[-rows:], condition[-rows:]), (dx, dc))
@@ -42,7 +51,7 @@ def test_a_checkpointed_block_has_the_same_values_and_gradients_as_a_plain_one(m
     """Gradients reach the condition too, and with it what made it."""
     found = []
     for checkpointed in (False, True):
-        block = AdaptiveBlock().double()
+        block = random_block().double()
         block.checkpointed = checkpointed
         x, condition, dx, dc = inputs(2)
         leaves = (x.requires_grad_(), condition.requires_grad_(), *block.parameters())
@@ -59,7 +68,7 @@ def test_a_checkpointed_block_has_the_same_values_and_gradients_as_a_plain_one(m
 
 @pytest.mark.parametrize("exponent", [-60, 20, 60])
 def test_a_tangent_far_outside_float16_is_linear_to_the_bit_in_powers_of_two(exponent):
-    block = AdaptiveBlock()
+    block = random_block()
     x, condition, dx, dc = inputs(2, torch.float32)
     with torch.no_grad(), torch.autocast("cpu", torch.float16):
         plain = block(Dual(x, dx), Dual(condition, dc)).tangent
@@ -72,10 +81,10 @@ def test_a_tangent_far_outside_float16_is_linear_to_the_bit_in_powers_of_two(exp
 
 
 def test_without_scaled_tangents_the_block_overflows(monkeypatch):
-    monkeypatch.setattr(tests.net.adaln, "scaled", lambda function, x: function(x))
+    monkeypatch.setattr(pmf.net.adaptive_layers, "scaled", lambda function, x: function(x))
     x, condition, dx, dc = inputs(2, torch.float32)
     with torch.no_grad(), torch.autocast("cpu", torch.float16):
-        found = AdaptiveBlock()(Dual(x, dx * 2.0**20), Dual(condition, dc * 2.0**20))
+        found = random_block()(Dual(x, dx * 2.0**20), Dual(condition, dc * 2.0**20))
     assert not torch.isfinite(found.tangent).all()
 
 
@@ -86,7 +95,7 @@ def test_a_compiled_block_has_the_same_derivative_and_gradients(monkeypatch):
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     found = []
     for compiled in (False, True):
-        block = AdaptiveBlock().double()
+        block = random_block().double()
         if compiled:
             block.compile_body(static_shapes=True)
         x, condition, dx, dc = inputs(3)

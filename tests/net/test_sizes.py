@@ -41,17 +41,45 @@ class Mixer(BaseNetwork):
         return self.first(z.flatten(1))
 
 
+# Parameters, in training and for inference, of the networks for latents of 4 channels and 1000 classes, whatever their
+# side; computed from the shapes in the papers. iMF's are also those of the official code (tests/parity).
+TOTALS = {
+    "imf_b_2": (145_596_960, 88_935_184),
+    "imf_m_2": (230_570_016, 173_908_240),
+    "imf_l_2": (509_752_352, 409_054_224),
+    "imf_xl_2": (711_113_760, 610_415_632),
+    "dit_s_2": (33_105_424, 33_105_424),
+    "dit_s_4": (33_142_336, 33_142_336),
+    "dit_s_8": (33_289_984, 33_289_984),
+    "dit_b_2": (131_091_472, 131_091_472),
+    "dit_b_4": (131_165_248, 131_165_248),
+    "dit_b_8": (131_460_352, 131_460_352),
+    "dit_m_2": (308_019_216, 308_019_216),
+    "dit_m_4": (308_117_568, 308_117_568),
+    "dit_m_8": (308_510_976, 308_510_976),
+    "dit_l_2": (459_137_040, 459_137_040),
+    "dit_l_4": (459_235_392, 459_235_392),
+    "dit_l_8": (459_628_800, 459_628_800),
+    "dit_xl_2": (676_440_592, 676_440_592),
+    "dit_xl_4": (676_551_232, 676_551_232),
+    "dit_xl_8": (676_993_792, 676_993_792),
+}
+
+
 @pytest.mark.parametrize("name", SIZES)
 def test_every_row_makes_a_network(name):
     with torch.device("meta"):
         network, light = (
-            create_network(name, image_size=64, num_classes=3, channels=1, inference=inference)
+            create_network(name, image_size=64, num_classes=1000, channels=4, inference=inference)
             for inference in (False, True)
         )
     assert type(network) is find_architecture(name)
-    assert (network.heads, light.heads) == ("uv", "u")
-    names = set(network.state_dict())
-    assert set(light.state_dict()) == {name for name in names if not network.is_training_only(name)} < names
+    assert light.heads == "u"
+    names, kept = set(network.state_dict()), set(light.state_dict())
+    assert kept == {name for name in names if not network.is_training_only(name)}
+    assert network.heads == ("uv" if kept < names else "u")
+    found = tuple(sum(parameter.numel() for parameter in made.parameters()) for made in (network, light))
+    assert found == TOTALS.get(name, found)
 
 
 @pytest.mark.parametrize("architecture", [Mixer, f"{__name__}:Mixer"], ids=["class", "name"])
@@ -82,4 +110,8 @@ def test_sizes_are_checked_in_one_line():
         find_architecture("pmf_x")
     with pytest.raises(UserError, match=r"data.image_size is 250, .* patch size 16; use 240 or 256"):
         create_network("pmf_b_16", image_size=250, num_classes=4)
-    assert {"pmf_b_16", "pmf_b_32", "pmf_l_16", "pmf_l_32", "pmf_h_16", "pmf_h_32"} <= SIZES.keys()
+    with pytest.raises(
+        UserError, match=r"data.image_size is 264, of which latents have a side of 33, .* use 256 or 272"
+    ):
+        create_network("dit_b_2", image_size=33, downsampling=8, num_classes=4)
+    assert {"pmf_b_16", "pmf_b_32", "pmf_l_16", "pmf_l_32", "pmf_h_16", "pmf_h_32", *TOTALS} <= SIZES.keys()

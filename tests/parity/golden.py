@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor
 
 from pmf.checkpoint.official.names import official_name
+from pmf.net.diffusion_transformer import DiffusionTransformer
+from pmf.net.imf_transformer import ImfTransformer
 from pmf.net.pixel_transformer import PixelTransformer
 
 OWN_FOLDER = Path(__file__).parents[1] / "golden"
@@ -63,20 +66,67 @@ class Golden:
 def build_network(
     settings: dict[str, Any], weights: dict[str, Tensor], mlp_width: int | None = None
 ) -> PixelTransformer:
-    """Our network with official weights; ``settings`` is the ``net`` entry of a file's meta."""
-    network = PixelTransformer(
-        image_size=settings["input_size"],
-        patch_size=settings["patch_size"],
-        channels=settings.get("in_channels", 3),
-        num_classes=settings["num_classes"],
-        width=settings["hidden_size"],
-        depth=settings["depth"],
-        head_depth=settings["aux_head_depth"],
-        num_heads=settings["num_heads"],
-        mlp_width=mlp_width,
-    )
+    """Our network with official weights of pMF; ``settings`` is the ``net`` entry of a file's meta."""
+    network = PixelTransformer(**shape_of(settings), head_depth=settings["aux_head_depth"], mlp_width=mlp_width)
     network.load_state_dict({name: weights[official_name(name)] for name in network.state_dict()})
     return network
+
+
+def build_imf(settings: dict[str, Any], weights: dict[str, Tensor]) -> ImfTransformer:
+    """The same for iMF, whose tokens the official code stores as (n, width)."""
+    network = ImfTransformer(**shape_of(settings), head_depth=settings["aux_head_depth"])
+    network.load_state_dict(
+        {name: weights[imf_name(name)].view(tensor.shape) for name, tensor in network.state_dict().items()}
+    )
+    return network
+
+
+def build_dit(settings: dict[str, Any], weights: dict[str, Tensor]) -> DiffusionTransformer:
+    """The same for MeanFlow."""
+    network = DiffusionTransformer(**shape_of(settings))
+    network.load_state_dict({name: weights[dit_name(name)] for name in network.state_dict()})
+    return network
+
+
+def shape_of(settings: dict[str, Any]) -> dict[str, int]:
+    """What the constructors of all networks take, from the official names of these numbers."""
+    return {
+        "image_size": settings["input_size"],
+        "patch_size": settings["patch_size"],
+        "channels": settings.get("in_channels", 3),
+        "num_classes": settings["num_classes"],
+        "width": settings["hidden_size"],
+        "depth": settings["depth"],
+        "num_heads": settings["num_heads"],
+    }
+
+
+def imf_name(name: str) -> str:
+    """The official name of a parameter of iMF: pMF's but for the patches."""
+    return official_name(name).replace("patch_embedding.projection", "x_embedder.proj")
+
+
+def dit_name(name: str) -> str:
+    """The name of a parameter of MeanFlow's network in facebookresearch/DiT, of which golden H makes use."""
+    for ours, official in DIT_PARTS.items():
+        name = re.sub(ours, official, name)
+    return name
+
+
+DIT_PARTS = {
+    r"^patch_embedding\.projection": "x_embedder.proj",
+    r"^time_embedding": "t_embedder",
+    r"^duration_embedding": "h_embedder",
+    r"_embedder\.hidden": "_embedder.mlp.0",
+    r"_embedder\.output": "_embedder.mlp.2",
+    r"^label_embedding": "y_embedder.embedding_table",
+    r"^output": "final_layer",
+    r"\.attention\.output": ".attn.proj",
+    r"\.attention\.qkv": ".attn.qkv",
+    r"\.mlp\.up": ".mlp.fc1",
+    r"\.mlp\.down": ".mlp.fc2",
+    r"\.modulation": ".adaLN_modulation.1",
+}
 
 
 def relative_error(ours: Tensor, golden: Tensor) -> float:

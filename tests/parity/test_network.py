@@ -1,8 +1,9 @@
-"""Golden A (forward, every stage, and the derivative) and L (parameter counts, initialisation)."""
+"""Golden A, G, H (forward, every stage, and the derivative) and L (parameter counts, initialisation)."""
 
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -11,11 +12,21 @@ from torch import Tensor
 from pmf.checkpoint.official.names import official_name
 from pmf.flow.derivative import DERIVATIVES
 from pmf.flow.parameterization import ImagePrediction
+from pmf.net.imf_transformer import ImfTransformer
 from pmf.net.interface import Conditions
 from pmf.net.pixel_transformer import PixelTransformer
 from pmf.net.sizes import SIZES, create_network
 from pmf.net.token_transformer import NUM_CONDITION_TOKENS
-from tests.parity.golden import RELATIVE, Golden, build_network, golden_path, relative_error
+from tests.parity.golden import (
+    RELATIVE,
+    Golden,
+    build_dit,
+    build_imf,
+    build_network,
+    golden_path,
+    imf_name,
+    relative_error,
+)
 
 X = ImagePrediction()
 
@@ -23,15 +34,16 @@ X = ImagePrediction()
 def load(name: str) -> tuple[Golden, PixelTransformer, Tensor, Conditions]:
     golden = Golden(name)
     network = build_network(golden.meta["net"], golden.group("params/"), golden.meta.get("mlp_hidden"))
-    conditions = Conditions(
-        t=golden["in/t"],
-        h=golden["in/h"],
-        omega=golden["in/w"],
-        t_min=golden["in/t_min"],
-        t_max=golden["in/t_max"],
-        labels=golden["in/y"].long(),
-    )
-    return golden, network, golden.image("in/x"), conditions
+    return golden, network, golden.image("in/x"), conditions_of(golden)
+
+
+def conditions_of(golden: Golden) -> Conditions:
+    """As they are stored; ones for what the official network knows nothing of."""
+    names = {"t": "t", "h": "h", "omega": "w", "t_min": "t_min", "t_max": "t_max"}
+    absent = torch.ones_like(golden["in/t"])
+    stored = golden.group("in/")
+    numbers = {ours: stored.get(theirs, absent) for ours, theirs in names.items()}
+    return Conditions(**numbers, labels=golden["in/y"].long())
 
 
 @pytest.mark.parametrize("name", ["A1_pmfdit_forward", "A2_pmfdit_forward", "A3_hsdp_forward_jvp"])
@@ -80,6 +92,26 @@ def test_rotation_angles_equal_the_official_table(name):
     torch.testing.assert_close(network.rotation.sin[NUM_CONDITION_TOKENS:], golden["rope_freqs/im"], atol=1e-6, rtol=0)
 
 
+def test_both_heads_of_imf_equal_the_official_network():
+    golden = Golden("G_imf_forward")
+    network = build_imf(golden.meta["net"], golden.group("params/"))
+    outputs = network(golden.image("in/x"), conditions_of(golden))
+    assert relative_error(outputs.u, golden.image("out/u")) < RELATIVE
+    assert relative_error(outputs.v, golden.image("out/v")) < RELATIVE
+    # Angles reach the number of tokens, of which float32 leaves 2^-24; and as much again by a frequency's rounding.
+    slack = 2**-23 * network.rotation.cos.shape[0]
+    torch.testing.assert_close(network.rotation.cos, golden["rope_freqs/re"], atol=slack, rtol=0)
+    torch.testing.assert_close(network.rotation.sin, golden["rope_freqs/im"], atol=slack, rtol=0)
+
+
+def test_the_diffusion_transformer_equals_the_official_network():
+    golden = Golden("H_meanflow_forward")
+    network = build_dit(golden.meta["net"], golden.group("params/"))
+    assert relative_error(network(golden.image("in/x"), conditions_of(golden)).u, golden.image("out/u")) < RELATIVE
+    # One unit in the last place of numbers up to 1.
+    torch.testing.assert_close(network.position_embedding, golden["pos_embed_fixed"], atol=2**-23, rtol=0)
+
+
 @pytest.mark.parametrize("derivative", DERIVATIVES)
 def test_derivative_equals_jax_jvp(derivative):
     golden, network, z, conditions = load("A3_hsdp_forward_jvp")
@@ -89,7 +121,7 @@ def test_derivative_equals_jax_jvp(derivative):
     assert not du_dt.requires_grad
 
 
-@pytest.mark.parametrize("name", [name for name in SIZES if "tiny" not in name])
+@pytest.mark.parametrize("name", [name for name in SIZES if name.startswith("pmf_") and "tiny" not in name])
 @pytest.mark.parametrize("inference", [False, True])
 def test_names_shapes_and_counts_are_the_official_ones(name, inference):
     # The official H models train from the branch that rounds the SwiGLU width up.
@@ -104,11 +136,31 @@ def test_names_shapes_and_counts_are_the_official_ones(name, inference):
         assert ours == golden["shapes"]
 
 
-def test_initial_weights_have_the_official_statistics():
+@pytest.mark.parametrize("name", [name for name in SIZES if name.startswith("imf_") and "tiny" not in name])
+@pytest.mark.parametrize("inference", [False, True])
+def test_names_shapes_and_counts_of_imf_are_the_official_ones(name, inference):
+    table = json.loads(golden_path("L_model_shapes_imf.json").read_text())
+    golden = table[f"imfDiT_{name[4:].upper()}"]
+    shapes, total = golden["shapes"], golden["total"]
+    if inference:  # The official network for inference keeps the layer behind the v head that it does not have.
+        unused = {key: shape for key, shape in shapes.items() if key.startswith("v_final_layer")}
+        total = table[f"imfDiT_{name[4:].upper()}/eval"]["total"] - sum(map(math.prod, unused.values()))
+        shapes = {key: shape for key, shape in shapes.items() if not key.startswith(("v_heads", "v_final_layer"))}
+    with torch.device("meta"):
+        network = create_network(name, image_size=32, channels=4, num_classes=1000, inference=inference)
+    assert sum(p.numel() for p in network.parameters()) == total
+    ours = {imf_name(key): list(value.shape) for key, value in network.state_dict().items()}
+    # Official tokens are (n, width), ours have a dimension for the batch.
+    assert {key: shape[1:] if key.endswith("tokens") else shape for key, shape in ours.items()} == shapes
+
+
+@pytest.mark.parametrize("architecture", [PixelTransformer, ImfTransformer])
+def test_initial_weights_have_the_official_statistics(architecture):
     statistics = json.loads(golden_path("L_model_shapes_main.json").read_text())["init_statistics_h256"]
     classes = statistics["y_embedder.embedding_table._flax_embedding.weight"]["shape"][0] - 1
     # hidden 256, patch 8, depth 3 as the file's description says; the rest follows from its shapes.
-    network = PixelTransformer(
+    # The file is pMF's; what iMF has too starts alike.
+    network = architecture(
         image_size=64,
         patch_size=8,
         channels=3,

@@ -249,7 +249,7 @@ def test_a_run_with_both_terms_trains_and_keeps_them_out_of_its_checkpoints(tmp_
 def test_gradients_on_two_processes_equal_those_on_one(tmp_path, overrides):
     for ranks in (1, 2):
         outputs = (f"{tmp_path}/{ranks}.safetensors", f"{tmp_path}/run{ranks}")
-        result = run_command("tests/gradient_worker.py", *outputs, *overrides, ranks=ranks)
+        result = run_command("tests/gradient_worker.py", *outputs, "digits", *overrides, ranks=ranks)
         assert result.returncode == 0, result.stderr
     one, two = (load_file(tmp_path / f"{ranks}.safetensors") for ranks in (1, 2))
     assert (int(one.pop("world_size")), int(two.pop("world_size"))) == (1, 2)

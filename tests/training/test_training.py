@@ -14,7 +14,7 @@ from pmf.errors import UserError
 from pmf.training.step import MAX_SKIPPED_IN_A_ROW
 from pmf.training.trainer import Trainer
 from tests.launch import run_command, train_tiny
-from tests.runs import assert_same_run, cut_back_to, metrics_of, poison, tensors_of, tiny_config
+from tests.runs import METHODS, assert_same_run, cut_back_to, metrics_of, poison, tensors_of, tiny_config
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(tmp_path):
@@ -51,10 +51,11 @@ def test_two_processes_resume_to_the_bit_and_equal_one_process(tmp_path):
         assert a == pytest.approx(b, rel=1e-5)
 
 
-def test_gradients_on_two_processes_equal_those_on_one(tmp_path):
+@pytest.mark.parametrize("config", METHODS)
+def test_gradients_on_two_processes_equal_those_on_one(tmp_path, config):
     for ranks in (1, 2):
         outputs = (f"{tmp_path}/{ranks}.safetensors", f"{tmp_path}/run{ranks}")
-        result = run_command("tests/gradient_worker.py", *outputs, ranks=ranks)
+        result = run_command("tests/gradient_worker.py", *outputs, config, ranks=ranks)
         assert result.returncode == 0, result.stderr
     one, two = (load_file(tmp_path / f"{ranks}.safetensors") for ranks in (1, 2))
     assert int(two.pop("world_size")) == 2
@@ -83,7 +84,7 @@ def test_a_non_finite_gradient_changes_nothing_and_is_counted(tmp_path):
     }
     average = {name: tensor.clone() for name, tensor in trainer.state.averages.state("10").items()}
     moments = {k: v.clone() for k, v in trainer.state.optimizer.named_state(trainer.state.network).items()}
-    healthy = trainer.train_step.objective._adaptive
+    healthy = trainer.train_step.objective.adaptive
     poison(trainer)
     trainer.train_step(batches[2:4])
     assert trainer.state.progress.step == 2
@@ -94,7 +95,7 @@ def test_a_non_finite_gradient_changes_nothing_and_is_counted(tmp_path):
         assert torch.equal(tensor, average[name]), name
     for name, tensor in trainer.state.optimizer.named_state(trainer.state.network).items():
         assert torch.equal(tensor, moments[name]), name
-    trainer.train_step.objective._adaptive = healthy
+    trainer.train_step.objective.adaptive = healthy
     trainer.train_step(batches[4:6])
     assert trainer.state.progress.skipped_in_a_row == 0
     assert all(math.isfinite(value) for value in trainer.state.progress.window_sums.values())

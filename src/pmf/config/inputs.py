@@ -50,7 +50,8 @@ def require_model(config: Config) -> None:
         UserError: it has not.
     """
     try:
-        find_size(config.model.name, network_shape(config.data)[1])
+        _, side, _ = network_shape(config.data)
+        find_size(config.model.name, side, config.data.image_size // side)
     except CrossFieldError as error:
         raise UserError(str(error)) from None
 

@@ -30,6 +30,7 @@ def network_of(config: Config, *, inference: bool = False, generator: torch.Gene
         image_size=side,
         num_classes=config.data.num_classes,
         channels=channels,
+        downsampling=config.data.image_size // side,
         inference=inference,
         generator=generator,
     )

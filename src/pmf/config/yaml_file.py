@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -193,10 +193,24 @@ def _place(places: dict[str, str], key: str, where: str) -> str:
 
 def _suggestion(key: str) -> str:
     section = key.rpartition(".")[0]
+    if others := _with_the_key(key):
+        return f"; it is of {section}.name {' and '.join(others)}"
     known = list(_known_keys(Config))
     siblings = [k for k in known if k.rpartition(".")[0] == section] or list(Config.model_fields)
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else f"; allowed here: {', '.join(siblings)}"
+
+
+def _with_the_key(key: str) -> list[str]:
+    """With which names a section that is one of several has this key."""
+    section, _, name = key.rpartition(".")
+    option = find_option(Config, section)
+    kinds = sections(option.annotation) if option else []
+    return [str(kind_name) for kind in kinds if name in kind.model_fields for kind_name in _names_of(kind)]
+
+
+def _names_of(kind: type[BaseModel]) -> tuple[Any, ...]:
+    return get_args(kind.model_fields["name"].annotation) if "name" in kind.model_fields else ()
 
 
 def _known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

@@ -10,14 +10,17 @@ index.json              written last: image_size, num_classes, mirrored, dtype, 
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from pmf.errors import UserError
-from pmf.files import read_object
-from pmf.tensors import map_safetensors
+from pmf.files import complete_or_absent, file_sha256, printable, read_object
+from pmf.tensors import map_safetensors, save_safetensors
 
 REQUEST = "encoding.json"
 INDEX = "index.json"
@@ -79,6 +82,32 @@ def shard_name(number: int) -> str:
     return f"latents-{number:05d}.safetensors"
 
 
+def write_shard(path: Path, tensors: Mapping[str, Tensor], corrupt: list[str]) -> None:
+    """Write a shard, complete or absent; the same contents are the same bytes.
+
+    Raises:
+        OSError: storage fails.
+    """
+    with complete_or_absent(path) as temporary:
+        # One text only: of several, safetensors keeps no order.
+        save_safetensors(tensors, temporary, {"corrupt": json.dumps(printable(corrupt))})
+
+
+def describe_shard(path: Path) -> tuple[Shard, list[str]]:
+    """A shard as an index has it, and its images that could not be decoded; the file is read once.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        tensors, texts = map_safetensors(path)
+        labels, corrupt = tensors["labels"].tolist(), json.loads(texts["corrupt"])
+    except (UserError, KeyError, ValueError) as error:
+        raise UserError(f"{path}: this shard is damaged ({error}); {AGAIN}") from None
+    shard = Shard(file=path.name, bytes=path.stat().st_size, sha256=file_sha256(path), labels=labels)
+    return shard, corrupt
+
+
 def read_index(folder: Path) -> Index:
     """The index of a folder.
 
@@ -114,7 +143,7 @@ def read_shard(folder: Path, shard: Shard, shape: tuple[int, ...], *, mirrored: 
     """
     path = folder / shard.file
     try:
-        tensors = map_safetensors(path)
+        tensors, _ = map_safetensors(path)
     except UserError as error:
         raise UserError(f"{error}; {AGAIN}") from None
     for name in ("moments", "mirrored") if mirrored else ("moments",):

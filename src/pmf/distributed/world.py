@@ -125,14 +125,16 @@ ALONE = World(rank=0, size=1, device=torch.device("cpu"), barrier=lambda: None)
 """One process, as in a notebook; its device is only a default."""
 
 
-def join_world(*, on_host: bool = False) -> World:
+def join_world(*, on_host: bool = False, timeout: timedelta | None = None) -> World:
     """Find the processes that ``accelerate launch`` or ``torchrun`` started; alone, a world of one.
 
     Args:
         on_host: meet on the CPU also where there are GPUs, and leave their memory alone.
+        timeout: how long a process waits for the others; None: as long as torch lets it.
     """
     on_gpu = torch.cuda.is_available()
-    state: Any = PartialState(cpu=on_host or not on_gpu)
+    patience = {} if timeout is None else {"timeout": timeout}
+    state: Any = PartialState(cpu=on_host or not on_gpu, **patience)
     if not on_gpu:
         share_cores(None, state.num_processes)
     return World(

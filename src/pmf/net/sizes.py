@@ -76,19 +76,25 @@ SIZES: dict[str, NetworkSize] = {
 """By ``model.name``. A new size is one row; it may also be added while a program runs."""
 
 
-def find_size(name: str, image_size: int) -> NetworkSize:
-    """The row of a name, for images of this side in pixels.
+def find_size(name: str, side: int, downsampling: int = 1) -> NetworkSize:
+    """The row of a name, for a space of this side.
+
+    Args:
+        side: of the network's space (pixels, or latents).
+        downsampling: how many times that the images' side is, which is what the user can change.
 
     Raises:
-        CrossFieldError: the name is not in the table, or the patch size does not divide the image size.
+        CrossFieldError: the name is not in the table, or the patch size does not divide the side.
     """
     size = _find_row(name)
-    if image_size % size.patch_size:
-        lower = image_size // size.patch_size * size.patch_size
-        nearest = " or ".join(str(side) for side in (lower, lower + size.patch_size) if side)
+    if side % size.patch_size:
+        unit = size.patch_size * downsampling
+        lower = side // size.patch_size * unit
+        nearest = " or ".join(str(image_size) for image_size in (lower, lower + unit) if image_size)
+        latents = f", of which latents have a side of {side}" if downsampling > 1 else ""
         raise CrossFieldError(
             "data.image_size",
-            f"is {image_size}, not a multiple of {name}'s patch size {size.patch_size}; "
+            f"is {side * downsampling}{latents}, not a multiple of {name}'s patch size {size.patch_size}; "
             f"use {nearest}, or a model with another patch size",
         )
     return size
@@ -118,6 +124,7 @@ def create_network(
     image_size: int,
     num_classes: int,
     channels: int = 3,
+    downsampling: int = 1,
     inference: bool = False,
     generator: torch.Generator | None = None,
 ) -> BaseNetwork:
@@ -127,6 +134,7 @@ def create_network(
         image_size: side of the network's space (pixels, or latents).
         num_classes: number of labels without the null label.
         channels: channels of the network's space.
+        downsampling: how many times ``image_size`` the images' side is; for the error's words only.
         inference: leave out what only training uses.
         generator: source of the initial weights; None is torch's global one.
 
@@ -134,7 +142,7 @@ def create_network(
         UserError: the name is not in the table, or the patch size does not divide the image size.
     """
     try:
-        size = find_size(name, image_size)
+        size = find_size(name, image_size, downsampling)
     except CrossFieldError as error:
         raise UserError(str(error)) from None
     return find_architecture(name)(
