@@ -69,3 +69,32 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[P
         return path
 
     return get
+
+
+@pytest.fixture(scope="session")
+def autoencoder(once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    """A folder with a tiny AutoencoderKL of random weights."""
+    pytest.importorskip("diffusers", reason="needs diffusers: uv sync --extra latent")
+    from tests.latents import write_autoencoder
+
+    return once("autoencoder", write_autoencoder)
+
+
+@pytest.fixture(scope="session")
+def jpegs(once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    """A folder of four class folders with 50 small JPEGs each."""
+    from tests.latents import write_jpegs
+
+    return once("jpegs", write_jpegs)
+
+
+@pytest.fixture(scope="session")
+def encoded(
+    once: Callable[[str, Callable[[Path], object]], Path], jpegs: Path, autoencoder: Path
+) -> Callable[..., Path]:
+    """Calls for the latents of the JPEGs, and of their mirrored images, as float32 or float16."""
+    from tests.latents import encode_jpegs
+
+    return lambda dtype="float32": once(
+        f"latents {dtype}", lambda folder: encode_jpegs(jpegs, autoencoder, folder, dtype)
+    )

@@ -46,6 +46,7 @@ PRELOADED = [
     "tests.faults.rank",
     "pmf.training.trainer",
     "pmf.evaluation.command",
+    "diffusers.models.autoencoders.autoencoder_kl",
     "pandas",
     "PIL.Image",
     "pyarrow.parquet",

@@ -1,18 +1,22 @@
 """A short seeded run through the real trainer, in float64 on the CPU, and all the numbers that it leaves.
 
-``python -m tests.loss_trace`` writes them into ``golden/loss_trace.json``. Do that after a change that is meant to
-change the numbers, and say why in the changelog; a refactor leaves the file alone.
+There is such a run for each method. ``python -m tests.loss_trace`` writes them into ``golden/loss_trace*.json``, or of
+the methods that it is given (``python -m tests.loss_trace imf``). Do that after a change that is meant to change the
+numbers, and say why in the changelog; a refactor leaves the files alone.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
+import yaml
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -25,7 +29,7 @@ from pmf.tensors import tensors_sha256
 from pmf.training.trainer import Trainer
 from tests.launch import ROOT
 
-GOLDEN = Path(__file__).parent / "golden" / "loss_trace.json"
+GOLDEN = Path(__file__).parent / "golden"
 STEPS = 12
 SKIPPED = 5
 """The step, from 1, whose gradient is not finite."""
@@ -37,9 +41,7 @@ OVERRIDES = (
     "objective.time_mean=-0.5",  # some rows have t below 0.05, where the division by it is frozen
     "objective.time_std=1.5",
     "objective.data_proportion=0.5",
-    "objective.uniform_time_fraction=0.1",
     "objective.label_drop=0.2",
-    "perceptual.max_t=0.8",
     "data.horizontal_flip=true",
     "training.global_batch_size=16",
     "training.micro_batch_size=8",
@@ -61,6 +63,44 @@ OVERRIDES = (
 )
 
 
+@dataclass(frozen=True)
+class Trace:
+    """What is traced of a method: the run of configs/digits.yaml with another network and objective.
+
+    Attributes:
+        file: in the golden folder.
+        model: its network.
+        overrides: its own.
+        output: how the names of its last layer's tensors begin.
+    """
+
+    file: str
+    model: str
+    overrides: tuple[str, ...]
+    output: str
+
+
+TRACES = {
+    "pmf": Trace(
+        "loss_trace.json",
+        "pmf_tiny_2",
+        ("objective.guidance_max=3.0", "objective.uniform_time_fraction=0.1", "perceptual.max_t=0.8"),
+        "u_output",
+    ),
+    "imf": Trace("loss_trace_imf.json", "imf_tiny_2", ("objective.guidance_max=3.0",), "u_output"),
+    "meanflow": Trace(
+        "loss_trace_meanflow.json",
+        "dit_tiny_2",
+        (
+            "objective.guidance_scale=1.5",
+            "objective.guidance_mixing=0.3",
+            "objective.guidance_interval=[0.1, 0.8]",
+        ),
+        "output",
+    ),
+}
+
+
 class StandInDistance(nn.Module):
     """Squared distance of smooth features, in place of a pretrained network; its weights are sines, not drawn."""
 
@@ -79,21 +119,25 @@ class StandInDistance(nn.Module):
         return (ours - theirs).square().mean((1, 2, 3))
 
 
-def record(folder: Path, *overrides: str) -> dict[str, Any]:
-    """Do the run in ``folder``.
+def record(method: str, folder: Path, *overrides: str) -> dict[str, Any]:
+    """Do the run of a method in ``folder``.
 
     Returns:
         ``metrics``: the lines of ``metrics.jsonl`` without times; ``sha256`` of each file of the last checkpoint; and
         ``tensors``: of each tensor there, its norm and its product with cos(0), cos(1), ..., in float64.
     """
-    config = load_config(ROOT / "configs" / "digits.yaml", [*OVERRIDES, f"training.output_dir={folder}", *overrides])
+    trace, plain = TRACES[method], yaml.safe_load((ROOT / "configs" / "digits.yaml").read_text())
+    file = folder.with_suffix(".yaml")
+    file.write_text(yaml.safe_dump({**plain, "model": {"name": trace.model}, "objective": {"name": method}}))
+    config = load_config(file, [*OVERRIDES, *trace.overrides, f"training.output_dir={folder}", *overrides])
     torch.set_default_dtype(torch.float64)  # of what the trainer builds
     try:
         trainer = Trainer(config)
     finally:
         torch.set_default_dtype(torch.float32)
-    networks = {"lpips": StandInDistance(0.0), "convnext": StandInDistance(1.0)}
-    trainer.train_step.objective.perceptual = PerceptualDistances(networks, {"lpips": 0.4, "convnext": 0.1}, 12)
+    if config.objective.takes_perceptual:
+        networks = {"lpips": StandInDistance(0.0), "convnext": StandInDistance(1.0)}
+        trainer.train_step.objective.perceptual = PerceptualDistances(networks, {"lpips": 0.4, "convnext": 0.1}, 12)
 
     encode = codec.to_unit_range
 
@@ -140,12 +184,13 @@ def _summary(tensor: Tensor) -> list[float]:
 
 
 def main() -> None:
-    """Write the file."""
+    """Write the files."""
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        recorded = {"machine": machine(), **record(Path(folder) / "run")}
-    parts = [f" {json.dumps(name)}: {_listed(value)}" for name, value in recorded.items()]
-    GOLDEN.write_text("{\n" + ",\n".join(parts) + "\n}\n")
+    for method in sys.argv[1:] or TRACES:
+        with tempfile.TemporaryDirectory() as folder:
+            recorded = {"machine": machine(), **record(method, Path(folder) / "run")}
+        parts = [f" {json.dumps(name)}: {_listed(value)}" for name, value in recorded.items()]
+        (GOLDEN / TRACES[method].file).write_text("{\n" + ",\n".join(parts) + "\n}\n")
 
 
 def _listed(value: dict[str, Any] | list[Any]) -> str:

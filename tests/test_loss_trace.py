@@ -13,7 +13,7 @@ import torch
 
 from pmf.flow.parameterization import MIN_TIME
 from pmf.optim.ema import half_life_decay
-from tests.loss_trace import EVALUATED, GOLDEN, SKIPPED, STEPS, machine, record
+from tests.loss_trace import EVALUATED, GOLDEN, SKIPPED, STEPS, TRACES, machine, record
 
 # float64 of the same operations, summed in another order: at most 2e-13 was measured between code for AVX-512, for AVX2
 # and for neither, and between torch 2.11 and 2.15. A millionth part of a constant moves something by more than 1e-8.
@@ -26,9 +26,8 @@ SCORES = {"fid": 1e-3, "inception_score": 1e-3}
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the numbers are those of a CPU")
 
 
-@pytest.fixture(scope="module")
-def recorded() -> dict[str, Any]:
-    return json.loads(GOLDEN.read_text())
+def on_file(method: str) -> dict[str, Any]:
+    return json.loads((GOLDEN / TRACES[method].file).read_text())
 
 
 def differences(recorded: dict[str, Any], found: dict[str, Any]) -> list[str]:
@@ -51,15 +50,18 @@ def differences(recorded: dict[str, Any], found: dict[str, Any]) -> list[str]:
     return problems
 
 
-def test_the_trace_is_the_one_on_file(recorded, tmp_path):
-    found = record(tmp_path / "run")
+@pytest.mark.parametrize("method", TRACES)
+def test_the_trace_is_the_one_on_file(method, tmp_path):
+    recorded, found = on_file(method), record(method, tmp_path / "run")
     assert differences(recorded, found) == []
     if recorded["machine"] == machine():  # elsewhere the last bits may be others
         assert recorded["metrics"] == found["metrics"]
         assert recorded["sha256"] == found["sha256"]
 
 
-def test_the_file_has_every_step_one_of_them_skipped_and_evaluations_in_between(recorded):
+@pytest.mark.parametrize("method", TRACES)
+def test_the_file_has_every_step_one_of_them_skipped_and_evaluations_in_between(method):
+    recorded, output = on_file(method), TRACES[method].output
     steps = [line for line in recorded["metrics"] if "fid" not in line]
     assert [line["step"] for line in steps] == list(range(1, STEPS + 1))
     assert [line["step"] for line in steps if "loss" not in line] == [SKIPPED]
@@ -67,21 +69,23 @@ def test_the_file_has_every_step_one_of_them_skipped_and_evaluations_in_between(
     assert [line["images"] for line in recorded["metrics"] if "fid" in line] == [EVALUATED, 2 * EVALUATED]
     # Each average is another one, and none is of weights that hardly moved.
     norms = {
-        name: recorded["tensors"][f"{name}/u_output.linear.weight"][0] for name in recorded["sha256"] if name[0] != "o"
+        name: recorded["tensors"][f"{name}/{output}.linear.weight"][0] for name in recorded["sha256"] if name[0] != "o"
     }
     assert len({round(norm, 3) for norm in norms.values()}) == len(norms) == 4
 
 
 @pytest.mark.parametrize(
-    ("overrides", "patched", "value", "what"),
+    ("method", "overrides", "patched", "value", "what"),
     [
-        (["optimizer.weight_decay=0.01000001"], "", None, "model/"),
-        (["objective.adaptive_epsilon=0.01000001"], "", None, "step 1: loss "),
-        ([], "pmf.flow.parameterization.MIN_TIME", MIN_TIME * (1 + 1e-6), "model/"),
-        ([], "pmf.optim.ema.half_life_decay", lambda *count: 0.99999 * half_life_decay(*count), "ema_10/"),
+        ("pmf", ["optimizer.weight_decay=0.01000001"], "", None, "model/"),
+        ("pmf", ["objective.adaptive_epsilon=0.01000001"], "", None, "step 1: loss "),
+        ("pmf", [], "pmf.flow.parameterization.MIN_TIME", MIN_TIME * (1 + 1e-6), "model/"),
+        ("pmf", [], "pmf.optim.ema.half_life_decay", lambda *count: 0.99999 * half_life_decay(*count), "ema_10/"),
+        ("imf", ["objective.guidance_max=3.000003"], "", None, "model/"),
+        ("meanflow", ["objective.guidance_mixing=0.3000003"], "", None, "model/"),
     ],
 )
-def test_a_small_change_of_a_constant_is_seen(recorded, tmp_path, overrides, patched, value, what):
+def test_a_small_change_of_a_constant_is_seen(method, tmp_path, overrides, patched, value, what):
     with patch(patched, value) if patched else contextlib.nullcontext():
-        found = record(tmp_path / "run", *overrides)
-    assert [line for line in differences(recorded, found) if line.startswith(what)]
+        found = record(method, tmp_path / "run", *overrides)
+    assert [line for line in differences(on_file(method), found) if line.startswith(what)]

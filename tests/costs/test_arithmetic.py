@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pmf.costs.arithmetic import StepFlops, step_flops
+from pmf.costs.arithmetic import StepFlops, decoding_summary, step_flops
 from pmf.costs.without_contents import without_contents
+from pmf.data.codec import create_codec
+from pmf.data.options import DataConfig
 from pmf.flow.objective import LossTerms, Objective, create_objective
 from pmf.flow.options import PixelMeanFlowOptions
 from pmf.net.pixel_transformer import PixelTransformer
@@ -20,6 +22,7 @@ from pmf.perceptual.lpips import STAGES
 from pmf.training.trainer import Trainer
 from tests.costs.by_hand import mean_flow_by_hand, step_by_hand
 from tests.flow.methods import METHODS
+from tests.latents import latent_config, write_published_config
 from tests.perceptual.published import random_lpips
 from tests.runs import tiny_config
 
@@ -176,3 +179,21 @@ def test_the_line_names_only_parts_that_there_are():
     )
     without = StepFlops(without_gradients=0.0, forward=2e9, backward=4e9)
     assert str(without) == "6 GFLOP an image (forward 2, backward 4)"
+
+
+def test_decoding_is_counted_as_torch_counts_it(autoencoder, encoded):
+    codec = create_codec(latent_config(encoded(), autoencoder))
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        codec.decode(torch.zeros(1, *codec.shape))
+    assert decoding_summary(codec) == f"; decoding takes {counter.get_total_flops() / 1e9:.4g} GFLOP an image"
+    assert decoding_summary(create_codec(DataConfig(kind="synthetic", image_size=8))) == ""
+
+
+@pytest.mark.parametrize(("size", "multiply_adds"), [(256, 310e9), (512, 1230e9)])
+def test_the_published_decoder_takes_what_is_published(size, multiply_adds, tmp_path):
+    """From its configuration alone. The papers count multiply-adds, two operations each, and round."""
+    pytest.importorskip("diffusers", reason="needs diffusers: uv sync --extra latent")
+    write_published_config(tmp_path)
+    codec = create_codec(DataConfig(kind="latents", path="x", image_size=size, autoencoder=str(tmp_path)))
+    found = float(decoding_summary(codec).split()[3])
+    assert found * 1e9 == pytest.approx(2 * multiply_adds, rel=0.03)

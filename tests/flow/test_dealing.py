@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from pmf.flow.draws import Draws, StandardDraws, StandardScalars, draw_scalars
-from pmf.flow.options import PixelMeanFlowOptions
+from pmf.flow.mean_flow import GuidedRows, MeanFlow
+from pmf.flow.options import MeanFlowOptions, PixelMeanFlowOptions
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
 
 MAX_T = 0.6
@@ -34,6 +35,78 @@ def shaped(scalars: StandardScalars, settings: PixelMeanFlowOptions) -> Draws:
     noise = torch.zeros(len(scalars.normal_t), 1, 1, 1)
     standard = StandardDraws(**vars(scalars), normal_e=noise, uniform_crop=torch.zeros(len(noise), 4))
     return PixelMeanFlow(settings, num_classes=1, perceptual_max_t=MAX_T).shape(standard)
+
+
+MEAN_FLOWS = {
+    "no guidance": MeanFlowOptions(),
+    "kappa 0": MeanFlowOptions(guidance_scale=2.0, guidance_interval=(0.2, 0.5)),
+    "kappa": MeanFlowOptions(guidance_scale=0.2, guidance_mixing=0.92, guidance_interval=(0.0, 0.4)),
+    "kappa alone": MeanFlowOptions(guidance_scale=0.5, guidance_mixing=0.5, guidance_interval=(0.0, 0.4)),
+    "few flow-matching rows": MeanFlowOptions(
+        guidance_scale=2.0, guidance_mixing=0.5, guidance_interval=(0.2, 0.5), data_proportion=0.25, label_drop=0.4
+    ),
+    "no flow-matching rows": MeanFlowOptions(guidance_scale=2.0, guidance_interval=(0.2, 0.5), data_proportion=0.0),
+}
+
+
+def mean_flow_parts(
+    objective: MeanFlow, scalars: list[StandardScalars]
+) -> tuple[list[int], list[int], list[GuidedRows]]:
+    """Of each micro-batch: rows of the guidance pass, dropped labels, draws."""
+    factor, kappa = objective.unconditional_factor, objective.settings.guidance_mixing
+    draws = []
+    for part in scalars:
+        noise = torch.zeros(len(part.normal_t), 1, 1, 1)
+        standard = StandardDraws(**vars(part), normal_e=noise, uniform_crop=torch.zeros(len(noise), 4))
+        draws.append(objective.shape(standard))
+    rows = [
+        bool(factor) * len(d.guided_rows) + bool(kappa) * (len(d.guided_rows) - d.num_guided_flow_matching)
+        for d in draws
+    ]
+    return rows, [len(d.dropped_rows) for d in draws], draws
+
+
+@pytest.mark.parametrize("micro_batches", [2, 3, 8])
+@pytest.mark.parametrize("name", MEAN_FLOWS)
+def test_mean_flows_micro_batches_differ_by_what_one_row_adds_at_most(name, micro_batches):
+    objective = MeanFlow(MEAN_FLOWS[name], num_classes=1)
+    most = bool(objective.unconditional_factor) + bool(objective.settings.guidance_mixing)
+    for seed in range(20):
+        dealt = objective.deal(scalars_of(seed, 32 * micro_batches), micro_batches, range(micro_batches))
+        rows, dropped, draws = mean_flow_parts(objective, dealt)
+        assert spread(rows) <= most
+        assert spread(dropped) <= 1
+        assert {d.num_flow_matching for d in draws} == {int(32 * objective.settings.data_proportion)}
+
+
+def test_mean_flows_undealt_micro_batches_differ_by_more():
+    objective = MeanFlow(MEAN_FLOWS["kappa"], num_classes=1)
+    spreads = []
+    for seed in range(20):
+        rows, _, _ = mean_flow_parts(objective, [scalars_of(1000 * seed + number, 32) for number in range(8)])
+        spreads.append(spread(rows))
+    assert min(spreads) > 2
+
+
+@pytest.mark.parametrize("name", MEAN_FLOWS)
+def test_mean_flows_labels_are_dropped_whatever_the_row_needs(name):
+    """Dropped rows are in the guidance interval as often as those that keep their label; fixed seeds."""
+    settings = MEAN_FLOWS[name]
+    objective, (start, end) = MeanFlow(settings, num_classes=1), settings.guidance_interval
+    for flow_matching in (True, False):
+        dropped, kept = [], []
+        for seed in range(100):
+            _, _, draws = mean_flow_parts(objective, objective.deal(scalars_of(seed, 128), 4, range(4)))
+            for d in draws:
+                inside = ((d.t >= start) & (d.t <= end)).tolist()
+                count, first = len(d.dropped_rows), d.num_flow_matching
+                rows = range(first) if flow_matching else range(first, len(inside))
+                dropped += [inside[row] for row in rows if row < count]
+                kept += [inside[row] for row in rows if row >= count]
+        if len(dropped) > 100 and 0 < sum(kept) < len(kept):
+            rates = [sum(values) / len(values) for values in (dropped, kept)]
+            deviation = (rates[1] * (1 - rates[1]) / len(dropped)) ** 0.5
+            assert abs(rates[0] - rates[1]) < 4 * deviation  # four standard deviations of the smaller sample
 
 
 def spread(counts: list[int]) -> int:

@@ -41,7 +41,7 @@ def examine(monkeypatch, capsys):
 def test_a_good_config_passes_and_nothing_is_written(examine, tmp_path):
     status, verdicts = examine(DIGITS, *TINY, f"training.output_dir={tmp_path}/run")
     assert status == 0
-    subjects = "config software device compiler batch data schedule model disk run folder tracker"
+    subjects = "config software device compiler batch data schedule model disk images run folder tracker"
     assert " ".join(verdicts) == subjects
     assert {verdict for verdict, _ in verdicts.values()} <= {"ok", "warning"}
     assert verdicts["data"] == ("ok", "1,797 images, 112 steps an epoch; the first images decode")
@@ -71,6 +71,29 @@ def test_what_training_refuses_is_an_error_in_the_same_words(case, examine, tmp_
     status, verdicts = examine(DIGITS, *overrides)
     assert status == 2
     assert ("error", str(caught.value)) in verdicts.values()
+
+
+def test_a_run_that_could_not_decode_its_images_ends_before_its_first_step(examine, tmp_path):
+    latents = tmp_path / "latents"
+    latents.mkdir()
+    for number in range(8):
+        torch.save({"image": torch.rand(8, 2, 2), "label": number}, latents / f"{number:08d}.pt")
+    ours = [
+        "data.kind=latents",
+        f"data.path={latents}",
+        "data.image_size=16",
+        "data.channels=3",
+        "model.name=imf_tiny_2",
+    ]
+    nowhere = f"data.autoencoder={tmp_path}/nowhere"
+    overrides = [*TINY, f"training.output_dir={tmp_path}/run", "training.global_batch_size=8", *ours, nowhere]
+    makes_images = [*overrides, "sampling.final_images=1"]
+    with pytest.raises(UserError, match=rf"{nowhere.replace('=', ' ')}: there is no such folder") as caught:
+        Trainer(load_config(DIGITS, makes_images))
+    assert not (tmp_path / "run").exists()
+    assert examine(DIGITS, *makes_images)[1]["images"] == ("error", str(caught.value))
+    makes_none = [*overrides, "sampling.final_images=0", "training.sample_every=0", "evaluation.every_images=0"]
+    assert examine(DIGITS, *makes_none)[1]["images"] == ("ok", "not needed: the run makes no images")
 
 
 def test_a_run_is_found_and_its_damage_named(examine, tmp_path):

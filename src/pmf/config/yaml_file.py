@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -206,7 +206,11 @@ def _with_the_key(key: str) -> list[str]:
     section, _, name = key.rpartition(".")
     option = find_option(Config, section)
     kinds = sections(option.annotation) if option else []
-    return [str(kind.model_fields["name"].default) for kind in kinds if name in kind.model_fields]
+    return [str(kind_name) for kind in kinds if name in kind.model_fields for kind_name in _names_of(kind)]
+
+
+def _names_of(kind: type[BaseModel]) -> tuple[Any, ...]:
+    return get_args(kind.model_fields["name"].annotation) if "name" in kind.model_fields else ()
 
 
 def _known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pmf.costs.without_contents import without_contents
+from pmf.data.codec import Codec
 from pmf.distributed.world import ALONE
 from pmf.flow.objective import MicroBatch, Objective
 
@@ -101,6 +102,21 @@ def step_flops(
     return StepFlops(
         without_gradients=without_gradients / rows, forward=forward / rows, backward=sum(counter.take()) / rows
     )
+
+
+def decoding_summary(codec: Codec) -> str:
+    """What a run's summary says of the arithmetic of decoding an image; empty where it takes none, as pixels do."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    counter = CountedOperations()
+    try:
+        with sdpa_kernel(SDPBackend.MATH), counter:
+            codec.decode(torch.empty(1, *codec.shape, device="meta"))
+    except Exception as error:  # no autoencoder at hand, or a codec that asks for the contents of a tensor
+        reason = str(error).partition("\n")[0]
+        return f"; decoding is not counted: {reason}"
+    flops = sum(counter.take())
+    return f"; decoding takes {flops / 1e9:.4g} GFLOP an image" if flops else ""
 
 
 def _draws_without_contents(objective: Objective[Any, Any], image_shape: tuple[int, ...]) -> bool:

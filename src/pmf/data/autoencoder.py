@@ -100,8 +100,10 @@ def _read(name: str, device: torch.device) -> Any:
     except UserError:
         raise
     except Exception as error:  # OSError for most, and whatever safetensors, the hub and a foreign configuration raise
-        if on_meta or os.path.isdir(name):
+        if os.path.isdir(name):
             raise UserError(_why_not(name, error)) from None
+        if on_meta:
+            raise UserError(f"data.autoencoder {name} is not on this machine") from None
     try:
         return _read_weights(name, local_files_only=False)
     except Exception as error:

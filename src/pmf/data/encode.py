@@ -1,7 +1,8 @@
 """Images to moments of latents, as data.kind latents reads them: python -m pmf.data.encode --help.
 
 Alone, or on any number of processes: torchrun --nproc_per_node 8 -m pmf.data.encode ... Started again after an
-interruption, it goes on with the shards that are not there yet; the files come out the same, bit for bit.
+interruption, it goes on with the shards that are not there yet; the files come out the same, bit for bit. On CPUs a
+process computes with one thread: start as many as there are cores.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import argparse
 from pmf.commands import CommandParser, path_text, run_command, to_path, whole_from
 from pmf.data.options import LATENT_STRIDE, DataConfig, missing_folder, section_problems
 from pmf.errors import UserError
-from pmf.options import number
+from pmf.options import FLOAT, number
 
 KINDS = ("parquet", "imagefolder")
 DEFAULTS = {name: field.default for name, field in DataConfig.model_fields.items()}
@@ -22,8 +23,6 @@ def main() -> None:
     arguments = _parser().parse_args()
     if arguments.image_size % LATENT_STRIDE:
         raise UserError(f"--image-size {arguments.image_size}: give a multiple of {LATENT_STRIDE}")
-    if not 0 <= arguments.max_corrupt_fraction <= 1:
-        raise UserError(f"--max-corrupt-fraction {arguments.max_corrupt_fraction}: give a share from 0 to 1")
     options = {name: getattr(arguments, name) for name in DEFAULTS if hasattr(arguments, name)}
     data = DataConfig(path=arguments.data_path, **options)
     for key, problem in section_problems(data):
@@ -59,7 +58,7 @@ def _parser() -> CommandParser:
         )
     images.add_argument(
         "--max-corrupt-fraction",
-        type=number,
+        type=_share,
         default=DEFAULTS["max_corrupt_fraction"],
         help="share of the images that may be undecodable; they are named and left out. Default: 0.001",
     )
@@ -80,6 +79,13 @@ def _parser() -> CommandParser:
     latents.add_argument("--batch-size", type=whole_from(1), default=32, help="images per pass; default: 32")
     latents.add_argument("--shard-size", type=whole_from(1), default=4096, help="images per file; default: 4096")
     return parser
+
+
+def _share(text: str) -> float:
+    share = number(text) if FLOAT.fullmatch(text) else -1
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a share from 0 to 1")
+    return float(share)
 
 
 def _flag(name: str) -> str:

@@ -22,7 +22,7 @@ from pmf.errors import CrossFieldError, UserError
 from pmf.flow.objective import create_objective
 from pmf.optim.schedule import learning_rate
 from pmf.training.metrics import wandb_problem
-from pmf.training.preflight import require_compiler, require_device, require_storage
+from pmf.training.preflight import require_compiler, require_decoder, require_device, require_storage
 from pmf.training.run_folder import RECORDED_PACKAGES, RunFolder
 from pmf.training.state import checkpoint_bytes
 
@@ -46,6 +46,7 @@ def examine(config: Config) -> Iterator[Verdict]:
     yield from _ask("batch", lambda: _batch(config))
     max_steps = yield from _ask("data", lambda: _data(config))
     yield from _ask("model", lambda: _model(config, max_steps or config.training.max_steps or sys.maxsize))
+    yield from _ask("images", lambda: _images(config))
     yield from _run_folder(config)
     yield _tracker(config)
 
@@ -109,6 +110,10 @@ def _model(config: Config, max_steps: int) -> Generator[Verdict]:
     objective.require_network(network, compiled=training.compile, parallel=training.parallel)
     yield Verdict("ok", "model", f"{config.model.name}, {sum(p.numel() for p in network.parameters()):,} parameters")
     yield from _ask("disk", lambda: _disk(config, checkpoint_bytes(network, config), max_steps))
+
+
+def _images(config: Config) -> Generator[Verdict]:
+    yield Verdict("ok", "images", require_decoder(config))
 
 
 def _disk(config: Config, bytes_of_checkpoint: int, max_steps: int) -> Generator[Verdict]:

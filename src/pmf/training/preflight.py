@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 from pmf.checkpoint.places import list_checkpoints
-from pmf.config.sections import TrainingConfig
+from pmf.config.sections import Config, TrainingConfig
+from pmf.data.codec import create_codec
 from pmf.errors import UserError
 from pmf.files import require_reachable
 
@@ -52,6 +53,20 @@ def require_compiler(training: TrainingConfig) -> None:
             f"training.compile is true, which needs a compiler, and {' or '.join(wanted)} is not on the PATH; "
             f"install one, name it in {variable}, or set training.compile to false"
         )
+
+
+def require_decoder(config: Config) -> str:
+    """What decodes images is there, if the run will make any: better now than at the first grid.
+
+    Returns:
+        What it is, for people.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not (config.training.sample_every or config.sampling.final_images or config.evaluation.every_images):
+        return "not needed: the run makes no images"
+    return ", ".join(f"{name} {value}" for name, value in create_codec(config.data).record.items())
 
 
 def restart_problem() -> str | None:

@@ -15,6 +15,8 @@ from tqdm import tqdm
 
 from pmf.checkpoint.storage import save_checkpoint
 from pmf.config.sections import Config, TrainingConfig
+from pmf.costs.arithmetic import decoding_summary
+from pmf.data.codec import create_codec
 from pmf.data.loader import Loader, create_loader
 from pmf.data.source import Source, create_source, require_first_images
 from pmf.distributed.batching import accumulation_steps
@@ -23,7 +25,7 @@ from pmf.training.course import Course
 from pmf.training.metrics import MetricsLog
 from pmf.training.periodic_evaluation import TrainingEvaluation
 from pmf.training.preemption import StopRequest
-from pmf.training.preflight import require_compiler, require_device, require_storage, restart_problem
+from pmf.training.preflight import require_compiler, require_decoder, require_device, require_storage, restart_problem
 from pmf.training.processes import start_processes, world_of
 from pmf.training.run_folder import RunFolder
 from pmf.training.snapshots import Snapshots
@@ -56,6 +58,7 @@ class Trainer:
         self.accumulation = _accumulation(training, self.world.size)
         self.micro_batch_size = training.global_batch_size // self.world.size // self.accumulation
         self.source = self.world.main_first(self._open_source)  # one process may have to build the data set
+        self.world.main_first(lambda: require_decoder(config))
         self.course = Course(config, len(self.source))
         self.stop = StopRequest(self.world)
         self.train_step = TrainingStep(
@@ -231,7 +234,8 @@ class Trainer:
             f"run folder {self.run_folder.path}"
         )
         counted = f"; a step takes {self.train_step.flops}" if self.train_step.flops else ""
-        self.say(f"{self.config.model.name}: {parameters:,} parameters{counted}")
+        decoding = decoding_summary(create_codec(self.config.data)) if self.world.is_main else ""
+        self.say(f"{self.config.model.name}: {parameters:,} parameters{counted}{decoding}")
 
 
 def _accumulation(training: TrainingConfig, processes: int) -> int:
