@@ -133,7 +133,11 @@ def test_methods_and_architectures_are_named_in_their_rooms_only():
     """Everything else goes through the tables, so that a method or a network is one file."""
     own = {
         "flow": ("mean_flow", "ImprovedMeanFlow", "PixelMeanFlow"),  # "MeanFlow" is a word of prose too
-        "net": ("pixel_transformer", "PixelTransformer"),
+        "net": tuple(
+            part
+            for name in ("Pixel", "Imf", "Diffusion")
+            for part in (f"{name}Transformer", f"{name.lower()}_transformer")
+        ),
     }
     official = "checkpoint/official/"  # published files are of certain networks
     wrong = [
