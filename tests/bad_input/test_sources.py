@@ -25,6 +25,11 @@ CASES = {
         message="data.image_size is 9, not a multiple of pmf_tiny_2's patch size 2; use 8 or 10, or a model with "
         "another patch size",
     ),
+    "latents not divisible": Case(
+        arguments=("data.kind=latents", "data.path={tmp}", "data.channels=3", "data.image_size=24"),
+        message="data.image_size is 24, of which latents have a side of 3, not a multiple of pmf_tiny_2's patch size "
+        "2; use 16 or 32, or a model with another patch size",
+    ),
     "other number of classes": Case(
         arguments=("data.num_classes=11",),
         message="command line: data.num_classes=11: "
