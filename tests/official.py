@@ -13,7 +13,6 @@ from torch import Tensor
 
 from pmf.config.sections import Config
 from pmf.config.yaml_file import config_from_plain
-from pmf.data.options import DataConfig, DataKind
 from pmf.net.sizes import DIFFUSION_TRANSFORMER, IMF_TRANSFORMER, PIXEL_TRANSFORMER, NetworkSize
 from tests.parity.golden import golden_path
 
@@ -61,19 +60,18 @@ def dit_shapes(depth: int, width: int, patch: int, channels: int = 4, classes: i
     return shapes | linear("final_layer.adaLN_modulation.1", width, 2 * width)
 
 
-def latent_space(data: DataConfig) -> tuple[int, int, int]:
-    return 4, data.image_size // 8, data.image_size // 8
-
-
-LATENTS = DataKind(source="pmf.data.synthetic:SyntheticSource", space=latent_space)
-"""A data set whose space is that of the autoencoder's latents, for networks of them."""
-
-
 def config_of(model: str, image_size: int, num_classes: int = 1000, kind: str = "synthetic", **sampling: Any) -> Config:
-    """A recipe that says no more than which network, its space, and how to sample."""
-    data = {"kind": kind, "image_size": image_size, "num_classes": num_classes}
+    """A recipe that says no more than which network, its space, and how to sample.
+
+    Args:
+        image_size: in pixels, also where ``kind`` is ``latents``.
+    """
+    path = "nowhere" if kind == "latents" else None
+    data = {"kind": kind, "path": path, "image_size": image_size, "num_classes": num_classes}
+    averages = {"half_lives_kimg": [500, 1000, 2000], "decays": [0.9999]}
     return config_from_plain(
-        {"model": {"name": model}, "data": data, "training": {"epochs": 1}, "sampling": sampling}, "test"
+        {"model": {"name": model}, "data": data, "training": {"epochs": 1}, "ema": averages, "sampling": sampling},
+        "test",
     )
 
 
@@ -113,9 +111,10 @@ def golden_dit_size(net: Mapping[str, int]) -> NetworkSize:
     )
 
 
-def one_number_each(shapes: Mapping[str, list[int]]) -> dict[str, Tensor]:
+def one_number_each(shapes: Mapping[str, list[int]], first: int = 0) -> dict[str, Tensor]:
     """A value per tensor, at no cost of memory: what is mixed up shows, whatever the size."""
-    return {name: torch.tensor(float(number)).expand(shape) for number, (name, shape) in enumerate(shapes.items())}
+    numbered = enumerate(shapes.items(), first)
+    return {name: torch.tensor(float(number)).expand(shape) for number, (name, shape) in numbered}
 
 
 def without_v_head(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -44,9 +44,7 @@ def main() -> None:
     out.add_argument("--inference", action="store_true", help="leave out the v head, as the released files do")
     out.add_argument("--layout", choices=LAYOUTS, default="pytorch", help="default: pytorch")
     into.add_argument("--output", type=to_path, required=True, help=".safetensors file to write; must not exist")
-    out.add_argument(
-        "--output", type=to_path, required=True, help=".pt or .pth file (JAX: folder) to write; must not exist"
-    )
+    out.add_argument("--output", type=to_path, required=True, help=".pt or .pth (JAX: folder) to write; must not exist")
     arguments = parser.parse_args()
     require_there("--checkpoint", arguments.checkpoint)
     if arguments.verb == "import":

@@ -200,7 +200,7 @@ FAULTS = {
     "cut data": (cut_data, "cannot be read as a JAX checkpoint|its metadata cannot be read"),
     "cut msgpack": (cut_msgpack, "cannot be read as a JAX checkpoint"),
     "metadata": (spoil_metadata, "its metadata cannot be read"),
-    "html": (write_html, "cannot be read as a JAX checkpoint"),
+    "html": (write_html, "this is a web page"),
     "other tree": (save_other_tree, "has neither params nor ema_params"),
 }
 

@@ -21,6 +21,7 @@ from pmf.perceptual.distances import PerceptualDistances
 from pmf.perceptual.lpips import STAGES
 from pmf.training.trainer import Trainer
 from tests.costs.by_hand import step_by_hand
+from tests.flow.methods import METHODS
 from tests.latents import latent_config, write_published_config
 from tests.perceptual.published import random_lpips
 from tests.runs import tiny_config
@@ -45,16 +46,17 @@ def test_the_count_is_that_by_hand_to_the_last_operation(data_proportion, rows):
     assert parts(found, rows) == pytest.approx(parts(step_by_hand(network, draws)), rel=1e-12)  # divided by rows
 
 
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("derivative", ["dual", "jvp"])
-def test_the_count_is_that_of_torchs_counter_on_a_real_step(derivative):
-    rows, network = 8, small_network()
-    objective = create_objective(PixelMeanFlowOptions(derivative=derivative), num_classes=5)
-    draws = objective.draw(torch.zeros(rows, 3, 16, 16), torch.Generator().manual_seed(0))
-    images, labels = torch.zeros(rows, 3, 16, 16), torch.zeros(rows, dtype=torch.int64)
+def test_the_count_is_that_of_torchs_counter_on_a_real_step(derivative, method):
+    rows, chosen = 8, METHODS[method]
+    objective, network = chosen.objective(chosen.options(derivative=derivative)), chosen.network().float()
+    draws = objective.draw(torch.zeros(rows, 3, 8, 8), torch.Generator().manual_seed(0))
+    images, labels = torch.zeros(rows, 3, 8, 8), torch.zeros(rows, dtype=torch.int64)
     # Attention written out: a fused backward pass computes the scores twice.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         objective.loss(network, images, labels, draws).total.backward()
-    assert step_flops(network, objective, (3, 16, 16), rows=rows).total * rows == counter.get_total_flops()
+    assert step_flops(network, objective, (3, 8, 8), rows=rows).total * rows == counter.get_total_flops()
 
 
 @pytest.mark.parametrize("name", ["pmf_b_16", "pmf_b_32", "pmf_tiny_2"])

@@ -109,9 +109,13 @@ def _for_measuring(config: Config, folder: str) -> Config:
     data = config.data.model_copy(
         update={"kind": MADE_UP, "path": None, "num_images": config.training.global_batch_size, "num_workers": 0}
     )
-    training = config.training.model_copy(update={"output_dir": folder, "max_steps": 10**9, "epochs": None})
+    training = config.training.model_copy(
+        update={"output_dir": folder, "max_steps": 10**9, "epochs": None, "sample_every": 0}
+    )
+    sampling = config.sampling.model_copy(update={"final_images": 0})
     evaluation = config.evaluation.model_copy(update={"every_images": 0})
-    return config.model_copy(update={"data": data, "training": training, "evaluation": evaluation})
+    sections = {"data": data, "training": training, "sampling": sampling, "evaluation": evaluation}
+    return config.model_copy(update=sections)
 
 
 def _batches(config: Config, size: int, count: int, step: int) -> Iterator[Batch]:

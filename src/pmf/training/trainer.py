@@ -11,7 +11,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
 
-import torch
 from tqdm import tqdm
 
 from pmf.checkpoint.storage import save_checkpoint
@@ -98,7 +97,6 @@ class Trainer:
         Raises:
             Preempted: a signal asked to stop; the step is saved.
         """
-        self._require_decoding()
         with self.stop:
             log = self.world.together(self._open_log)
             try:
@@ -108,13 +106,6 @@ class Trainer:
                     log.close()
             self.snapshots.write_final()
         self.accelerator.end_training()
-
-    def _require_decoding(self) -> None:
-        """A codec that cannot decode (it may lack its weights) is told now, and not when the first images are made."""
-        training, sampling, evaluation = self.config.training, self.config.sampling, self.config.evaluation
-        if training.sample_every or sampling.final_images or evaluation.every_images:
-            codec = create_codec(self.config.data)
-            self.world.main_first(lambda: codec.decode(torch.zeros(1, *codec.shape, device=self.world.device)))
 
     def save(self) -> None:
         """Write a checkpoint; called by all ranks.

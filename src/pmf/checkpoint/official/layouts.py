@@ -80,15 +80,15 @@ def load_official(
         weights = _from_layout(layout, read_jax(path, average, one=_name_of_one(config)), config, path)
         digest = world.ask_main(lambda: tensors_sha256(weights))
     else:
-        if which is not None:
-            several = "" if key else " (--key chooses where there are several)"
-            raise UserError(f"{path}: holds one set of weights; leave out --ema {which}{several}")
         if kind == "pytorch":
             tensors = read_pytorch(path, key=key, allow_pickle=allow_pickle)
         else:
             tensors, metadata = read_safetensors(path)
             if recorded_config(metadata, str(path)) is not None:
                 raise UserError(IS_OURS.format(path=path))
+        if which is not None:
+            place = f" under {key!r}" if key else ""
+            raise UserError(f"{path}: holds one set of weights{place}; leave out --ema {which}")
         weights = _from_names(tensors, config, path)
         digest = world.ask_main(lambda: file_sha256(path))
     source = printable(f"{path.name}{f' {key}' if key else ''} {digest[:16]}")
