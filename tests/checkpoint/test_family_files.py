@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pmf.checkpoint.official.exports import export_pytorch
 from pmf.checkpoint.official.families import network_without_values
 from pmf.checkpoint.official.layouts import load_official
-from pmf.checkpoint.saved_weights import SavedWeights
+from pmf.checkpoint.saved_weights import SavedWeights, load_weights
 from pmf.config.sections import Config
 from pmf.config.yaml_file import load_config
+from pmf.data.codec import create_codec
 from pmf.errors import UserError
 from pmf.generation.images import inference_network
 from pmf.net.interface import Conditions
 from pmf.net.sizes import SIZES
+from tests.latents import write_autoencoder
 from tests.launch import ROOT
 from tests.official import (
     DIT,
@@ -37,6 +41,7 @@ from tests.official import (
 )
 from tests.parity.golden import RELATIVE, Golden, relative_error
 
+CPU = torch.device("cpu")
 GOLDEN = {
     "pmf": ("A1_pmfdit_forward", golden_size),
     "imf": ("G_imf_forward", golden_imf_size),
@@ -58,7 +63,7 @@ class Official:
 
     def u_error(self, weights: dict[str, torch.Tensor]) -> float:
         """Of the network with these weights of ours, against the official output."""
-        network = inference_network(self.config, weights, torch.device("cpu"), where="test")
+        network = inference_network(self.config, weights, CPU, where="test")
         given = self.golden.group("in/")
         zeros = torch.zeros_like(given["t"])  # MeanFlow's network is not told the guidance
         conditions = Conditions(
@@ -334,3 +339,49 @@ def test_meanflow_there_and_back_is_the_same(official, tmp_path):
     torch.testing.assert_close(written["pos_embed"][0], official.golden["pos_embed_fixed"], atol=1e-6, rtol=0)
     again = load_official(tmp_path / "second.pt", official.config).weights
     assert all(torch.equal(again[name], tensor) for name, tensor in saved.weights.items())
+
+
+RECIPE = """
+model: {name: golden}
+objective: {name: METHOD}
+perceptual: {lpips: false, convnext: false}
+data: {kind: latents, path: nowhere, image_size: 128, num_classes: 10, autoencoder: FOLDER}
+training: {max_steps: 1}
+ema: {half_lives_kimg: [], decays: [0.9999]}
+sampling: {omega: 1.0, interval: [0.0, 1.0], ema: 0.9999}
+"""
+
+
+@imf_and_meanflow
+def test_the_commands_take_the_official_file(official, request, tmp_path, monkeypatch, capsys):
+    method = request.node.callspec.params["official"]
+    autoencoder = write_autoencoder(tmp_path / "autoencoder")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE.replace("METHOD", method).replace("FOLDER", str(autoencoder)))
+    content = imf_file(official.weights) if method == "imf" else official.weights
+    source = ("--checkpoint", write(tmp_path / "w.pth", content), "--config", recipe)
+
+    def call(module: str, *arguments: object) -> None:
+        monkeypatch.setattr("sys.argv", [module, *map(str, arguments)])
+        importlib.import_module(module).main()
+
+    call("pmf.convert", "import", *source, "--output", tmp_path / "w.safetensors")
+    ending = " tensors, without the v head\n" if method == "imf" else " tensors\n"
+    assert capsys.readouterr().out.endswith(ending)
+    made = ("--num-images", 20, "--noise", "official", "--labels", "blocks", "--seed", 42)
+    call("eval", "sample", *source, *made, "--output", tmp_path / "direct")
+    call("eval", "sample", "--checkpoint", tmp_path / "w.safetensors", *made, "--output", tmp_path / "converted")
+    images = [(tmp_path / place / "000003.png").read_bytes() for place in ("direct", "converted")]
+    assert images[0] == images[1]
+    # By hand: the official noise, label 3 // 2, one step with u, and the decoder.
+    config, weights = load_config(recipe), load_weights(tmp_path / "w.safetensors", None).weights
+    network = inference_network(config, weights, CPU, where="test")
+    z = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(3 ^ 42))
+    ones, zeros = torch.ones(1), torch.zeros(1)
+    conditions = Conditions(t=ones, h=ones, omega=ones, t_min=zeros, t_max=ones, labels=torch.tensor([1]))
+    with torch.no_grad():
+        image = create_codec(config.data).decode(z - network(z, conditions, heads="u").u)[0]
+    written = np.asarray(Image.open(tmp_path / "direct" / "000003.png"), int)
+    # in another batch a value on the edge between two bytes may fall to the other side
+    assert np.abs(written - image.permute(1, 2, 0).numpy()).max() <= 1
+    assert written.std() > 1
