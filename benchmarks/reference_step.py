@@ -37,6 +37,7 @@ class Fault:
     derivative_factor: float = 1.0
     tangent_is_true_velocity: bool = False
     no_guidance: bool = False
+    sorted_first: bool = False
     denoised_by_compound: bool = False
     perceptual_on_all_rows: bool = False
 
@@ -81,6 +82,8 @@ def reference_step(
     if settings.r_distribution == "zero":
         r = 0 * r
     fm = column(torch.arange(rows)) < int(rows * settings.data_proportion)
+    if fault.sorted_first:
+        t, r = torch.maximum(t, r), torch.minimum(t, r)
     r = torch.where(fm, t, r)
     t, r = torch.maximum(t, r), torch.minimum(t, r)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,19 @@ def write_autoencoder(folder: Path, seed: int = 0, **settings: object) -> Path:
             autoencoder.decoder.conv_out.weight *= 4
     autoencoder.save_pretrained(folder)
     return folder
+
+
+def write_published_config(folder: Path) -> None:
+    """The configuration of stabilityai/sd-vae-ft-mse, without weights."""
+    config = {
+        "_class_name": "AutoencoderKL",
+        "down_block_types": ["DownEncoderBlock2D"] * BLOCKS,
+        "up_block_types": ["UpDecoderBlock2D"] * BLOCKS,
+        "block_out_channels": [128, 256, 512, 512],
+        "layers_per_block": 2,
+        "latent_channels": 4,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 SIZE = 32

@@ -11,7 +11,7 @@ import runpy
 import sys
 
 HEAVY = {"torch", "numpy", "accelerate", "safetensors", "pandas", "pyarrow", "sklearn", "scipy", "PIL", "timm"}
-HEAVY |= {"einops", "tqdm", "matplotlib", "datasets", "wandb", "torch_fidelity", "torchvision"}
+HEAVY |= {"einops", "tqdm", "matplotlib", "datasets", "wandb", "torch_fidelity", "torchvision", "diffusers"}
 
 
 def run(command: list[str]) -> int:

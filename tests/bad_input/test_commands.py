@@ -29,7 +29,8 @@ REFERENCE = (EVAL, "reference", "--output", "x.npz")
 IMPORT = ("-m", "pmf.convert", "import", "--checkpoint", IMAGES, "--config", DIGITS, "--output", "x.safetensors")
 EXPORT = ("-m", "pmf.convert", "export", "--checkpoint", IMAGES, "--output", "x.pt")
 MEMORY = ("-m", "benchmarks.scaling", DIGITS)
-COMMANDS = (TRAIN, TUNE, DOCTOR, SAMPLE, FID, SWEEP, (*REFERENCE, "--config", DIGITS), IMPORT, EXPORT, MEMORY)
+ENCODE = ("-m", "pmf.data.encode", "--data-path", IMAGES, "--output", "x")
+COMMANDS = (TRAIN, TUNE, DOCTOR, SAMPLE, FID, SWEEP, (*REFERENCE, "--config", DIGITS), IMPORT, EXPORT, MEMORY, ENCODE)
 
 
 COMPLETE = {
@@ -125,6 +126,8 @@ CASES = [
     Case((*DOCTOR[:-1], "~nobody_here/x.yaml"), "begins with ~nobody_here, whose home folder is not known"),
     Case((*MEMORY, "${PMF_UNSET}/x"), "uses ${PMF_UNSET}, which is not set"),
     # Some launcher's variables and not the others: for every command, and though RANK is not 0.
+    Case((*ENCODE, "--image-size", "250"), "--image-size 250: give a multiple of 8"),
+    Case((*ENCODE, "--data-path", "/nowhere"), "/nowhere: data.path does not exist"),
     *(Case(command, "has RANK=1, but not LOCAL_RANK, WORLD_SIZE", {"RANK": "1"}) for command in COMMANDS),
 ]
 

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pmf.costs.arithmetic import StepFlops, step_flops
+from pmf.costs.arithmetic import StepFlops, decoding_summary, step_flops
 from pmf.costs.without_contents import without_contents
+from pmf.data.codec import create_codec
+from pmf.data.options import DataConfig
 from pmf.flow.objective import LossTerms, Objective, create_objective
 from pmf.flow.options import PixelMeanFlowOptions
 from pmf.net.pixel_transformer import PixelTransformer
@@ -19,6 +21,8 @@ from pmf.perceptual.distances import PerceptualDistances
 from pmf.perceptual.lpips import STAGES
 from pmf.training.trainer import Trainer
 from tests.costs.by_hand import step_by_hand
+from tests.flow.methods import METHODS
+from tests.latents import latent_config, write_published_config
 from tests.perceptual.published import random_lpips
 from tests.runs import tiny_config
 
@@ -42,16 +46,17 @@ def test_the_count_is_that_by_hand_to_the_last_operation(data_proportion, rows):
     assert parts(found, rows) == pytest.approx(parts(step_by_hand(network, draws)), rel=1e-12)  # divided by rows
 
 
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("derivative", ["dual", "jvp"])
-def test_the_count_is_that_of_torchs_counter_on_a_real_step(derivative):
-    rows, network = 8, small_network()
-    objective = create_objective(PixelMeanFlowOptions(derivative=derivative), num_classes=5)
-    draws = objective.draw(torch.zeros(rows, 3, 16, 16), torch.Generator().manual_seed(0))
-    images, labels = torch.zeros(rows, 3, 16, 16), torch.zeros(rows, dtype=torch.int64)
+def test_the_count_is_that_of_torchs_counter_on_a_real_step(derivative, method):
+    rows, chosen = 8, METHODS[method]
+    objective, network = chosen.objective(chosen.options(derivative=derivative)), chosen.network().float()
+    draws = objective.draw(torch.zeros(rows, 3, 8, 8), torch.Generator().manual_seed(0))
+    images, labels = torch.zeros(rows, 3, 8, 8), torch.zeros(rows, dtype=torch.int64)
     # Attention written out: a fused backward pass computes the scores twice.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         objective.loss(network, images, labels, draws).total.backward()
-    assert step_flops(network, objective, (3, 16, 16), rows=rows).total * rows == counter.get_total_flops()
+    assert step_flops(network, objective, (3, 8, 8), rows=rows).total * rows == counter.get_total_flops()
 
 
 @pytest.mark.parametrize("name", ["pmf_b_16", "pmf_b_32", "pmf_tiny_2"])
@@ -165,3 +170,21 @@ def test_the_line_names_only_parts_that_there_are():
     )
     without = StepFlops(without_gradients=0.0, forward=2e9, backward=4e9)
     assert str(without) == "6 GFLOP an image (forward 2, backward 4)"
+
+
+def test_decoding_is_counted_as_torch_counts_it(autoencoder, encoded):
+    codec = create_codec(latent_config(encoded(), autoencoder))
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        codec.decode(torch.zeros(1, *codec.shape))
+    assert decoding_summary(codec) == f"; decoding takes {counter.get_total_flops() / 1e9:.4g} GFLOP an image"
+    assert decoding_summary(create_codec(DataConfig(kind="synthetic", image_size=8))) == ""
+
+
+@pytest.mark.parametrize(("size", "multiply_adds"), [(256, 310e9), (512, 1230e9)])
+def test_the_published_decoder_takes_what_is_published(size, multiply_adds, tmp_path):
+    """From its configuration alone. The papers count multiply-adds, two operations each, and round."""
+    pytest.importorskip("diffusers", reason="needs diffusers: uv sync --extra latent")
+    write_published_config(tmp_path)
+    codec = create_codec(DataConfig(kind="latents", path="x", image_size=size, autoencoder=str(tmp_path)))
+    found = float(decoding_summary(codec).split()[3])
+    assert found * 1e9 == pytest.approx(2 * multiply_adds, rel=0.03)

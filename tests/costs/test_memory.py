@@ -31,10 +31,15 @@ def on_digits(method: str, **options: str) -> Config:
     return load_config(ROOT / "configs" / f"{method}.yaml", overrides)
 
 
-@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
-    ("derivative", "precision", "checkpointing"),
-    [("dual", "no", "false"), ("dual", "bf16", "false"), ("dual", "bf16", "true"), ("jvp", "no", "false")],
+    ("method", "derivative", "precision", "checkpointing"),
+    [
+        ("digits", "dual", "no", "false"),
+        ("digits", "dual", "bf16", "false"),
+        ("digits", "dual", "bf16", "true"),
+        ("digits", "jvp", "no", "false"),
+        *((method, "dual", "bf16", on) for method in ("digits_imf", "digits_meanflow") for on in ("false", "true")),
+    ],
 )
 def test_estimated_activations_are_those_of_a_real_step(method, derivative, precision, checkpointing):
     options = {"training__mixed_precision": precision, "training__activation_checkpointing": checkpointing}

@@ -80,9 +80,8 @@ def in_float32(draws: Draws) -> Draws:
     return dataclasses.replace(draws, **{name: value.float() for name, value in numbers.items()})
 
 
-def grown_network(gain: float) -> PixelTransformer:
-    """Weights of a network that has trained for long: larger, so that tangents grow from block to block."""
-    network = small_network()
+def grown(network: N, gain: float) -> N:
+    """Larger weights, as of a network that has trained for long, so that tangents grow from block to block."""
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             if "norm" not in name:

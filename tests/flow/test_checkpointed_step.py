@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 import pmf.net.attention
 from pmf.flow.options import PixelMeanFlowOptions
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
+from tests.flow.methods import PADDED
 from tests.flow.small_step import (
     CLASSES,
     EXACT,
@@ -22,14 +24,15 @@ from tests.flow.small_step import (
 )
 
 
+@pytest.mark.parametrize("method", PADDED)
 @pytest.mark.parametrize("derivative", ["jvp", "dual"])
 @pytest.mark.parametrize("data_proportion", [0.0, 0.5, 1.0])
-def test_gradients_are_those_of_the_plain_step(derivative, data_proportion):
+def test_gradients_are_those_of_the_plain_step(method, derivative, data_proportion):
     images, labels, standard = inputs()
-    settings = PixelMeanFlowOptions(derivative=derivative, data_proportion=data_proportion)
-    draws = shape_draws(with_drops(standard, 3), settings, 1.0)
-    objective = PixelMeanFlow(settings, num_classes=CLASSES)
-    plain, checkpointed = small_network(mlp_width=61), small_network(mlp_width=61)  # a width that is padded
+    chosen = PADDED[method]
+    objective = chosen.objective(chosen.options(derivative=derivative, data_proportion=data_proportion))
+    draws = objective.shape(with_drops(standard, 3))
+    plain, checkpointed = chosen.network(), chosen.network()
     checkpointed.checkpoint_blocks()
     found, expected = (
         gradients(objective.loss(network, images, labels, draws).total, network) for network in (checkpointed, plain)
@@ -37,19 +40,21 @@ def test_gradients_are_those_of_the_plain_step(derivative, data_proportion):
     assert worst_relative_error(found, expected) < EXACT  # 0 measured: the same operations on the same numbers
 
 
-def test_the_second_pass_has_no_tangents(monkeypatch):
+@pytest.mark.parametrize("method", PADDED)
+def test_the_second_pass_has_no_tangents(method, monkeypatch):
     images, labels, standard = inputs()
-    settings = PixelMeanFlowOptions(derivative="dual")
+    chosen = PADDED[method]
+    objective = chosen.objective(chosen.options(derivative="dual"))
     calls = []
     tangent = pmf.net.attention._attention_tangent
     monkeypatch.setattr(pmf.net.attention, "_attention_tangent", lambda *a: (calls.append(1), tangent(*a))[1])
-    network = small_network()
+    network = chosen.network()
     network.checkpoint_blocks()
-    loss = PixelMeanFlow(settings, num_classes=CLASSES).loss(
-        network, images, labels, shape_draws(standard, settings, 1.0)
-    )
+    loss = objective.loss(network, images, labels, objective.shape(standard))
     forward = len(calls)
-    assert forward == len(network.shared_blocks) + len(network.u_blocks)
+    assert forward == len(
+        [name for name, _ in network.named_modules() if re.fullmatch(r"((shared|u)_)?blocks\.\d+", name)]
+    )
     loss.total.backward()
     assert len(calls) == forward
 

@@ -10,19 +10,8 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.reference_step import reference_step
-from pmf.flow.options import PixelMeanFlowOptions
-from pmf.flow.pixel_mean_flow import PixelMeanFlow
-from tests.flow.small_step import (
-    CLASSES,
-    EXACT,
-    gradients,
-    inputs,
-    shape_draws,
-    small_network,
-    with_drops,
-    worst_relative_error,
-)
+from tests.flow.methods import PADDED
+from tests.flow.small_step import EXACT, gradients, inputs, with_drops, worst_relative_error
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on CPU needs a C++ compiler (g++)"),
@@ -41,6 +30,7 @@ STATIC = "static shapes, padded and checkpointed"
 
 
 # "aot_eager" traces, differentiates and counts graphs as the default does, and spares the machine code.
+@pytest.mark.parametrize("method", PADDED)
 @pytest.mark.parametrize(
     ("kind", "backend"),
     [
@@ -49,23 +39,24 @@ STATIC = "static shapes, padded and checkpointed"
         pytest.param("any number of rows", "inductor", marks=pytest.mark.slow),
     ],
 )
-def test_compiled_gradients_equal_the_literal_ones_and_recompilations_are_bounded(kind, backend, monkeypatch):
+def test_compiled_gradients_equal_the_literal_ones_and_recompilations_are_bounded(kind, backend, method, monkeypatch):
     torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
     images, labels, standard = inputs()
-    settings = PixelMeanFlowOptions(derivative="dual")
+    chosen = PADDED[method]
+    options = chosen.options(derivative="dual")
     static_shapes = kind == STATIC
-    objective = PixelMeanFlow(settings, num_classes=CLASSES, static_shapes=static_shapes)
-    compiled, plain = (small_network(mlp_width=61 if static_shapes else None) for _ in range(2))
+    objective = chosen.objective(options, static_shapes=static_shapes)
+    compiled, plain = chosen.network(), chosen.network()
     compiled.compile_blocks(static_shapes=static_shapes)
     if static_shapes:
         compiled.checkpoint_blocks()
     start, counts = torch._dynamo.utils.counters["stats"]["unique_graphs"], []
     # Every number of dropped labels changes how many rows the guidance pass needs.
     for dropped in (0, 3, 6, 1, 4, 8):
-        draws = with_drops(standard, dropped)
-        ours = objective.loss(compiled, images, labels, shape_draws(draws, settings, 1.0)).total
-        theirs = reference_step(plain, settings, CLASSES, images, labels, draws).loss
+        standard_draws = with_drops(standard, dropped)
+        ours = objective.loss(compiled, images, labels, objective.shape(standard_draws)).total
+        theirs = chosen.literal(plain, options, images, labels, standard_draws)
         assert worst_relative_error(gradients(ours, compiled), gradients(theirs, plain)) < EXACT
         counts.append(torch._dynamo.utils.counters["stats"]["unique_graphs"] - start)
     # Static: guidance, u with tangent, v, and what each of the latter two records again for its gradients.

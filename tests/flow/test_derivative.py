@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
+from benchmarks.reference_mean_flow import mean_flow_step
 from benchmarks.reference_step import reference_step
 from pmf.errors import UserError
-from pmf.flow.options import PixelMeanFlowOptions
+from pmf.flow.mean_flow import MeanFlow
+from pmf.flow.options import MeanFlowOptions, PixelMeanFlowOptions
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
 from pmf.net.interface import Conditions, HeadOutputs, Network
 from pmf.net.pixel_transformer import PixelTransformer
@@ -38,6 +40,26 @@ class Perceptron(nn.Module):
         hidden = F.gelu(self.pixels(torch.cat((z.flatten(1), numbers), 1)) + self.classes(conditions.labels))
         found = {name: self.heads[name](hidden).view_as(z) for name in heads}
         return HeadOutputs(found.get("u"), found.get("v"))
+
+
+class OneHead(nn.Module):
+    """Of the same kind, with u alone; nobody may ask for v."""
+
+    heads = "u"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pixels = nn.Linear(3 * 8 * 8 + 2, 32)
+        self.classes = nn.Embedding(CLASSES + 1, 32)
+        self.output = nn.Linear(32, 3 * 8 * 8)
+        generator = torch.Generator().manual_seed(4)
+        for parameter in self.double().parameters():
+            nn.init.normal_(parameter, std=0.2, generator=generator)
+
+    def forward(self, z: Tensor, conditions: Conditions, heads: str) -> HeadOutputs:
+        assert heads == "u"
+        told = torch.cat((z.flatten(1), conditions.t[:, None], conditions.h[:, None]), 1)
+        return HeadOutputs(u=self.output(F.gelu(self.pixels(told) + self.classes(conditions.labels))).view_as(z))
 
 
 class Plain(PixelTransformer):
@@ -72,6 +94,20 @@ def test_a_network_without_tangents_has_the_gradients_of_the_literal_step(deriva
     expected = gradients(literal, network)
     assert min(float(gradient.norm()) for gradient in expected.values()) > 0
     assert worst_relative_error(step_gradients(network, network, derivative), expected) < EXACT
+
+
+@pytest.mark.parametrize("derivative", ["auto", "jvp"])
+def test_a_network_with_one_head_and_without_tangents_has_the_gradients_of_the_literal_step(derivative):
+    network = OneHead()
+    images, labels, standard = inputs()
+    settings = MeanFlowOptions(derivative=derivative, guidance_scale=0.7, guidance_mixing=0.5)
+    objective = MeanFlow(settings, num_classes=CLASSES)
+    objective.require_network(network, compiled=False, parallel="ddp")
+    literal = mean_flow_step(network, settings, CLASSES, images, labels, standard).loss
+    expected = gradients(literal, network)
+    assert min(float(gradient.norm()) for gradient in expected.values()) > 0
+    ours = objective.loss(network, images, labels, objective.shape(standard)).total
+    assert worst_relative_error(gradients(ours, network), expected) < EXACT
 
 
 @pytest.mark.parametrize("derivative", ["auto", "jvp"])

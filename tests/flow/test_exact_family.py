@@ -34,7 +34,7 @@ from tests.flow.small_step import (
 )
 
 DERIVATIVES = ["auto", "jvp", "dual"]
-# TIMES
+# The rows of small_step have t = 0.75 0.52 0.49 0.22 0.21 0.62 0.54 0.19, so that the intervals cut them.
 GUIDANCE: dict[str, dict[str, Any]] = {
     "none": {},
     "kappa 0": {"guidance_scale": 3.0},

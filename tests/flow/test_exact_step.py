@@ -167,6 +167,7 @@ def test_rows_with_a_guidance_scale_of_exactly_one_are_skipped_exactly(derivativ
         {"derivative_factor": 1.001},
         {"tangent_is_true_velocity": True},
         {"no_guidance": True},
+        {"sorted_first": True},
     ],
     ids=str,
 )

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from pmf.config.sections import Config
-from pmf.flow.objective import create_objective
+from pmf.flow.objective import OBJECTIVES, create_objective
 from pmf.flow.options import SAMPLERS
 from pmf.flow.parameterization import ImagePrediction
 from pmf.net.interface import HeadOutputs
+from pmf.tables import resolve
 
 SETTINGS = {"omega": 2.0, "interval": (0.1, 0.7)}
 LABELS = torch.tensor([0, 1])
@@ -45,6 +46,15 @@ def test_equal_steps_are_the_loop_of_the_papers():
         z = z - 0.25 * ImagePrediction().to_velocity(z / 2, z, torch.full((2,), t))
     assert torch.equal(images, z)
     assert network.seen == [(t, 0.25, 2.0, 0.1, 0.7) for t in (1.0, 0.75, 0.5, 0.25)]
+
+
+@pytest.mark.parametrize("name", ["meanflow", "imf"])
+def test_the_networks_of_both_parents_predict_the_velocity_itself(name):
+    network = Network()
+    objective = create_objective(resolve(OBJECTIVES[name].options)(), num_classes=2)
+    images = objective.generate(network, NOISE, LABELS, omega=1.0, interval=(0.0, 1.0), num_steps=2)
+    assert torch.equal(images, NOISE * 0.75 * 0.75)  # z - 0.5 u(z), u(z) = z / 2, twice
+    assert network.seen == [(t, 0.5, 1.0, 0.0, 1.0) for t in (1.0, 0.5)]
 
 
 def late_steps(velocity, noise, *, num_steps, first=0.9, **_):

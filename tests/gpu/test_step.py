@@ -19,7 +19,7 @@ from tests.flow.small_step import (
     CLASSES,
     EXACT,
     gradients,
-    grown_network,
+    grown,
     in_float32,
     inputs,
     shape_draws,
@@ -79,7 +79,7 @@ def gradient(
     """Of all parameters, as one vector on the CPU."""
     torch._dynamo.reset()
     images, labels, standard = inputs_on(device)
-    network = grown_network(gain).float().to(device)
+    network = grown(small_network(), gain).float().to(device)
     if compiled:
         network.compile_blocks()
     objective, draws = PixelMeanFlow(settings, num_classes=CLASSES), in_float32(shape_draws(standard, settings, 1.0))

@@ -23,7 +23,7 @@ from pmf.data.codec import to_unit_range
 from pmf.data.encoding_parts import Part, read_parts
 from pmf.data.image_files import is_hidden
 from pmf.data.latent_shards import INDEX, REQUEST, Index, Shard, describe_shard, read_index, shard_name, write_shard
-from pmf.data.options import DataConfig
+from pmf.data.options import LATENT_CHANNELS, LATENT_STRIDE, DataConfig
 from pmf.data.source import create_source, require_first_images
 from pmf.distributed.world import join_world, set_float32_precision
 from pmf.errors import UserError
@@ -104,7 +104,11 @@ class Encoding:
         }
 
     def _claim_folder(self, wanted: dict[str, Any]) -> bool:
-        """Note the request in the folder, or check that it is the folder's; returns whether all is there already."""
+        """Note the request in the folder, or check that it is the folder's.
+
+        Returns:
+            Whether everything is there already.
+        """
         folder, record = self.output, self.output / REQUEST
         advice = "choose another --output, or remove it"
         wanted = printable(wanted)
@@ -172,9 +176,9 @@ class Encoding:
 
     def _moments(self, images: Tensor, part: Part) -> Tensor:
         """(B, 8, h, w) on the CPU, as they are stored."""
-        side = self.data.image_size // 8
         if not len(images):
-            return torch.empty((0, 8, side, side), dtype=getattr(torch, self.dtype))
+            side = self.data.image_size // LATENT_STRIDE
+            return torch.empty((0, 2 * LATENT_CHANNELS, side, side), dtype=getattr(torch, self.dtype))
         moments = encode_moments(self.autoencoder, images).to(getattr(torch, self.dtype)).cpu()
         if not bool(moments.isfinite().all()):
             raise UserError(
