@@ -166,6 +166,7 @@ def test_the_summary_counts_the_decoder(trained, plain, method, tmp_path, capsys
     (line,) = [line for line in capsys.readouterr().out.splitlines() if " parameters; a step takes " in line]
     assert "; decoding takes 0.0" in line
     gone = {**plain, "data": {**plain["data"], "autoencoder": str(tmp_path / "none")}}
+    gone["sampling"] = {**plain["sampling"], "final_images": 0}  # which would need it
     AcceleratorState._reset_state(reset_partial_state=True)
     Trainer(config_of(gone, tmp_path / "other"))
     assert "; decoding is not counted: data.autoencoder" in capsys.readouterr().out
