@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
-import math
 import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -40,40 +38,23 @@ def read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return weights, metadata
 
 
-MAPPED_TYPES = {"F16": np.float16, "F32": np.float32, "I64": np.int64}
+def open_safetensors(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The tensors of a file, read from the disk where they are looked at, and the texts that it carries.
 
-
-def map_safetensors(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The tensors of a file as arrays that are read from the disk where they are looked at, and the texts it carries.
+    Returns:
+        By name, safetensors' slices: ``found[3]`` and ``found[:]`` are numpy arrays, ``found.get_shape()`` a list.
 
     Raises:
-        UserError: it is damaged, something else, or holds other types than ``MAPPED_TYPES``.
+        UserError: it is damaged, something else, or cannot be read.
     """
     try:
-        size = file.stat().st_size
-        with file.open("rb") as opened:
-            length = int.from_bytes(opened.read(8), "little")
-            header = json.loads(opened.read(length) if length < size else b"")
-        metadata = header.pop("__metadata__", {})
-        arrays = {name: _mapped(file, 8 + length, size, **described) for name, described in header.items()}
+        with _in_utf8(file) as path, safe_open(path, "numpy") as opened:
+            return {name: opened.get_slice(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror or error})") from None
-    except (ValueError, TypeError, KeyError, AttributeError):  # no JSON, or not of safetensors
-        problem = foreign_content(file) or "is damaged, or is no safetensors file"
+    except SafetensorError as error:
+        problem = foreign_content(file) or f"cannot be read as safetensors ({error})"
         raise UserError(f"{file}: {problem}") from None
-    return arrays, metadata
-
-
-def _mapped(
-    file: Path, start: int, size: int, *, dtype: str, shape: list[int], data_offsets: tuple[int, int]
-) -> np.ndarray:
-    begin, end = data_offsets
-    kind = np.dtype(MAPPED_TYPES[dtype])
-    if end - begin != kind.itemsize * math.prod(shape) or start + end > size:
-        raise ValueError("shorter than its header says")
-    if end == begin:
-        return np.zeros(shape, kind)
-    return np.memmap(file, kind, "r", offset=start + begin, shape=tuple(shape))
 
 
 @contextmanager

@@ -119,13 +119,18 @@ SHARDS = {
     "a damaged header": (
         lambda folder: flip_a_bit(folder / SHARD, 8),
         {},
-        f"{{tmp}}/{SHARD}: is damaged, or is no safetensors file; {AGAIN}",
+        f"{{tmp}}/{SHARD}: cannot be read as safetensors (Error while deserializing header: invalid JSON in header: "
+        f"expected value at line 1 column 1); {AGAIN}",
     ),
-    "a header without end": (cut_header, {}, f"{{tmp}}/{SHARD}: is damaged, or is no safetensors file; {AGAIN}"),
+    "a header without end": (
+        cut_header,
+        {},
+        f"{{tmp}}/{SHARD}: cannot be read as safetensors (Error while deserializing header: header too large); {AGAIN}",
+    ),
     "a shard of another set": (
         other_tensors,
         {},
-        f"{{tmp}}/{SHARD}: its moments have shape (12, 16, 4, 4) instead of (24, 8, 4, 4); {AGAIN}",
+        f"{{tmp}}/{SHARD}: its moments have shape [12, 16, 4, 4] instead of [24, 8, 4, 4]; {AGAIN}",
     ),
 }
 

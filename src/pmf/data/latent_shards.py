@@ -14,13 +14,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from pmf.errors import UserError
 from pmf.files import complete_or_absent, file_sha256, printable, read_object
-from pmf.tensors import map_safetensors, save_safetensors
+from pmf.tensors import open_safetensors, save_safetensors
 
 REQUEST = "encoding.json"
 INDEX = "index.json"
@@ -100,8 +100,9 @@ def describe_shard(path: Path) -> tuple[Shard, list[str]]:
         UserError: it is damaged.
     """
     try:
-        tensors, texts = map_safetensors(path)
-        labels, corrupt = tensors["labels"].tolist(), json.loads(texts["corrupt"])
+        tensors, texts = open_safetensors(path)
+        stored, corrupt = tensors["labels"], json.loads(texts["corrupt"])
+        labels = stored[:].tolist() if stored.get_shape() != [0] else []  # of an empty one, nothing can be asked
     except (UserError, KeyError, ValueError) as error:
         raise UserError(f"{path}: this shard is damaged ({error}); {AGAIN}") from None
     shard = Shard(file=path.name, bytes=path.stat().st_size, sha256=file_sha256(path), labels=labels)
@@ -131,8 +132,8 @@ def read_index(folder: Path) -> Index:
     return index
 
 
-def read_shard(folder: Path, shard: Shard, shape: tuple[int, ...], *, mirrored: bool) -> dict[str, np.ndarray]:
-    """The tensors of a shard, read from the disk where they are looked at.
+def read_shard(folder: Path, shard: Shard, shape: tuple[int, ...], *, mirrored: bool) -> dict[str, Any]:
+    """The tensors of a shard; see :func:`pmf.tensors.open_safetensors`.
 
     Args:
         shape: of one image's moments.
@@ -143,11 +144,11 @@ def read_shard(folder: Path, shard: Shard, shape: tuple[int, ...], *, mirrored: 
     """
     path = folder / shard.file
     try:
-        tensors, _ = map_safetensors(path)
+        tensors, _ = open_safetensors(path)
     except UserError as error:
         raise UserError(f"{error}; {AGAIN}") from None
     for name in ("moments", "mirrored") if mirrored else ("moments",):
-        found = tensors[name].shape if name in tensors else None
-        if found != (len(shard.labels), *shape):
-            raise UserError(f"{path}: its {name} have shape {found} instead of {(len(shard.labels), *shape)}; {AGAIN}")
+        found = tensors[name].get_shape() if name in tensors else None
+        if found != [len(shard.labels), *shape]:
+            raise UserError(f"{path}: its {name} have shape {found} instead of {[len(shard.labels), *shape]}; {AGAIN}")
     return tensors

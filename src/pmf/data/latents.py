@@ -90,7 +90,7 @@ class LatentShards:
         if len(wrong):
             raise label_error(f"{folder / INDEX}, image {wrong[0]}", int(self._labels[wrong[0]]), config)
         # Opened lazily, so that each worker has its own.
-        self._opened: OrderedDict[int, dict[str, np.ndarray]] = OrderedDict()
+        self._opened: OrderedDict[int, dict[str, Any]] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": OrderedDict()}
@@ -107,7 +107,7 @@ class LatentShards:
             mirrored = shard["mirrored"][row] if self._flip else None
             yield Sample(shard["moments"][row], int(self._labels[index]), mirrored)
 
-    def _open(self, number: int) -> dict[str, np.ndarray]:
+    def _open(self, number: int) -> dict[str, Any]:
         if number in self._opened:
             self._opened.move_to_end(number)
         else:
