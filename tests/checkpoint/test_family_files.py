@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pmf.checkpoint.official.exports import export_pytorch
 from pmf.checkpoint.official.families import network_without_values
 from pmf.checkpoint.official.layouts import load_official
-from pmf.checkpoint.saved_weights import SavedWeights
+from pmf.checkpoint.saved_weights import SavedWeights, load_weights
 from pmf.config.sections import Config
 from pmf.config.yaml_file import load_config
+from pmf.data.codec import create_codec
 from pmf.errors import UserError
 from pmf.generation.images import inference_network
 from pmf.net.interface import Conditions
 from pmf.net.sizes import SIZES
+from tests.checkpoint.golden_networks import OfficialNetwork
+from tests.latents import write_autoencoder
 from tests.launch import ROOT
 from tests.official import (
     DIT,
@@ -25,9 +30,6 @@ from tests.official import (
     config_of,
     dit_shapes,
     fd_loss_file,
-    golden_dit_size,
-    golden_imf_size,
-    golden_size,
     imf_file,
     official_imf_shapes,
     official_shapes,
@@ -35,49 +37,16 @@ from tests.official import (
     pytorch_file,
     without_v_head,
 )
-from tests.parity.golden import RELATIVE, Golden, relative_error
+from tests.parity.golden import RELATIVE, Golden
 
-GOLDEN = {
-    "pmf": ("A1_pmfdit_forward", golden_size),
-    "imf": ("G_imf_forward", golden_imf_size),
-    "meanflow": ("H_meanflow_forward", golden_dit_size),
-}
-
-
-class Official:
-    """Weights and outputs of an official network of golden size, which has a row in our table."""
-
-    def __init__(self, name: str) -> None:
-        file, self.size = GOLDEN[name]
-        self.golden = Golden(file)
-        self.weights = self.golden.group("params/")
-        net = self.golden.meta["net"]
-        kind, pixels = ("synthetic", 1) if name == "pmf" else ("latents", 8)
-        SIZES["golden"] = self.size(net)
-        self.config = config_of("golden", pixels * net["input_size"], net["num_classes"], kind, ema=0.9999)
-
-    def u_error(self, weights: dict[str, torch.Tensor]) -> float:
-        """Of the network with these weights of ours, against the official output."""
-        network = inference_network(self.config, weights, torch.device("cpu"), where="test")
-        given = self.golden.group("in/")
-        zeros = torch.zeros_like(given["t"])  # MeanFlow's network is not told the guidance
-        conditions = Conditions(
-            t=given["t"],
-            h=given["h"],
-            omega=given.get("w", zeros + 1),
-            t_min=given.get("t_min", zeros),
-            t_max=given.get("t_max", zeros),
-            labels=given["y"].long(),
-        )
-        with torch.no_grad():
-            u = network(self.golden.image("in/x"), conditions, heads="u").u
-        return relative_error(u, self.golden.image("out/u"))
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def official(request, monkeypatch) -> Official:
-    monkeypatch.setitem(SIZES, "golden", SIZES["pmf_tiny_2"])  # removed afterwards
-    return Official(request.param)
+def official(request, monkeypatch) -> OfficialNetwork:
+    network = OfficialNetwork(request.param)
+    monkeypatch.setitem(SIZES, "golden", network.size)
+    return network
 
 
 imf_and_meanflow = pytest.mark.parametrize("official", ["imf", "meanflow"], indirect=True)
@@ -179,11 +148,11 @@ def test_every_tensor_of_fd_losses_networks_has_its_place(model, with_v_head, lo
 
 @imf_and_meanflow
 def test_outputs_are_those_of_the_official_network(official, tmp_path):
-    content = imf_file(official.weights) if "omega_tokens" in official.weights else official.weights
-    weights = load_official(write(tmp_path / "w.pth", content), official.config).weights
+    content = imf_file(official.weights) if official.name == "imf" else official.weights
+    weights = load_official(write(tmp_path / "w.pth", content), official.config()).weights
     assert official.u_error(weights) < RELATIVE
     wrapped = {f"net.{name.removeprefix('net.')}": tensor for name, tensor in content.items()}
-    same = load_official(write(tmp_path / "wrapped.pth", wrapped), official.config).weights
+    same = load_official(write(tmp_path / "wrapped.pth", wrapped), official.config()).weights
     assert all(torch.equal(same[name], tensor) for name, tensor in weights.items())
     # The comparison can fail.
     weights["time_embedding.output.bias"] = weights["time_embedding.output.bias"] + 0.1
@@ -193,9 +162,9 @@ def test_outputs_are_those_of_the_official_network(official, tmp_path):
 @pytest.mark.parametrize("official", ["pmf", "imf"], indirect=True)
 def test_an_fd_loss_file_is_the_network_that_the_official_file_is(official, tmp_path):
     theirs = write(tmp_path / "fd.pth", {"model_ema": fd_loss_file(without_v_head(official.weights))})
-    weights = load_official(theirs, official.config).weights
+    weights = load_official(theirs, official.config()).weights
     same = {f"net.{name}": tensor for name, tensor in without_v_head(official.weights).items()}
-    expected = load_official(write(tmp_path / "official.pt", same), official.config).weights
+    expected = load_official(write(tmp_path / "official.pt", same), official.config()).weights
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
 
@@ -208,12 +177,12 @@ def rotations(golden: Golden) -> torch.Tensor:
 def test_imfs_table_of_rotations_is_compared_and_left_out(official, tmp_path):
     content = imf_file(official.weights)
     table = rotations(official.golden)
-    weights = load_official(write(tmp_path / "w.pth", content | {"net.rope_freqs": table}), official.config).weights
+    weights = load_official(write(tmp_path / "w.pth", content | {"net.rope_freqs": table}), official.config()).weights
     assert not any("rope" in name for name in weights)
     for wrong in (table.flip(0), table[20:]):  # of patches alone, as pMF's
         path = write(tmp_path / "wrong.pth", content | {"net.rope_freqs": wrong})
         with pytest.raises(UserError, match=r"net.rope_freqs is not the rotation of golden at 128 pixels"):
-            load_official(path, official.config)
+            load_official(path, official.config())
 
 
 @of_meanflow
@@ -221,10 +190,10 @@ def test_the_fixed_positions_are_compared_and_left_out(official, tmp_path):
     table = official.golden["pos_embed_fixed"][None]
     for prefix in ("", "net."):
         content = {f"{prefix}{name}": tensor for name, tensor in (official.weights | {"pos_embed": table}).items()}
-        assert official.u_error(load_official(write(tmp_path / "w.pt", content), official.config).weights) < RELATIVE
+        assert official.u_error(load_official(write(tmp_path / "w.pt", content), official.config()).weights) < RELATIVE
     path = write(tmp_path / "wrong.pt", official.weights | {"pos_embed": table.flip(1)})
     with pytest.raises(UserError, match=r"pos_embed is not the position table of golden at 128 pixels"):
-        load_official(path, official.config)
+        load_official(path, official.config())
 
 
 def change(**changes):
@@ -262,15 +231,14 @@ FAULTS = [
 
 @pytest.mark.parametrize(("official", "spoil", "message"), FAULTS, indirect=["official"])
 def test_what_is_no_file_of_the_network_is_one_line(official, spoil, message, tmp_path):
-    if "omega_tokens" not in official.weights:
-        content = dict(official.weights)
-    elif "pos_embed" in official.weights:
-        content = pytorch_file(without_v_head(official.weights), grid=8)
-    else:
-        content = imf_file(official.weights)
+    content = {
+        "pmf": lambda: pytorch_file(without_v_head(official.weights), grid=8),
+        "imf": lambda: imf_file(official.weights),
+        "meanflow": lambda: dict(official.weights),
+    }[official.name]()
     path = write(tmp_path / "w.pth", spoil(content))
     with pytest.raises(UserError, match=message) as error:
-        load_official(path, official.config)
+        load_official(path, official.config())
     assert str(error.value).startswith(f"{path}: ")
     assert "\n" not in str(error.value)
 
@@ -292,8 +260,8 @@ def test_pmfs_idle_v_output_is_left_out_too(tmp_path):
     assert numbers_of(loaded) == numbers_of(without_v_head(weights))
 
 
-def saved_from(official: Official, content: dict[str, torch.Tensor], tmp_path: Path) -> SavedWeights:
-    return load_official(write(tmp_path / "first.pth", content), official.config)
+def saved_from(official: OfficialNetwork, content: dict[str, torch.Tensor], tmp_path: Path) -> SavedWeights:
+    return load_official(write(tmp_path / "first.pth", content), official.config())
 
 
 @of_imf
@@ -305,7 +273,7 @@ def test_imf_there_and_back_is_the_same(official, inference, tmp_path):
     written, expected = torch.load(tmp_path / "second.pth"), imf_file(official.weights) if inference else whole
     assert written.keys() == expected.keys()  # the official module loads it strictly: it has no buffers
     assert all(torch.equal(written[name], tensor) for name, tensor in expected.items())
-    again = load_official(tmp_path / "second.pth", official.config).weights
+    again = load_official(tmp_path / "second.pth", official.config()).weights
     assert all(torch.equal(saved.weights[name], tensor) for name, tensor in again.items())
     assert any(name.startswith("v_") for name in again) == (not inference)
 
@@ -318,7 +286,7 @@ def test_without_a_v_head_the_idle_layer_is_written_as_before_training(official,
     assert written.keys() == imf_file(official.weights).keys()
     assert written["net.v_final_layer.norm.weight"].tolist() == [1.0] * 48
     assert float(written["net.v_final_layer.linear._flax_linear.weight"].abs().max()) == 0
-    again = load_official(tmp_path / "second.pth", official.config).weights
+    again = load_official(tmp_path / "second.pth", official.config()).weights
     assert again.keys() == saved.weights.keys()
     assert all(torch.equal(again[name], tensor) for name, tensor in saved.weights.items())
 
@@ -332,5 +300,51 @@ def test_meanflow_there_and_back_is_the_same(official, tmp_path):
     assert all(torch.equal(written[name], tensor) for name, tensor in official.weights.items())
     # sines and cosines in float64, then rounded: one unit in the last place
     torch.testing.assert_close(written["pos_embed"][0], official.golden["pos_embed_fixed"], atol=1e-6, rtol=0)
-    again = load_official(tmp_path / "second.pt", official.config).weights
+    again = load_official(tmp_path / "second.pt", official.config()).weights
     assert all(torch.equal(again[name], tensor) for name, tensor in saved.weights.items())
+
+
+RECIPE = """
+model: {name: golden}
+objective: {name: METHOD}
+perceptual: {lpips: false, convnext: false}
+data: {kind: latents, path: nowhere, image_size: 128, num_classes: 10, autoencoder: FOLDER}
+training: {max_steps: 1}
+ema: {half_lives_kimg: [], decays: [0.9999]}
+sampling: {omega: 1.0, interval: [0.0, 1.0], ema: 0.9999}
+"""
+
+
+@imf_and_meanflow
+def test_the_commands_take_the_official_file(official, tmp_path, monkeypatch, capsys):
+    method = official.name
+    autoencoder = write_autoencoder(tmp_path / "autoencoder")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE.replace("METHOD", method).replace("FOLDER", str(autoencoder)))
+    content = imf_file(official.weights) if method == "imf" else official.weights
+    source = ("--checkpoint", write(tmp_path / "w.pth", content), "--config", recipe)
+
+    def call(module: str, *arguments: object) -> None:
+        monkeypatch.setattr("sys.argv", [module, *map(str, arguments)])
+        importlib.import_module(module).main()
+
+    call("pmf.convert", "import", *source, "--output", tmp_path / "w.safetensors")
+    ending = " tensors, without the v head\n" if method == "imf" else " tensors\n"
+    assert capsys.readouterr().out.endswith(ending)
+    made = ("--num-images", 20, "--noise", "official", "--labels", "blocks", "--seed", 42)
+    call("eval", "sample", *source, *made, "--output", tmp_path / "direct")
+    call("eval", "sample", "--checkpoint", tmp_path / "w.safetensors", *made, "--output", tmp_path / "converted")
+    images = [(tmp_path / place / "000003.png").read_bytes() for place in ("direct", "converted")]
+    assert images[0] == images[1]
+    # By hand: the official noise, label 3 // 2, one step with u, and the decoder.
+    config, weights = load_config(recipe), load_weights(tmp_path / "w.safetensors", None).weights
+    network = inference_network(config, weights, CPU, where="test")
+    z = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(3 ^ 42))
+    ones, zeros = torch.ones(1), torch.zeros(1)
+    conditions = Conditions(t=ones, h=ones, omega=ones, t_min=zeros, t_max=ones, labels=torch.tensor([1]))
+    with torch.no_grad():
+        image = create_codec(config.data).decode(z - network(z, conditions, heads="u").u)[0]
+    written = np.asarray(Image.open(tmp_path / "direct" / "000003.png"), int)
+    # in another batch a value on the edge between two bytes may fall to the other side
+    assert np.abs(written - image.permute(1, 2, 0).numpy()).max() <= 1
+    assert written.std() > 1

@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from pmf.net.interface import Conditions
-
 pytest.importorskip("flax", reason="needs flax and orbax: uv sync --extra jax")
 
 import jax
@@ -24,21 +22,18 @@ from pmf.checkpoint.official.exports import export_jax
 from pmf.checkpoint.official.layouts import load_official
 from pmf.checkpoint.official.names import IMF_JAX
 from pmf.errors import UserError
-from pmf.generation.images import inference_network
 from pmf.net.sizes import SIZES, create_network
+from tests.checkpoint.golden_networks import OfficialNetwork
 from tests.official import (
     DIT,
     IMF,
-    config_of,
     dit_shapes,
-    golden_dit_size,
-    golden_imf_size,
     imf_jax_params,
     meanflow_jax_params,
     official_imf_shapes,
     one_number_each,
 )
-from tests.parity.golden import RELATIVE, Golden, relative_error
+from tests.parity.golden import RELATIVE
 
 
 class TrainState(train_state.TrainState):
@@ -47,42 +42,19 @@ class TrainState(train_state.TrainState):
     ema_params: Any
 
 
-class Official:
-    """Weights and outputs of an official network of golden size, which has a row in our table."""
-
-    def __init__(self, name: str) -> None:
-        self.is_imf = name == "imf"
-        self.golden = Golden("G_imf_forward" if self.is_imf else "H_meanflow_forward")
-        self.weights = self.golden.group("params/")
-        self.params = self.tree(self.weights)
-        net = self.golden.meta["net"]
-        SIZES["golden"] = (golden_imf_size if self.is_imf else golden_dit_size)(net)
-        self.config = config_of("golden", 8 * net["input_size"], net["num_classes"], "latents", ema=0.9999)
-
-    def tree(self, weights: dict[str, torch.Tensor]) -> dict[str, Any]:
-        return imf_jax_params(weights) if self.is_imf else meanflow_jax_params(weights)
-
-    def u_error(self, weights: dict[str, torch.Tensor]) -> float:
-        network = inference_network(self.config, weights, torch.device("cpu"), where="test")
-        given = self.golden.group("in/")
-        zeros = torch.zeros_like(given["t"])  # MeanFlow's network is not told the guidance
-        conditions = Conditions(
-            t=given["t"],
-            h=given["h"],
-            omega=given.get("w", zeros + 1),
-            t_min=given.get("t_min", zeros),
-            t_max=given.get("t_max", zeros),
-            labels=given["y"].long(),
-        )
-        with torch.no_grad():
-            u = network(self.golden.image("in/x"), conditions, heads="u").u
-        return relative_error(u, self.golden.image("out/u"))
-
-
 @pytest.fixture(params=["imf", "meanflow"])
-def official(request, monkeypatch) -> Official:
-    monkeypatch.setitem(SIZES, "golden", SIZES["pmf_tiny_2"])  # removed afterwards
-    return Official(request.param)
+def official(request, monkeypatch) -> OfficialNetwork:
+    network = OfficialNetwork(request.param)
+    monkeypatch.setitem(SIZES, "golden", network.size)
+    return network
+
+
+def tree(official: OfficialNetwork, weights: dict[str, torch.Tensor]) -> dict[str, Any]:
+    return (imf_jax_params if official.name == "imf" else meanflow_jax_params)(weights)
+
+
+def whole(official: OfficialNetwork) -> dict[str, Any]:
+    return tree(official, official.weights)
 
 
 def scaled(tree: Any, factor: float) -> Any:
@@ -111,37 +83,37 @@ def save_msgpack(folder: Path, params: Any, average: Any) -> Path:
 
 @pytest.mark.parametrize("save", [save_orbax, save_msgpack])
 def test_the_average_and_the_weights_are_found_and_give_the_official_outputs(official, save, tmp_path):
-    path = save(tmp_path, scaled(official.params, 2), official.params)
+    path = save(tmp_path, scaled(whole(official), 2), whole(official))
     for given in (path, tmp_path):
-        saved = load_official(given, official.config)
+        saved = load_official(given, official.config())
         assert saved.average == "0.9999"
         assert official.u_error(saved.weights) < RELATIVE
-    same = load_official(path, official.config, "0.9999").weights
-    online = load_official(path, official.config, "online").weights
+    same = load_official(path, official.config(), "0.9999").weights
+    online = load_official(path, official.config(), "online").weights
     for name, tensor in saved.weights.items():
         assert torch.equal(same[name], tensor)
         assert torch.equal(online[name], 2 * tensor)
-    assert any(name.startswith("v_") for name in online) == official.is_imf
+    assert any(name.startswith("v_") for name in online) == (official.name == "imf")
     with pytest.raises(UserError, match=r"has no average '2000'; choose with --ema one of: 0.9999, online"):
-        load_official(path, official.config, "2000")
+        load_official(path, official.config(), "2000")
 
 
 def test_an_inference_state_of_imf_holds_the_last_layer_of_the_v_head(official, tmp_path):
     """As the official code makes one with ``eval``; MeanFlow has none to leave out."""
-    params = official.tree({name: t for name, t in official.weights.items() if not name.startswith("v_heads")})
-    assert ("v_final_layer" in params["net"]) == official.is_imf
+    params = tree(official, {name: t for name, t in official.weights.items() if not name.startswith("v_heads")})
+    assert ("v_final_layer" in params["net"]) == (official.name == "imf")
     save_orbax(tmp_path, params, params)
-    weights = load_official(tmp_path, official.config).weights
+    weights = load_official(tmp_path, official.config()).weights
     assert not any(name.startswith("v_") for name in weights)
     assert official.u_error(weights) < RELATIVE
 
 
 def test_the_official_evaluation_restores_what_we_export(official, tmp_path):
     """Into a state built as the official evaluation builds it; then back to ours, bit for bit."""
-    save_orbax(tmp_path / "theirs", official.params, official.params)
-    saved = load_official(tmp_path / "theirs", official.config)
+    save_orbax(tmp_path / "theirs", whole(official), whole(official))
+    saved = load_official(tmp_path / "theirs", official.config())
     export_jax(tmp_path / "ours", saved, inference=True)
-    params = official.tree({name: t for name, t in official.weights.items() if not name.startswith("v_heads")})
+    params = tree(official, {name: t for name, t in official.weights.items() if not name.startswith("v_heads")})
     blank = scaled(params, 0)
     state = TrainState.create(apply_fn=lambda: None, params=blank, ema_params=blank, tx=adam())
     restored = checkpoints.restore_checkpoint(str(tmp_path / "ours"), state)
@@ -155,8 +127,8 @@ def test_the_official_evaluation_restores_what_we_export(official, tmp_path):
 
 
 def test_training_weights_there_and_back_are_the_same(official, tmp_path):
-    save_orbax(tmp_path / "theirs", official.params, official.params)
-    saved = load_official(tmp_path / "theirs", official.config)
+    save_orbax(tmp_path / "theirs", whole(official), whole(official))
+    saved = load_official(tmp_path / "theirs", official.config())
     export_jax(tmp_path / "ours", saved, inference=False)
     again = load_official(tmp_path / "ours", saved.config).weights
     assert again.keys() == saved.weights.keys()
@@ -164,11 +136,12 @@ def test_training_weights_there_and_back_are_the_same(official, tmp_path):
 
 
 def test_a_tensor_that_is_missing_is_told_by_its_path(official, tmp_path):
-    del official.params["net"]["y_embedder"]
-    path = save_orbax(tmp_path, official.params, official.params)
+    params = whole(official)
+    del params["net"]["y_embedder"]
+    path = save_orbax(tmp_path, params, params)
     labels = "net/y_embedder/embedding_table/_flax_embedding/embedding"
     with pytest.raises(UserError, match=f"not the weights of golden: {labels} is missing; give the --config") as error:
-        load_official(path, official.config)
+        load_official(path, official.config())
     assert str(error.value).startswith(f"{path}: ")
 
 

@@ -52,7 +52,8 @@ def stripes(monkeypatch, tmp_path) -> Path:
 
 def test_a_kind_is_refused_until_its_row_is_there(tmp_path):
     (tmp_path / "run.yaml").write_text(SECTION.format(path=tmp_path))
-    with pytest.raises(UserError, match="'stripes': input should be 'parquet', 'imagefolder', 'synthetic' or 'digits'"):
+    known = "'parquet', 'imagefolder', 'synthetic', 'digits' or 'latents'"
+    with pytest.raises(UserError, match=f"'stripes': input should be {known}"):
         load_config(tmp_path / "run.yaml")
 
 

@@ -26,7 +26,7 @@ def png(tmp_path: Path, value: int = 100) -> bytes:
 
 
 def test_registry_has_every_kind_of_the_config() -> None:
-    assert set(SOURCES) == {"parquet", "imagefolder", "synthetic", "digits"}
+    assert set(SOURCES) == {"parquet", "imagefolder", "synthetic", "digits", "latents"}
 
 
 class CountingSource(ParquetSource):

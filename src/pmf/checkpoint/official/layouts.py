@@ -29,7 +29,7 @@ from pmf.config.sections import Config
 from pmf.distributed.world import ALONE, World
 from pmf.errors import UserError
 from pmf.files import file_format, file_sha256, printable
-from pmf.net.sizes import find_architecture
+from pmf.net.base import BaseNetwork
 from pmf.tensors import read_safetensors, require_finite, require_same_tensors, tensors_sha256
 
 ONE_AVERAGE = "0.9999"
@@ -74,10 +74,11 @@ def load_official(
     kind = _kind(path)
     if key is not None and kind != "pytorch":
         raise UserError(f"{path}: is no PyTorch file, and --key is for those; leave out --key {key}")
+    network = network_without_values(config)
     average = (which or config.sampling.ema) if kind == "jax" else None
     if average is not None:
         layout = family_of(config).jax
-        weights = _from_layout(layout, read_jax(path, average, one=_name_of_one(config)), config, path)
+        weights = _from_layout(layout, read_jax(path, average, one=_name_of_one(config)), network, config, path)
         digest = world.ask_main(lambda: tensors_sha256(weights))
     else:
         if kind == "pytorch":
@@ -89,7 +90,7 @@ def load_official(
         if which is not None:
             place = f" under {key!r}" if key else ""
             raise UserError(f"{path}: holds one set of weights{place}; leave out --ema {which}")
-        weights = _from_names(tensors, config, path)
+        weights = _from_names(tensors, network, config, path)
         digest = world.ask_main(lambda: file_sha256(path))
     source = printable(f"{path.name}{f' {key}' if key else ''} {digest[:16]}")
     return SavedWeights(weights=weights, config=config, source=source, sha256=digest, average=average)
@@ -119,9 +120,9 @@ def _kind(path: Path) -> str:
     return "pytorch"  # whose reader says what it is instead
 
 
-def _from_names(tensors: Mapping[str, Tensor], config: Config, path: Path) -> dict[str, Tensor]:
+def _from_names(tensors: Mapping[str, Tensor], network: BaseNetwork, config: Config, path: Path) -> dict[str, Tensor]:
     """Tensors of a network under our names, whichever names they have and whatever they are wrapped in."""
-    own = network_without_values(config).state_dict()
+    own = network.state_dict()
     jit = next(filter(OF_JIT.search, tensors), None)
     if jit is not None and not any(map(OF_JIT.search, own)):
         raise UserError(f"{path}: holds a JiT network ({jit}); what can be read are networks of pMF, iMF and MeanFlow")
@@ -132,7 +133,7 @@ def _from_names(tensors: Mapping[str, Tensor], config: Config, path: Path) -> di
     views = [{short: tensors[name] for name, short in names.items()}]
     if all(name.startswith(NET) for name in views[0]):  # the official wrapper, or one of somebody else's
         views.append({name.removeprefix(NET): tensor for name, tensor in views[0].items()})
-    family = FAMILIES.get(find_architecture(config.model.name))
+    family = FAMILIES.get(type(network))
     layouts = [OURS]
     if family is not None:
         bare = (family.pytorch, *family.others)
@@ -140,13 +141,14 @@ def _from_names(tensors: Mapping[str, Tensor], config: Config, path: Path) -> di
     pairs = [(layout, view) for view in views for layout in layouts]
     layout, view = max(pairs, key=lambda pair: sum(pair[0].name(name) in pair[1] for name in own))
     if family is not None:
-        _drop_computed(view, family, config, path)
-    return _from_layout(layout, view, config, path)
+        _drop_computed(view, family, network, config, path)
+    return _from_layout(layout, view, network, config, path)
 
 
-def _from_layout(layout: Layout, tensors: Mapping[str, Tensor], config: Config, path: Path) -> dict[str, Tensor]:
+def _from_layout(
+    layout: Layout, tensors: Mapping[str, Tensor], network: BaseNetwork, config: Config, path: Path
+) -> dict[str, Tensor]:
     """Tensors under our names, after comparing theirs with what the config's network would be there."""
-    network = network_without_values(config)
     kept: Mapping[str, Tensor] = network.state_dict()
     checked = kept
     present = {name for name in kept if network.is_training_only(name) and layout.name(name) in tensors}
@@ -164,14 +166,14 @@ def _from_layout(layout: Layout, tensors: Mapping[str, Tensor], config: Config, 
     return {name: layout.restore(name, tensors[layout.name(name)]) for name in kept}
 
 
-def _drop_computed(view: dict[str, Tensor], family: Family, config: Config, path: Path) -> None:
+def _drop_computed(view: dict[str, Tensor], family: Family, network: BaseNetwork, config: Config, path: Path) -> None:
     """Take what the network computes out of a file's tensors, if it is there and as computed."""
     computed = family.computed
     for name in (NET + computed.name, computed.name):
         table = view.pop(name, None)
         if table is None:
             continue
-        own = computed.compute(network_without_values(config))
+        own = computed.compute(network)
         if table.shape != own.shape or not bool(((table - own).abs() <= computed.tolerance).all()):
             raise UserError(
                 f"{path}: {name} is not {computed.told} of {config.model.name} at {config.data.image_size} pixels; "
