@@ -151,4 +151,5 @@ def test_the_rows_that_are_reported_are_those_of_the_step(setting):
 
     objective.draw = draw
     run.step(7)
+    objective.draw = real
     assert drawn == run.row_counts(7) != run.row_counts(8)
