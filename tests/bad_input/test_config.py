@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from pmf.net.sizes import SIZES
 from tests.bad_input.cases import Case, each
+from tests.launch import ROOT
 
 VALID = "data:\n  kind: digits\n"
 
@@ -72,8 +74,7 @@ CASES = {
         yaml="",
         prepare=lambda folder: (folder / "run.yaml").unlink(),
         message="{tmp}/run.yaml: cannot read this config (No such file or directory); known configs: "
-        "configs/digits.yaml, configs/pmf_b_16.yaml, configs/pmf_b_32.yaml, configs/pmf_h_16.yaml, "
-        "configs/pmf_h_32.yaml, configs/pmf_l_16.yaml, configs/pmf_l_32.yaml",
+        + ", ".join(f"configs/{path.name}" for path in sorted((ROOT / "configs").glob("*.yaml"))),
     ),
     "unknown key in the file": Case(
         yaml=VALID + "optimizer:\n  learning_rate: 1\n",
@@ -138,8 +139,7 @@ CASES = {
     ),
     "unknown model": Case(
         arguments=("model.name=pmf_b_99",),
-        message="model.name is 'pmf_b_99'; choose one of: pmf_b_16, pmf_b_32, pmf_l_16, pmf_l_32, "
-        "pmf_h_16, pmf_h_32, pmf_tiny_2, pmf_tiny_16",
+        message=f"model.name is 'pmf_b_99'; choose one of: {', '.join(SIZES)}",
     ),
     "compiled blocks with jvp": Case(
         arguments=("training.compile=true", "objective.derivative=jvp"),

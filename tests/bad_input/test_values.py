@@ -75,6 +75,7 @@ def test_the_tables_of_options_are_not_empty():
     assert not {"data.kind", "optimizer.name", "optimizer.schedule"} & set(TEXTS)
     assert {
         "data.path",
+        "data.autoencoder",
         "training.output_dir",
         "evaluation.reference",
         "evaluation.extractor",
