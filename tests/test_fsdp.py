@@ -102,6 +102,21 @@ def test_the_other_methods_and_networks_equal_one_process_too(config, tmp_path):
     assert_same_steps(checkpointed, one)
 
 
+@pytest.mark.parametrize(
+    ("config", "options"),
+    [
+        ("digits_meanflow", "objective.label_drop=0.8"),
+        ("digits_imf", "objective.label_drop=0.8,objective.data_proportion=1"),
+    ],
+)
+def test_ranks_in_shards_run_equally_many_passes_whatever_their_rows_ask_for(config, options, tmp_path):
+    """So many labels are dropped that a guidance pass has rows on one rank and none on the other."""
+    ddp, fsdp = run_worker(
+        tmp_path, f"training.parallel=ddp,{options}", f"training.parallel=fsdp,{options}", ranks=2, config=config
+    )
+    assert_same_steps(fsdp, ddp)
+
+
 @pytest.mark.slow
 def test_four_ranks_in_two_groups_equal_one_process(one_process, tmp_path):
     (found,) = run_worker(tmp_path, "training.parallel=hsdp,training.shard_size=2", ranks=4)

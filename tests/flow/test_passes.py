@@ -84,10 +84,20 @@ def test_mean_flow_asks_for_guided_rows_alone(guidance, without_label, with_labe
     assert guiding == ([expected] if rows else [])
 
 
-def test_mean_flow_runs_no_guidance_pass_where_all_labels_are_dropped():
-    objective = MeanFlow(MeanFlowOptions(guidance_scale=2.0, **KAPPA), num_classes=CLASSES)
-    (training,) = passes_of(objective, small_diffusion_network(), dropped=ROWS)
+MEAN_FLOW = MeanFlow(MeanFlowOptions(guidance_scale=2.0, **KAPPA), num_classes=CLASSES)
+ALL_FLOW_MATCHING = ImprovedMeanFlow(ImprovedMeanFlowOptions(data_proportion=1.0), num_classes=CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("objective", "create"),
+    [(MEAN_FLOW, small_diffusion_network), (ALL_FLOW_MATCHING, small_imf_network)],
+    ids=["meanflow", "imf"],
+)
+def test_a_guidance_pass_that_nothing_asks_for_has_one_row(objective, create):
+    """In shards, all ranks have to run the same passes, and others may have rows in it."""
+    guiding, training = passes_of(objective, create(), dropped=ROWS)
     assert training.without_label == ROWS
+    assert (guiding.rows, guiding.with_gradient) == (1, False)
 
 
 def test_the_derivative_by_jvp_runs_its_rows_a_second_time_and_no_others():

@@ -161,13 +161,15 @@ class MeanFlow(AverageVelocityObjective[GuidedRows]):
         with_label = guided[draws.num_guided_flow_matching :] if self.settings.guidance_mixing else none
         rows = torch.cat((without, with_label))
         needed, unconditional = len(rows), len(without)
-        if self.static_shapes:  # filled with rows that nobody needs, up to the most there can be
-            most = bool(self.unconditional_factor) * len(z)
-            most += bool(self.settings.guidance_mixing) * (len(z) - draws.num_flow_matching)
-            rows = torch.cat((rows, rows.new_zeros(most - needed)))
+        most = bool(self.unconditional_factor) * len(z)
+        most += bool(self.settings.guidance_mixing) * (len(z) - draws.num_flow_matching)
+        if not most:
+            return z[none], z[none]
+        # Filled with rows that nobody needs: up to the most there can be, or so that the pass is not empty, since in
+        # shards (FSDP) all ranks have to run the same passes.
+        filling = most - needed if self.static_shapes else int(not needed)
+        rows = torch.cat((rows, rows.new_zeros(filling)))
         z_rows, t = z[rows], draws.t[rows]
-        if not len(rows):
-            return z_rows, z_rows
         y = labels[rows]
         y[:unconditional] = self.null_label
         with torch.no_grad():
