@@ -28,6 +28,7 @@ from pmf.commands import run_command
 HERE = Path(__file__).parent
 CPU_RUNS = {
     "step": ["bench_step.py", "--preset", "cpu"],
+    "methods": ["bench_methods.py"],
     "optimizer": ["bench_optimizer.py", "--preset", "tiny"],
     "sampling": ["bench_sampling.py", "--model", "pmf_b_16", "--batch-size", "4"],
     "loader": ["bench_loader.py", "--images", "2000", "--workers", "0", "1", "2"],
