@@ -146,7 +146,7 @@ COMMANDS = {
         lambda folder: [file.write_bytes(b"no picture") for file in (folder / "images").rglob("*.png")],
         (),
         "{tmp}/images/a/1.png: this image cannot be decoded: not one of JPEG, PNG, WEBP, GIF, BMP, TIFF, PPM; nor can "
-        "the 1 after it; check data.path and data.image_column, or download the files again",
+        "the 1 after it; check data.path (and data.image_column of Parquet files), or download the files again",
     ),
     "too many corrupt": (
         lambda folder: (folder / "images" / "a" / "1.png").write_bytes(b"no picture"),
@@ -175,6 +175,18 @@ def test_encode_with_other_settings_than_before(fails, autoencoder, jpegs, tmp_p
     assert fails(encode.main, *given) == (
         f"error: {tmp_path}/latents: was begun with other settings (kind is parquet there, imagefolder here); choose "
         "another --output, or remove it\n"
+    )
+
+
+def test_more_images_a_pass_than_the_gpu_holds(fails, autoencoder, tmp_path, monkeypatch):
+    def starved(_autoencoder: object, _images: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("as CUDA says it")
+
+    monkeypatch.setattr("pmf.data.encoding.encode_moments", starved)
+    printed = fails(encode.main, *encode_arguments(tmp_path, "--autoencoder", str(autoencoder)))
+    assert printed.splitlines()[-1] == (
+        "error: --batch-size 8: the GPU's memory does not hold so many images; lower it, and remove "
+        f"{tmp_path}/latents or choose another --output, for a folder keeps its batch size"
     )
 
 

@@ -85,6 +85,11 @@ SHARDS = {
         {},
         f"{{tmp}}/{INDEX}: is no index of latents; {AGAIN}",
     ),
+    "an autoencoder that is none": (
+        lambda folder: change_index(folder, lambda index: index.update(autoencoder="a")),
+        {},
+        f"{{tmp}}/{INDEX}: is no index of latents; {AGAIN}",
+    ),
     "labels that are none": (
         lambda folder: change_index(folder, lambda index: index["shards"][0].update(labels=["cat"] * 24)),
         {},
@@ -184,14 +189,14 @@ OFFICIAL = {
     "all damaged": (
         lambda folder: [file.write_bytes(b"no archive") for file in folder.iterdir()],
         {},
-        f"{{tmp}}/00000000.pt: {DAMAGED}; nor can the 7 after it; check data.path and data.image_column, or download "
-        "the files again",
+        f"{{tmp}}/00000000.pt: {DAMAGED}; nor can the 7 after it; check data.path (and data.image_column of "
+        "Parquet files), or download the files again",
     ),
     "pickles with code": (
         lambda folder: [torch.save({"image": MakesFolder(folder)}, file) for file in folder.iterdir()],
         {},
-        f"{{tmp}}/00000000.pt: {DAMAGED}; nor can the 7 after it; check data.path and data.image_column, or download "
-        "the files again",
+        f"{{tmp}}/00000000.pt: {DAMAGED}; nor can the 7 after it; check data.path (and data.image_column of "
+        "Parquet files), or download the files again",
     ),
 }
 

@@ -76,8 +76,8 @@ CASES = {
         arguments=PARQUET,
         prepare=lambda folder: write_set(folder, [b"junk"] * 40),
         message="{tmp}/set/train-00000-of-00001.parquet, row 0: this image cannot be decoded: not one of JPEG, "
-        "PNG, WEBP, GIF, BMP, TIFF, PPM; nor can the 7 after it; check data.path and data.image_column, "
-        "or download the files again",
+        "PNG, WEBP, GIF, BMP, TIFF, PPM; nor can the 7 after it; check data.path (and data.image_column "
+        "of Parquet files), or download the files again",
     ),
     "too many corrupt images": Case(
         arguments=PARQUET,

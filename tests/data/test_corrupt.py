@@ -143,7 +143,7 @@ def test_the_first_images_show_a_wrong_column_at_once(config: DataConfig, tmp_pa
         require_first_images(source)
     assert str(caught.value) == (
         f"{file}, row 0: this image cannot be decoded: not one of JPEG, PNG, WEBP, GIF, BMP, TIFF, PPM; nor can the 7 "
-        "after it; check data.path and data.image_column, or download the files again"
+        "after it; check data.path (and data.image_column of Parquet files), or download the files again"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,12 @@ import pytest
 import torch
 
 from pmf.data.encoding import Encoding
+from pmf.data.encoding_parts import read_parts
 from pmf.data.latent_shards import INDEX, REQUEST, describe_shard, read_index
+from pmf.data.options import DataConfig
+from pmf.data.parquet import ParquetSource
 from pmf.data.source import create_source
+from pmf.errors import UserError
 from pmf.files import file_sha256
 from tests.latents import FLAGS, NUM_CLASSES, SETTINGS, SIZE, contents, jpeg_config, latent_config
 from tests.launch import Script, run_command, started
@@ -60,7 +65,7 @@ def test_killed_and_started_again_on_another_number_of_processes(jpegs, autoenco
     assert (output / REQUEST).exists()
     wanted = contents(encoded())
     assert all((output / name).read_bytes() == wanted[name] for name in there)
-    (output / ".incomplete_latents-00008.safetensors").write_bytes(wanted["latents-00008.safetensors"][:100])
+    (output / ".incomplete_host_1_latents-00008.safetensors").write_bytes(wanted["latents-00008.safetensors"][:100])
     times = {name: (output / name).stat().st_mtime_ns for name in there}
 
     done = run_command(*arguments)
@@ -139,6 +144,46 @@ def test_corrupt_images_are_named_and_left_out(jpegs, autoencoder, encoded, tmp_
         assert mine.label == theirs.label
         # A batch of seven is computed like one of eight, up to the order of sums.
         assert np.allclose(mine.image, theirs.image, rtol=1e-5, atol=1e-5)
+
+
+class CountingSource(ParquetSource):
+    """Records which row groups are read."""
+
+    def __init__(self, config: DataConfig) -> None:
+        super().__init__(config)
+        self.reads: Counter[int] = Counter()
+
+    def read_rows(self, group: int, indices: np.ndarray) -> dict[int, object]:
+        self.reads[group] += 1
+        return super().read_rows(group, indices)
+
+
+BATCHES = [(start // 24, np.arange(start, start + 8)) for start in range(0, 200, 8)]
+
+
+def parquet_set(folder: Path) -> CountingSource:
+    columns = {"split": "val", "image_column": "picture", "label_column": "kind"}
+    return CountingSource(DataConfig(path=str(folder), image_size=SIZE, num_classes=NUM_CLASSES, **columns))
+
+
+def test_a_row_group_is_read_once_for_all_its_batches(parquet):
+    """Seven groups of 30 images, and 25 batches of 8."""
+    source = parquet_set(parquet)
+    parts = list(read_parts(source, BATCHES, 0))
+    assert source.reads == dict.fromkeys(range(7), 1)
+    assert [part.shard for part in parts] == [number for number, _ in BATCHES]
+    assert torch.cat([part.labels for part in parts]).tolist() == [i // 50 for i in range(200)]
+    assert list(read_parts(source, [], 2)) == []  # of a process that has no shard
+
+
+def test_what_ends_the_reading_comes_in_the_shard_that_it_is_in(parquet, tmp_path):
+    table = pq.read_table(parquet).to_pydict()
+    table["kind"][60] = None
+    pq.write_table(pa.table(table), tmp_path / "val-00000-of-00001.parquet", row_group_size=30)
+    *before, last = read_parts(parquet_set(tmp_path), BATCHES, 0)
+    assert [part.shard for part in before] == [0, 0, 0, 1, 1, 1, 2]
+    assert (last.shard, type(last.error)) == (2, UserError)
+    assert "row 60: column kind is null here" in str(last.error)
 
 
 def test_workers_change_nothing(jpegs, autoencoder, encoded, tmp_path):

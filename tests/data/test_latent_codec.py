@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from pmf.data import autoencoder as autoencoders
 from pmf.data import latent_codec
 from pmf.data.autoencoder import autoencoder_sha256, decode_latents, load_autoencoder
 from pmf.data.codec import create_codec, to_unit_range
 from pmf.data.options import LATENT_NORMALIZATIONS
 from pmf.data.source import create_source
 from pmf.randomness import Stream, normal_like, torch_generator
-from tests.latents import latent_config
+from tests.latents import latent_config, write_autoencoder
 
 CPU = torch.device("cpu")
 
@@ -133,6 +135,41 @@ def test_decoding_heeds_no_autocast_and_keeps_no_graph(autoencoder, encoded):
     loaded = load_autoencoder(str(autoencoder), CPU)
     assert not decode_latents(loaded, z.requires_grad_()).requires_grad
     assert not loaded.training
+
+
+class Copies(TorchDispatchMode):
+    """Counts copies from one device to another; of ordinary memory to a GPU, they make the host wait."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        if func.overloadpacket.__name__ in ("_to_copy", "copy_"):
+            self.count += args[0].device != (args[1] if func.overloadpacket.__name__ == "copy_" else found).device
+        return found
+
+
+@pytest.mark.parametrize("name", ["meanflow", "imf"])
+def test_no_constants_are_copied_to_the_device(name, autoencoder, encoded, monkeypatch):
+    monkeypatch.setattr(latent_codec, "decode_latents", lambda _autoencoder, latents: latents)
+    codec = create_codec(latent_config(encoded(), autoencoder, latent_normalization=name))
+    there = torch.empty(2, 8, 4, 4, device="meta")
+    with Copies() as copies:
+        z = codec.encode(there, noise_of(0))
+        codec.decode(z)
+    assert copies.count == 0
+    with Copies() as copies:
+        torch.zeros(1).to("meta")
+    assert copies.count == 1
+
+
+def test_an_autoencoder_that_is_only_hashed_is_not_kept(tmp_path):
+    name = str(write_autoencoder(tmp_path / "autoencoder", seed=1))
+    found = autoencoder_sha256(name)
+    assert not [key for key in autoencoders._LOADED if key[0] == name]
+    load_autoencoder(name, CPU)
+    autoencoder_sha256.cache_clear()
+    assert autoencoder_sha256(name) == found
 
 
 def test_the_record_names_autoencoder_and_normalisation(autoencoder, encoded):

@@ -35,25 +35,19 @@ def load_autoencoder(name: str, device: torch.device) -> Any:
     """
     key = (name, str(device))
     if key not in _LOADED:
-        if importlib.util.find_spec("diffusers") is None:
-            raise UserError(f"data.autoencoder {name}: latents need diffusers; install it: uv sync --extra latent")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # diffusers calls the hub in ways that the hub finds old
-            autoencoder = _read(name, device)
-        _require_shapes(name, autoencoder.config)
-        _LOADED[key] = autoencoder.to(device).requires_grad_(False).eval()
+        _LOADED[key] = _read(name, device).to(device).requires_grad_(False).eval()
     return _LOADED[key]
 
 
 @cache
 def autoencoder_sha256(name: str) -> str:
-    """The sha256 of its weights by name, in hex; of those loaded already, or read for this on the CPU.
+    """The sha256 of its weights by name, in hex; of those loaded already, or read for this and not kept.
 
     Raises:
         UserError: see :func:`load_autoencoder`.
     """
     loaded = [found for (known, device), found in _LOADED.items() if known == name and device != "meta"]
-    autoencoder = loaded[0] if loaded else load_autoencoder(name, torch.device("cpu"))
+    autoencoder = loaded[0] if loaded else _read(name, torch.device("cpu"))
     return tensors_sha256(autoencoder.state_dict())
 
 
@@ -89,6 +83,17 @@ def decode_latents(autoencoder: Any, latents: Tensor) -> Tensor:
 
 
 def _read(name: str, device: torch.device) -> Any:
+    """One of the shapes that latents need, on the CPU, or on the meta device if ``device`` is that."""
+    if importlib.util.find_spec("diffusers") is None:
+        raise UserError(f"data.autoencoder {name}: latents need diffusers; install it: uv sync --extra latent")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # diffusers calls the hub in ways that the hub finds old
+        autoencoder = _find(name, device)
+    _require_shapes(name, autoencoder.config)
+    return autoencoder
+
+
+def _find(name: str, device: torch.device) -> Any:
     """What is on this machine, or else on the hub."""
     from diffusers.utils import logging as of_diffusers
 

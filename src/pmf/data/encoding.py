@@ -153,6 +153,18 @@ class Encoding:
         number, parts = next(shards, (None, iter(())))
         if number is None:
             return
+        try:
+            tensors, corrupt = self._tensors(parts, bar)
+        except torch.OutOfMemoryError:
+            raise UserError(
+                f"--batch-size {self.batch_size}: the GPU's memory does not hold so many images; lower it, and remove "
+                f"{self.output} or choose another --output, for a folder keeps its batch size"
+            ) from None
+        with writing(f"--output {self.output}", again=True):
+            write_shard(self.output / shard_name(number), tensors, corrupt)
+
+    def _tensors(self, parts: Iterator[Part], bar: Any) -> tuple[dict[str, Tensor], list[str]]:
+        """What a shard of these batches holds, on the CPU, and its images that could not be decoded."""
         tensors: dict[str, list[Tensor]] = {"moments": [], "labels": []}
         if self.mirror:
             tensors["mirrored"] = []
@@ -170,9 +182,7 @@ class Encoding:
             if self.mirror:
                 tensors["mirrored"].append(self._moments(images.flip(-1), part))
             bar.update(min((len(part.labels) + len(part.corrupt)) * self.world.size, bar.total - bar.n))
-        joined = {name: torch.cat(found) for name, found in tensors.items()}
-        with writing(f"--output {self.output}", again=True):
-            write_shard(self.output / shard_name(number), joined, corrupt)
+        return {name: torch.cat(found) for name, found in tensors.items()}, corrupt
 
     def _moments(self, images: Tensor, part: Part) -> Tensor:
         """(B, 8, h, w) on the CPU, as they are stored."""
@@ -224,4 +234,6 @@ class Encoding:
         )
         with writing(f"--output {self.output}", again=True):
             write_json(self.output / INDEX, asdict(index))
+            for left_over in self.output.glob(".incomplete_*"):  # of processes that were killed
+                left_over.unlink(missing_ok=True)
         return index.num_images

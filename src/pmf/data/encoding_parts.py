@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -43,9 +44,12 @@ class _Parts(IterableDataset[Part]):
     def __iter__(self) -> Iterator[Part]:
         worker = get_worker_info()
         first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
-        for number, indices in self.batches[first::stride]:
+        batches = self.batches[first::stride]
+        # All at once, so that a source reads a block once for all batches that share it.
+        coming = self.source.samples(np.concatenate([np.empty(0, np.int64), *(indices for _, indices in batches)]))
+        for number, indices in batches:
             try:
-                samples = list(self.source.samples(indices))
+                samples = list(itertools.islice(coming, len(indices)))
             except UserError as error:
                 # As a value: torch would wrap an exception from a worker in its traceback.
                 yield Part(number, torch.empty(0), torch.empty(0), [], error)

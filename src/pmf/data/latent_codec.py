@@ -26,8 +26,6 @@ class LatentCodec:
         self.image_shape: tuple[int, int, int] = (data.channels, data.image_size, data.image_size)
         self._autoencoder = data.autoencoder
         self._normalization = data.latent_normalization
-        chosen = LATENT_NORMALIZATIONS[data.latent_normalization]
-        self._mean, self._deviation = (torch.tensor(part).view(1, -1, 1, 1) for part in vars(chosen).values())
 
     @cached_property
     def record(self) -> Mapping[str, Any]:
@@ -58,7 +56,8 @@ class LatentCodec:
             raise TypeError(f"a batch of {batch.dtype}, {tuple(batch.shape)}, holds no moments of latents {self.shape}")
         mean, deviation = batch.float().chunk(2, dim=1)  # (B, 4, h, w) each
         latents = mean + deviation * normal_like(mean, generator)
-        return (latents - self._mean.to(batch.device)) / self._deviation.to(batch.device)
+        shift, scale = self._shift_and_scale(batch.device)
+        return (latents - shift) / scale
 
     def example(self, rows: int) -> Tensor:
         """See :meth:`Codec.example`."""
@@ -72,6 +71,17 @@ class LatentCodec:
             UserError: the autoencoder cannot be read.
         """
         autoencoder = load_autoencoder(self._autoencoder, z.device)
-        latents = z.float() * self._deviation.to(z.device) + self._mean.to(z.device)
+        shift, scale = self._shift_and_scale(z.device)
+        latents = z.float() * scale + shift
         rows = max(DECODED_PIXELS // self.image_shape[1] ** 2, 1)
         return torch.cat([to_uint8(decode_latents(autoencoder, part)) for part in latents.split(rows)])
+
+    def _shift_and_scale(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of ``data.latent_normalization``, (1, C, 1, 1) float32 each."""
+        # Filled in there: a copy from ordinary host memory would wait for a GPU, in every micro-batch.
+        chosen = LATENT_NORMALIZATIONS[self._normalization]
+        shift, scale = (
+            torch.cat([torch.full((1, 1, 1, 1), value, dtype=torch.float32, device=device) for value in values], 1)
+            for values in (chosen.mean, chosen.deviation)
+        )
+        return shift, scale

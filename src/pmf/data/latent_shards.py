@@ -88,7 +88,8 @@ def write_shard(path: Path, tensors: Mapping[str, Tensor], corrupt: list[str]) -
     Raises:
         OSError: storage fails.
     """
-    with complete_or_absent(path) as temporary:
+    # Ranks that outlived a killed launcher may still be writing it.
+    with complete_or_absent(path, by_several=True) as temporary:
         # One text only: of several, safetensors keeps no order.
         save_safetensors(tensors, temporary, {"corrupt": json.dumps(printable(corrupt))})
 
@@ -121,6 +122,7 @@ def read_index(folder: Path) -> Index:
         shards = [Shard(**shard) for shard in found["shards"]]
         index = Index(**{**found, "shards": shards})
         plain = all(isinstance(shard.file, str) and set(map(type, shard.labels)) <= {int} for shard in shards)
+        plain &= isinstance(index.autoencoder, dict)
     except (KeyError, TypeError):
         plain = False
     if not plain:
@@ -132,23 +134,22 @@ def read_index(folder: Path) -> Index:
     return index
 
 
-def read_shard(folder: Path, shard: Shard, shape: tuple[int, ...], *, mirrored: bool) -> dict[str, Any]:
+def read_shard(path: Path, shape: tuple[int, ...], *, mirrored: bool) -> dict[str, Any]:
     """The tensors of a shard; see :func:`pmf.tensors.open_safetensors`.
 
     Args:
-        shape: of one image's moments.
+        shape: of the moments that the index promises, (n, 8, h, w).
         mirrored: those of mirrored images are needed too.
 
     Raises:
         UserError: it is damaged, or another than the index describes.
     """
-    path = folder / shard.file
     try:
         tensors, _ = open_safetensors(path)
     except UserError as error:
         raise UserError(f"{error}; {AGAIN}") from None
     for name in ("moments", "mirrored") if mirrored else ("moments",):
         found = tensors[name].get_shape() if name in tensors else None
-        if found != [len(shard.labels), *shape]:
-            raise UserError(f"{path}: its {name} have shape {found} instead of {[len(shard.labels), *shape]}; {AGAIN}")
+        if found != list(shape):
+            raise UserError(f"{path}: its {name} have shape {found} instead of {list(shape)}; {AGAIN}")
     return tensors

@@ -56,7 +56,6 @@ class LatentShards:
     block_starts = None
 
     def __init__(self, folder: Path, config: DataConfig) -> None:
-        self.folder = folder
         index = read_index(folder)
         if index.image_size != config.image_size:
             raise UserError(
@@ -72,8 +71,7 @@ class LatentShards:
                 f"{folder}: holds no moments of mirrored images, which data.horizontal_flip needs; encode with "
                 "--mirror, or set it to false"
             )
-        self.shards = index.shards
-        for shard in self.shards:
+        for shard in index.shards:
             shard.require_whole(folder)
         # Published autoencoders have one encoder and several decoders, so another name is no mistake in itself.
         made_by = index.autoencoder.get("name")
@@ -84,8 +82,11 @@ class LatentShards:
         )
         self._shape = (2 * network_shape(config)[0], *network_shape(config)[1:])
         self._flip = config.horizontal_flip
-        self._labels = np.array([label for shard in self.shards for label in shard.labels], np.int64)
-        self._ends = np.cumsum([len(shard.labels) for shard in self.shards], dtype=np.int64)
+        # Workers get a copy of this object, so it keeps the labels once, and as an array.
+        self._labels = np.array([label for shard in index.shards for label in shard.labels], np.int64)
+        self._files = [folder / shard.file for shard in index.shards]
+        self._counts = np.array([len(shard.labels) for shard in index.shards], np.int64)
+        self._ends = np.cumsum(self._counts)
         wrong = np.flatnonzero((self._labels < 0) | (self._labels >= config.num_classes))
         if len(wrong):
             raise label_error(f"{folder / INDEX}, image {wrong[0]}", int(self._labels[wrong[0]]), config)
@@ -103,7 +104,7 @@ class LatentShards:
         numbers = np.searchsorted(self._ends, indices, side="right")
         for index, number in zip(indices.tolist(), numbers.tolist()):
             shard = self._open(number)
-            row = index - int(self._ends[number]) + len(self.shards[number].labels)
+            row = index - int(self._ends[number] - self._counts[number])
             mirrored = shard["mirrored"][row] if self._flip else None
             yield Sample(shard["moments"][row], int(self._labels[index]), mirrored)
 
@@ -113,7 +114,8 @@ class LatentShards:
         else:
             if len(self._opened) == OPEN_SHARDS:
                 self._opened.popitem(last=False)
-            self._opened[number] = read_shard(self.folder, self.shards[number], self._shape, mirrored=self._flip)
+            shape = (int(self._counts[number]), *self._shape)
+            self._opened[number] = read_shard(self._files[number], shape, mirrored=self._flip)
         return self._opened[number]
 
 

@@ -144,8 +144,8 @@ def require_first_images(source: Source, count: int = 8) -> None:
     corrupt = [sample for sample in samples if isinstance(sample, CorruptImage)]
     if len(corrupt) == len(samples):
         raise UserError(
-            f"{corrupt[0]}; nor can the {len(corrupt) - 1} after it; check data.path and data.image_column, "
-            "or download the files again"
+            f"{corrupt[0]}; nor can the {len(corrupt) - 1} after it; check data.path (and data.image_column "
+            "of Parquet files), or download the files again"
         )
 
 
