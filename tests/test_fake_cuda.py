@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 
 from pmf.config.yaml_file import load_config
 from pmf.costs.simulated_step import AUTOCAST
+from pmf.data.codec import create_codec
 from pmf.data.loader import Batch
 from pmf.distributed.world import World
 from pmf.perceptual.distances import PerceptualDistances
@@ -25,6 +26,7 @@ from pmf.training.step import TrainingStep
 from tests.fake_cuda import MixedDevicesError, Trace, backward, fake_cuda, grad
 from tests.flow.methods import METHODS
 from tests.flow.small_step import in_float32, inputs
+from tests.latents import latent_config
 from tests.launch import ROOT, TINY
 from tests.perceptual.published import random_convnext, random_lpips
 
@@ -114,6 +116,7 @@ def take_step(
             move()
 
         step.state.optimizer.step = spy
+        trace.blocking = 0  # weights may be
         step([batch() for _ in range(ACCUMULATION)])
     return done
 
@@ -160,7 +163,7 @@ def test_a_step_stays_on_the_gpu_and_waits_once(method, precision, changes, tmp_
     assert placed(moments) == ON_GPU
     assert {group["step"] for group in state.optimizer.param_groups} == {1}
     assert state.progress.step == 1
-    assert done.trace.waits == 1
+    assert (done.trace.waits, done.trace.blocking) == (1, 0)
     assert dtypes_of_products(done.trace) == {
         "mm": {half},
         "addmm": {half},
@@ -175,6 +178,18 @@ def test_perceptual_networks_run_in_half_precision_too(tmp_path, monkeypatch):
     assert done.trace.waits == 1
     assert dtypes_of_products(done.trace)["convolution"] == {torch.float16}
     assert dtypes_of_products(done.trace)["addmm"] == {torch.float16}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_latents_are_drawn_without_standing_still(dtype, tmp_path, monkeypatch):
+    codec = create_codec(latent_config(tmp_path, tmp_path))
+    with fake_cuda(monkeypatch) as trace:
+        moments = torch.rand(6, 8, 4, 4, dtype=dtype).to(GPU, non_blocking=True)
+        z = codec.encode(moments, torch.default_generator)
+        assert placed({"z": z}) == ON_GPU
+        assert (trace.waits, trace.blocking) == (0, 0)
+        z + torch.ones(4, 1, 1).to(GPU)
+        assert trace.blocking == 1, "it would be noticed"
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])

@@ -56,9 +56,10 @@ class LatentCodec:
         channels, *sides = self.shape
         if not batch.is_floating_point() or list(batch.shape[1:]) != [2 * channels, *sides]:
             raise TypeError(f"a batch of {batch.dtype}, {tuple(batch.shape)}, holds no moments of latents {self.shape}")
-        mean, deviation = batch.float().chunk(2, dim=1)  # (B, 4, h, w) each
-        latents = mean + deviation * normal_like(mean, generator)
-        return (latents - self._mean.to(batch.device)) / self._deviation.to(batch.device)
+        means, deviations = batch.float().chunk(2, dim=1)  # (B, 4, h, w) each
+        latents = means + deviations * normal_like(means, generator)
+        mean, deviation = (part.to(batch.device, non_blocking=True) for part in (self._mean, self._deviation))
+        return (latents - mean) / deviation
 
     def example(self, rows: int) -> Tensor:
         """See :meth:`Codec.example`."""
