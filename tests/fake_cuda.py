@@ -33,10 +33,12 @@ class Trace:
     Attributes:
         products: name and dtype of every matrix product and convolution.
         waits: how often the host asked for the values of a tensor, by ``tolist``.
+        blocking: how often it stood still while tensors of its own were copied to the GPU.
     """
 
     products: set[tuple[str, torch.dtype]] = field(default_factory=set)
     waits: int = 0
+    blocking: int = 0
 
 
 class _Devices(TorchDispatchMode):
@@ -59,6 +61,8 @@ class _Devices(TorchDispatchMode):
             self._check(name, tensors, target)
         if name in PRODUCTS:
             self._trace.products.add((name, tensors[-1].dtype))
+        if name == "_to_copy" and not on_gpu and not kwargs.get("non_blocking"):
+            self._trace.blocking += 1
         if kwargs.get("generator") is not None:
             kwargs["generator"] = None  # of the CPU; there is no other
         if name == "_amp_update_scale_":  # torch cannot do this one without contents

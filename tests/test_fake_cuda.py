@@ -15,22 +15,31 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 
 from pmf.config.yaml_file import load_config
 from pmf.costs.simulated_step import AUTOCAST
+from pmf.data.codec import create_codec
 from pmf.data.loader import Batch
 from pmf.distributed.world import World
-from pmf.flow.options import PixelMeanFlowOptions
-from pmf.flow.pixel_mean_flow import PixelMeanFlow
 from pmf.perceptual.distances import PerceptualDistances
 from pmf.training import step as step_module
 from pmf.training.course import Course
 from pmf.training.preemption import StopRequest
 from pmf.training.step import TrainingStep
 from tests.fake_cuda import MixedDevicesError, Trace, backward, fake_cuda, grad
-from tests.flow.small_step import CLASSES, in_float32, inputs, shape_draws, small_network
+from tests.flow.methods import METHODS
+from tests.flow.small_step import in_float32, inputs
+from tests.latents import latent_config
 from tests.launch import ROOT, TINY
 from tests.perceptual.published import random_convnext, random_lpips
 
 GPU = torch.device("cuda:0")
 ACCUMULATION = 2
+CONFIGS = {"pmf": "digits.yaml", "imf": "digits_imf.yaml", "meanflow": "digits_meanflow.yaml"}
+GUIDED = (
+    "objective.guidance_scale=2",
+    "objective.guidance_mixing=0.5",
+    "objective.guidance_interval=[0.3,0.8]",
+)
+"""MeanFlow with both of the network's own velocities, on some rows."""
+CHECKPOINTED = ("training.activation_checkpointing=true", "training.gradient_clip=1")
 
 
 @dataclass
@@ -74,12 +83,13 @@ def take_step(
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     *changes: str,
+    method: str = "pmf",
     perceptual: bool = False,
     tamper: Callable[[TrainingStep], None] = lambda step: None,
 ) -> Done:
     """uint8 images to draws, guidance, loss, gradients, their norm, weights and averages."""
     overrides = [*TINY, f"training.output_dir={folder}", "data.image_size=32", "objective.derivative=dual", *changes]
-    config = load_config(ROOT / "configs" / "digits.yaml", overrides)
+    config = load_config(ROOT / "configs" / CONFIGS[method], overrides)
     world = World(rank=0, size=1, device=GPU, barrier=lambda: None)
     monkeypatch.setattr(step_module, "step_flops", lambda *_: None)  # it simulates a device of its own
     with fake_cuda(monkeypatch) as trace:
@@ -106,6 +116,7 @@ def take_step(
             move()
 
         step.state.optimizer.step = spy
+        trace.blocking = 0  # weights may be
         step([batch() for _ in range(ACCUMULATION)])
     return done
 
@@ -130,11 +141,19 @@ ON_GPU = {(FakeTensor, GPU, torch.float32)}
 
 
 @pytest.mark.parametrize(
-    ("precision", "changes"),
-    [("bf16", ()), ("fp16", ("training.activation_checkpointing=true", "training.gradient_clip=1"))],
+    ("method", "precision", "changes"),
+    [
+        ("pmf", "bf16", ()),
+        ("pmf", "fp16", CHECKPOINTED),
+        ("imf", "bf16", ()),
+        ("imf", "fp16", CHECKPOINTED),
+        ("meanflow", "bf16", GUIDED),
+        ("meanflow", "fp16", (*GUIDED, *CHECKPOINTED)),
+        ("meanflow", "bf16", (*GUIDED, "training.static_shapes=true")),
+    ],
 )
-def test_a_step_stays_on_the_gpu_and_waits_once(precision, changes, tmp_path, monkeypatch):
-    done = take_step(precision, tmp_path, monkeypatch, *changes)
+def test_a_step_stays_on_the_gpu_and_waits_once(method, precision, changes, tmp_path, monkeypatch):
+    done = take_step(precision, tmp_path, monkeypatch, *changes, method=method)
     state, half = done.step.state, AUTOCAST[precision]
     assert len(done.gradients) > 50
     assert placed(done.gradients) == ON_GPU
@@ -144,7 +163,7 @@ def test_a_step_stays_on_the_gpu_and_waits_once(precision, changes, tmp_path, mo
     assert placed(moments) == ON_GPU
     assert {group["step"] for group in state.optimizer.param_groups} == {1}
     assert state.progress.step == 1
-    assert done.trace.waits == 1
+    assert (done.trace.waits, done.trace.blocking) == (1, 0)
     assert dtypes_of_products(done.trace) == {
         "mm": {half},
         "addmm": {half},
@@ -161,13 +180,27 @@ def test_perceptual_networks_run_in_half_precision_too(tmp_path, monkeypatch):
     assert dtypes_of_products(done.trace)["addmm"] == {torch.float16}
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_latents_are_drawn_without_standing_still(dtype, tmp_path, monkeypatch):
+    codec = create_codec(latent_config(tmp_path, tmp_path))
+    with fake_cuda(monkeypatch) as trace:
+        moments = torch.rand(6, 8, 4, 4, dtype=dtype).to(GPU, non_blocking=True)
+        z = codec.encode(moments, torch.default_generator)
+        assert placed({"z": z}) == ON_GPU
+        assert (trace.waits, trace.blocking) == (0, 0)
+        z + torch.ones(4, 1, 1).to(GPU)
+        assert trace.blocking == 1, "it would be noticed"
+
+
 @pytest.mark.parametrize("checkpointed", [False, True])
 @pytest.mark.parametrize("precision", ["bf16", "no"])
-def test_the_engine_that_stands_in_for_torchs_gives_its_gradients(precision, checkpointed, monkeypatch):
+@pytest.mark.parametrize("method", METHODS)
+def test_the_engine_that_stands_in_for_torchs_gives_its_gradients(method, precision, checkpointed, monkeypatch):
     images, labels, standard = inputs()
-    settings = PixelMeanFlowOptions(derivative="dual")
-    objective, draws = PixelMeanFlow(settings, num_classes=CLASSES), in_float32(shape_draws(standard, settings, 1.0))
-    networks = [small_network().float() for _ in range(2)]
+    chosen = METHODS[method]
+    objective = chosen.objective(chosen.options(derivative="dual"))
+    draws = in_float32(objective.shape(standard))
+    networks = [chosen.network().float() for _ in range(2)]
     for network, run in zip(networks, (Tensor.backward, backward), strict=True):
         if checkpointed:
             network.checkpoint_blocks()

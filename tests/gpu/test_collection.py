@@ -14,6 +14,7 @@ def test_they_are_found_without_the_packages_that_they_do_not_need():
     assert result.returncode == 0, result.stdout + result.stderr
     found = [line for line in result.stdout.splitlines() if "::" in line]
     assert {line.partition("::")[0] for line in found} >= {
+        "tests/gpu/test_latents.py",
         "tests/gpu/test_step.py",
         "tests/gpu/test_optimizer.py",
         "tests/gpu/test_training.py",

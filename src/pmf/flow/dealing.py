@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pmf.flow.draws import StandardScalars
 
@@ -43,9 +43,9 @@ class _Hand:
     losses.
     """
 
-    rows: list[int]
-    room: int
     guidance: int
+    rows: list[int] = field(default_factory=list)
+    room: int = 0
     perceptual: int = 0
 
     def take(self, rows: range, work: Work) -> None:
@@ -79,38 +79,23 @@ def deal(
         labels by at most one (unless each row drops its own), and those of perceptual rows as far as that leaves a
         choice.
     """
-    size = scalars.normal_t.shape[0] // num_micro_batches
-    first_other = num_micro_batches * num_flow_matching
     # The labels of a micro-batch's first rows are dropped, so only the number of drops has to be dealt.
     drops = scalars.uniform_drop.sort().values
     total = int((drops < label_drop).sum())
     num_dropped = [len(range(number, total, num_micro_batches)) for number in range(num_micro_batches)]
     micro_batches = [
-        _Hand(
-            rows=[],
-            room=num_flow_matching,
-            guidance=max(0, num_flow_matching - count) * work.every_flow_matching,
-        )
-        for count in num_dropped
+        _Hand(guidance=max(0, num_flow_matching - count) * work.every_flow_matching) for count in num_dropped
     ]
-    # Dropped rows are taken in order, so that no choice biases them; among rows that are all alike there is none.
-    next_row = 0
-    if any(work.guidance[:first_other]):
-        for micro_batch, count in zip(micro_batches, num_dropped, strict=True):
-            dropped = range(next_row, next_row + min(count, num_flow_matching))
-            micro_batch.take(dropped, work)
-            next_row = dropped.stop
-    _give(micro_batches, work, work.most_first(range(next_row, first_other)))
+    first_other = num_micro_batches * num_flow_matching
+    # Among flow-matching rows that are all alike there is no choice, and none has to be taken before the others.
+    alike = not any(work.guidance[:first_other])
+    of_flow_matching = [0 if alike else min(count, num_flow_matching) for count in num_dropped]
+    _deal_kind(micro_batches, work, range(first_other), of_flow_matching)
     for micro_batch in micro_batches:
         micro_batch.rows.sort()
-        micro_batch.room = size - num_flow_matching
     # More drops than flow-matching rows: the rest fall on other rows.
-    next_row = first_other
-    for micro_batch, count in zip(micro_batches, num_dropped, strict=True):
-        dropped = range(next_row, next_row + max(0, count - num_flow_matching))
-        micro_batch.take(dropped, work)
-        next_row = dropped.stop
-    _give(micro_batches, work, work.most_first(range(next_row, len(work.guidance))))
+    of_others = [max(0, count - num_flow_matching) for count in num_dropped]
+    _deal_kind(micro_batches, work, range(first_other, len(work.guidance)), of_others)
 
     dealt = []
     for number in wanted:
@@ -122,6 +107,22 @@ def deal(
             own["uniform_drop"] = drops[number::num_micro_batches]
         dealt.append(StandardScalars(**own))
     return dealt
+
+
+def _deal_kind(micro_batches: list[_Hand], work: Work, rows: range, num_dropped: list[int]) -> None:
+    """Equally many of ``rows`` to each micro-batch: in order those that lose their label, so that no choice biases
+    them, then the others.
+
+    Args:
+        num_dropped: by micro-batch.
+    """
+    next_row = rows.start
+    for micro_batch, count in zip(micro_batches, num_dropped, strict=True):
+        micro_batch.room = len(rows) // len(micro_batches)
+        dropped = range(next_row, next_row + count)
+        micro_batch.take(dropped, work)
+        next_row = dropped.stop
+    _give(micro_batches, work, work.most_first(range(next_row, rows.stop)))
 
 
 def _give(micro_batches: list[_Hand], work: Work, rows: list[int]) -> None:
