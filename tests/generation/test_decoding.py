@@ -6,6 +6,7 @@ import importlib
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,12 @@ from pmf.config.yaml_file import load_config
 from pmf.data import autoencoder as autoencoders
 from pmf.data.autoencoder import autoencoder_sha256
 from pmf.data.codec import ROUNDING
-from pmf.errors import UserError
+from pmf.data.latent_codec import LatentCodec
+from pmf.distributed.world import ALONE, World
+from pmf.errors import AgreedError, UserError
+from pmf.generation.command import plan_images
 from pmf.generation.plan import plan_samples
+from pmf.generation.sampling_request import SamplingRequest
 from tests.latents import latent_config, write_autoencoder, write_latent_weights
 from tests.launch import ROOT
 
@@ -121,3 +126,17 @@ def test_the_hash_is_taken_once_for_all_plans(autoencoder, tmp_path, monkeypatch
     plans = [plan_samples(config, num_images=4, seed=seed, weights="w") for seed in range(3)]
     assert len(hashed) == 1
     assert {plan.decoding["autoencoder_sha256"] for plan in plans} == {autoencoder_sha256(str(autoencoder))}
+
+
+def test_the_main_rank_is_the_first_to_ask_for_the_autoencoder(weights, monkeypatch):
+    """So that one process downloads it. The second of two ranks hears here that the main one has failed."""
+    asked = []
+    monkeypatch.setattr(LatentCodec, "record", property(lambda _codec: asked.append(1)))
+    monkeypatch.setattr(World, "ask_main", lambda _world, find: find())
+    monkeypatch.setattr(World, "gather", lambda _world, own: ["the main rank's problem", own])
+    request = SamplingRequest(
+        checkpoint=weights, recipe=None, num_images=4, labels="all", seed=0, ema=None, overrides={}
+    )
+    with pytest.raises(AgreedError, match="the main rank's problem"):
+        plan_images(request, replace(ALONE, rank=1, size=2))
+    assert asked == []
