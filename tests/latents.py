@@ -102,6 +102,29 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.name != "encoding.json"}
 
 
+def write_latent_weights(path: Path, autoencoder: Path) -> Path:
+    """A network of latents with seeded weights, as one file whose config names the autoencoder."""
+    from pmf.checkpoint.saved_weights import save_weights
+    from pmf.config.network import network_of
+    from pmf.config.yaml_file import config_from_plain
+
+    data = latent_config(path.parent / "none", autoencoder)
+    plain = {
+        "model": {"name": "imf_tiny_2"},
+        "objective": {"name": "imf"},
+        "data": data.model_dump(mode="json"),
+        "training": {"max_steps": 1},
+    }
+    config = config_from_plain(plain, "test")
+    generator = torch.Generator().manual_seed(0)
+    weights = {
+        name: tensor + 0.1 * torch.randn(tensor.shape, generator=generator)
+        for name, tensor in network_of(config, inference=True).state_dict().items()
+    }
+    save_weights(path, weights, config)
+    return path
+
+
 def write_official(folder: Path, encoded: Path) -> None:
     """The images of encoded shards as official files."""
     folder.mkdir()

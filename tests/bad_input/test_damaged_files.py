@@ -154,7 +154,7 @@ def test_sampling_json(content, tmp_path):
         save_png(torch.full((1, 8, 8), index, dtype=torch.uint8), tmp_path / f"{index:06d}.png")
     record = tmp_path / "sampling.json"
     record.write_bytes(NO_OBJECTS[content])
-    plan = SamplingPlan(num_images=12, labels=(0,), seed=0, settings={}, weights="w")
+    plan = SamplingPlan(num_images=12, labels=(0,), seed=0, settings={}, decoding={}, weights="w")
     maker = ImageMaker(torch.nn.Identity(), CONFIG, torch.device("cpu"))
     message = one_line(lambda: list(write_image_folder(maker, plan, tmp_path, ALONE)), f"{record}: ")
     assert message.endswith("; delete the folder or choose another")

@@ -13,12 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import eval as eval_command
 import train as train_command
 from pmf.data.latent_shards import INDEX, REQUEST
 from pmf.data.source import create_source, require_first_images
 from pmf.errors import UserError
 from tests.bad_input.cases import MakesFolder, flip_a_bit
-from tests.latents import latent_config, write_official
+from tests.latents import latent_config, write_autoencoder, write_latent_weights, write_official
+from tests.launch import Script, started
 
 AGAIN = "copy it again, or remove it and start the same python -m pmf.data.encode again"
 SHARD = "latents-00002.safetensors"
@@ -233,3 +235,41 @@ def test_training_that_will_make_images_asks_for_the_autoencoder_at_once(fails, 
     line = fails(train_command.main, *arguments, "sampling.final_images=10", "training.sample_every=0")
     assert f"error: data.autoencoder {tmp_path}/no: there is no such folder;" in line
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.usefixtures("autoencoder")
+@pytest.mark.parametrize("verb", ["sample", "fid", "sweep"])
+def test_ranks_agree_that_the_autoencoder_is_gone_before_anything_is_written(verb, tmp_path):
+    """One line on one rank, status 2 on both, and none waits for the other."""
+    weights = write_latent_weights(tmp_path / "network.safetensors", tmp_path / "gone")
+    arguments = ["--checkpoint", str(weights), "--num-images", "4", "--output", str(tmp_path / "out")]
+    if verb != "sample":
+        arguments += ["--reference", "digits"]
+    with started(Script("eval.py", (verb, *arguments)), tmp_path / "printed", ranks=2) as run:
+        assert run.wait() == [2, 2], run.printed()
+        assert run.printed("stderr") == (
+            f"error: data.autoencoder {tmp_path}/gone: there is no such folder; give one that "
+            "AutoencoderKL.save_pretrained wrote, or a name on the Hugging Face hub, with --autoencoder\n"
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_of_a_damaged_autoencoder_the_flag_is_not_the_advice(fails, autoencoder, tmp_path):
+    weights = write_latent_weights(tmp_path / "network.safetensors", tmp_path / "wider")
+    write_autoencoder(tmp_path / "wider", latent_channels=8)
+    sample = ("--checkpoint", str(weights), "--num-images", "4", "--output", str(tmp_path / "out"))
+    line = fails(eval_command.main, "sample", *sample)
+    assert line.endswith("; data.kind latents takes 4 at 1/8 from 3\n")
+    assert line.count("\n") == 1
+
+
+@pytest.mark.parametrize("verb", ["sample", "fid", "sweep"])
+def test_pixels_have_no_autoencoder(verb, fails, finished_run, tmp_path):
+    arguments = ["--checkpoint", str(finished_run), "--num-images", "4", "--output", str(tmp_path / "out")]
+    if verb != "sample":
+        arguments += ["--reference", "digits"]
+    line = fails(eval_command.main, verb, *arguments, "--autoencoder", "a/b")
+    assert line == (
+        "error: --autoencoder a/b: the checkpoint's data.kind is digits, which has no autoencoder; leave it out\n"
+    )
+    assert not (tmp_path / "out").exists()

@@ -75,7 +75,7 @@ def test_official_noise_of_an_image_does_not_depend_on_its_batch():
 
 
 def test_blocks_are_fifty_of_each_class_in_50_000_images():
-    settings = {"num_images": 50_000, "seed": 42, "settings": {}, "weights": "w"}
+    settings = {"num_images": 50_000, "seed": 42, "settings": {}, "decoding": {}, "weights": "w"}
     plan = SamplingPlan(labels=tuple(range(1000)), images_in_a_row=50, **settings)
     labels = np.array([plan.label(index) for index in range(50_000)])
     np.testing.assert_array_equal(labels, np.repeat(np.arange(1000), 50))

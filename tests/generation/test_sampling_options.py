@@ -165,7 +165,7 @@ def test_a_folder_of_before_there_were_samplers_is_completed(weights, call, tmp_
     record = tmp_path / "images" / "sampling.json"
     named = json.loads(record.read_text())
     plan = ["num_images", "labels", "images_in_a_row", "seed"]
-    assert list(named) == [*plan, "omega", "interval", "num_steps", "sampler", "noise", "weights"]
+    assert list(named) == [*plan, "omega", "interval", "num_steps", "sampler", "noise", "rounding", "weights"]
     older = ("num_images", "labels", "seed", "num_steps", "omega", "interval", "weights")  # as it was written then
     record.write_text(json.dumps({name: named[name] for name in older}, indent=1))
     for index in (1, 4):

@@ -19,6 +19,11 @@ from pmf.data.options import LATENT_CHANNELS, LATENT_STRIDE
 from pmf.errors import UserError
 from pmf.tensors import tensors_sha256
 
+
+class NoAutoencoderError(UserError):
+    """There is none of that name, or none that can be read; the line ends with what to name instead."""
+
+
 _LOADED: dict[tuple[str, str], Any] = {}
 
 
@@ -30,8 +35,9 @@ def load_autoencoder(name: str, device: torch.device) -> Any:
         device: where it computes. On the meta device it has shapes and no weights, and the configuration alone is read.
 
     Raises:
-        UserError: diffusers is not installed, there is no such autoencoder or it cannot be reached, weights are
-            missing, or its latents have other shapes than 4 x side / 8 x side / 8.
+        NoAutoencoderError: there is no such autoencoder, or it cannot be reached or read.
+        UserError: diffusers is not installed, weights are missing, or its latents have other shapes than
+            4 x side / 8 x side / 8.
     """
     key = (name, str(device))
     if key not in _LOADED:
@@ -106,13 +112,13 @@ def _find(name: str, device: torch.device) -> Any:
         raise
     except Exception as error:  # OSError for most, and whatever safetensors, the hub and a foreign configuration raise
         if os.path.isdir(name):
-            raise UserError(_why_not(name, error)) from None
+            raise NoAutoencoderError(_why_not(name, error)) from None
         if on_meta:
             raise UserError(f"data.autoencoder {name} is not on this machine") from None
     try:
         return _read_weights(name, local_files_only=False)
     except Exception as error:
-        raise UserError(_why_not(name, error)) from None
+        raise NoAutoencoderError(_why_not(name, error)) from None
 
 
 def _read_meta(name: str) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from pmf.config.sections import Config
-from pmf.data.codec import create_codec
 from pmf.flow.objective import create_objective
 from pmf.generation.plan import SamplingPlan
 
@@ -27,5 +26,5 @@ def generated_origin(plan: SamplingPlan, config: Config, *, average: str | None,
         "labels": labels,
         **plan.settings,
         "noise_scale": objective.noise_scale,
-        **create_codec(config.data).record,
+        **plan.decoding,
     }

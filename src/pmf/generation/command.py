@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -14,6 +13,9 @@ from pmf.checkpoint.official.layouts import load_official
 from pmf.checkpoint.saved_weights import SavedWeights, load_strictly, read_weights
 from pmf.config.sections import Config, as_plain
 from pmf.config.yaml_file import config_from_plain, load_config
+from pmf.data.autoencoder import NoAutoencoderError
+from pmf.data.codec import create_codec
+from pmf.data.options import network_shape, pixel_space
 from pmf.distributed.world import World, join_world, set_float32_precision
 from pmf.errors import UserError
 from pmf.generation.folder import write_image_folder
@@ -27,7 +29,7 @@ class PlannedImages:
     """Images of a checkpoint, all settled and not yet made.
 
     Attributes:
-        config: the checkpoint's, with the request's sampling options.
+        config: the checkpoint's, with the request's sampling options and autoencoder.
         saved: where the weights come from.
     """
 
@@ -83,12 +85,13 @@ def plan_for_averages(
     network = None
     for saved in _read_each(request, averages, world):
         where = f"{request.checkpoint}: {saved.source}"
+        config = _with_overrides(saved.config, request)
         if network is None:
+            _require_decoder(config, world)
             set_float32_precision(tf32=saved.config.training.tf32)
             network = inference_network(saved.config, saved.weights, world.device, where)
         else:
             load_strictly(network, saved.weights, where)
-        config = _with_overrides(saved.config, request.overrides)
         maker = ImageMaker(network, config, world.device)
         yield PlannedImages(maker=maker, plan=_plan(config, saved, request), config=config, saved=saved)
 
@@ -99,7 +102,7 @@ def with_overrides(planned: PlannedImages, request: SamplingRequest) -> PlannedI
     Raises:
         UserError: options or labels that cannot be.
     """
-    config = _with_overrides(planned.saved.config, request.overrides)
+    config = _with_overrides(planned.saved.config, request)
     return replace(planned, plan=_plan(config, planned.saved, request), config=config)
 
 
@@ -138,10 +141,29 @@ def write_images(planned: PlannedImages, output: Path, world: World) -> None:
             bar.update(min(count * world.size, num_images - bar.n))  # the others are about as far
 
 
-def _with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
+def _with_overrides(config: Config, request: SamplingRequest) -> Config:
     values = as_plain(config)
-    values["sampling"] |= overrides
+    values["sampling"] |= request.overrides
+    if request.autoencoder is not None:
+        if network_shape(config.data) == pixel_space(config.data):
+            raise UserError(
+                f"--autoencoder {request.autoencoder}: the checkpoint's data.kind is {config.data.kind}, which has no "
+                "autoencoder; leave it out"
+            )
+        values["data"]["autoencoder"] = request.autoencoder
     return config_from_plain(values, "command line")
+
+
+def _require_decoder(config: Config, world: World) -> None:
+    """Read what decodes images before anything is written: all ranks agree on what is wrong, and one downloads."""
+
+    def read() -> None:
+        try:
+            _ = create_codec(config.data).record
+        except NoAutoencoderError as error:
+            raise UserError(f"{error}, with --autoencoder") from None
+
+    world.main_first(read)
 
 
 def _block_length(num_images: int, num_classes: int) -> int:

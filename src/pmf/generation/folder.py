@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from pmf.config.sections import sampling_section
+from pmf.data.codec import ROUNDING
 from pmf.data.image_files import is_hidden
 from pmf.distributed.world import World
 from pmf.errors import UserError
@@ -17,6 +18,8 @@ from pmf.generation.pictures import save_png
 from pmf.generation.plan import SamplingPlan
 
 NUM_ENCODERS = 4
+PLACES = ("autoencoder",)
+"""What a record names and images do not depend on: an autoencoder may have moved, the hash of its weights counts."""
 
 
 def write_image_folder(maker: ImageMaker, plan: SamplingPlan, folder: Path, world: World) -> Iterator[int]:
@@ -66,9 +69,10 @@ def _claim_folder(folder: Path, plan: SamplingPlan) -> None:
     if record.exists():
         # What a record does not name did not exist when it was written: the images have its default.
         options = sampling_section().model_fields
-        defaults = {name: options[name].default for name in plan.settings} | {"images_in_a_row": 1}
+        defaults = {name: options[name].default for name in plan.settings}
+        defaults |= {"images_in_a_row": 1, "rounding": ROUNDING}
         found = printable(defaults | read_object(record, "delete the folder or choose another"))
-        different = [key for key in wanted if found.get(key) != wanted[key]]
+        different = [key for key in wanted if key not in PLACES and found.get(key) != wanted[key]]
         if different:
             key = different[0]
             raise UserError(

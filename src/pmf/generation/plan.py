@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pmf.config.sampling_options import Use, options_for
 from pmf.config.sections import Config
+from pmf.data.codec import create_codec
 from pmf.randomness import Stream, numpy_generator
 
 
@@ -23,6 +24,7 @@ class SamplingPlan:
         labels: classes that are cycled through: image i has labels[i // images_in_a_row % len(labels)].
         images_in_a_row: how many images of one class follow each other.
         settings: the sampling section's options that images depend on, as plain values (a pair is a list).
+        decoding: how the network's output becomes images, the codec's record.
         weights: what the weights are, for the record (checkpoint and average).
     """
 
@@ -30,6 +32,7 @@ class SamplingPlan:
     labels: tuple[int, ...]
     seed: int
     settings: Mapping[str, Any]
+    decoding: Mapping[str, Any]
     weights: str
     images_in_a_row: int = 1
 
@@ -38,13 +41,14 @@ class SamplingPlan:
         return self.labels[index // self.images_in_a_row % len(self.labels)]
 
     def record(self) -> dict[str, Any]:
-        """The plan as plain values, each setting under its own name: what ``sampling.json`` holds."""
+        """The plan as plain values: what ``sampling.json`` holds. Settings and decoding stand under their own names."""
         return {
             "num_images": self.num_images,
             "labels": list(self.labels),
             "images_in_a_row": self.images_in_a_row,
             "seed": self.seed,
             **self.settings,
+            **self.decoding,
             "weights": self.weights,
         }
 
@@ -92,7 +96,11 @@ def plan_samples(
     labels: tuple[int, ...] | None = None,
     images_in_a_row: int = 1,
 ) -> SamplingPlan:
-    """A plan with the config's sampling settings; ``labels`` None cycles through all classes."""
+    """A plan with the config's sampling settings and codec; ``labels`` None cycles through all classes.
+
+    Raises:
+        UserError: the config has latents, and their autoencoder cannot be read; it is read once in a process.
+    """
     sampling = config.sampling
     return SamplingPlan(
         num_images=num_images,
@@ -100,5 +108,6 @@ def plan_samples(
         images_in_a_row=images_in_a_row,
         seed=seed,
         settings=sampling.model_dump(mode="json", include=set(options_for(type(sampling), Use.IMAGES))),
+        decoding=create_codec(config.data).record,
         weights=weights,
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pmf.commands import to_path, whole_from
+from pmf.commands import path_text, to_path, whole_from
 from pmf.config.sampling_flags import add_sampling_flags, check_sampling
 
 
@@ -23,6 +23,7 @@ class SamplingRequest:
         ema: which average; None is the config's choice.
         overrides: values for the config's sampling section, besides ``ema``.
         key: which set of weights of a PyTorch file that holds several.
+        autoencoder: takes the place of the config's ``data.autoencoder``; None leaves that.
     """
 
     checkpoint: Path
@@ -33,6 +34,7 @@ class SamplingRequest:
     ema: str | None
     overrides: Mapping[str, Any]
     key: str | None = None
+    autoencoder: str | None = None
 
 
 def add_generation_flags(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
@@ -53,6 +55,13 @@ def add_generation_flags(parser: argparse.ArgumentParser, *, several: bool = Fal
         "row, as in the official PyTorch evaluations",
     )
     parser.add_argument("--seed", type=whole_from(0), default=0, help="default: 0; that of --noise official is 42")
+    parser.add_argument(
+        "--autoencoder",
+        type=path_text,
+        metavar="NAME_OR_FOLDER",
+        help="of latents: the AutoencoderKL that decodes them, by name on the Hugging Face hub or as a local folder; "
+        "default: the config's",
+    )
     add_sampling_flags(parser, several=several)
 
 
@@ -73,6 +82,7 @@ def generation_request(arguments: argparse.Namespace, num_images: int, options: 
         ema=options.get("ema"),
         overrides=overrides,
         key=arguments.key,
+        autoencoder=arguments.autoencoder,
     )
 
 
