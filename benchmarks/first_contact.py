@@ -80,7 +80,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder for the result file and the logs")
     parser.add_argument("--seconds", type=float, default=540, help="stop by then; default: 540")
     parser.add_argument("--only", nargs="+", choices=NAMES, metavar="STAGE", help=f"of: {', '.join(NAMES)}")
-    parser.add_argument("--model", choices=SIZES, help="default: pmf_b_16 on a GPU, pmf_tiny_16 on a CPU")
+    of_pmf = [name for name in SIZES if name.startswith("pmf_")]  # whose steps the stages take apart
+    parser.add_argument("--model", choices=of_pmf, help="default: pmf_b_16 on a GPU, pmf_tiny_16 on a CPU")
     parser.add_argument("--fault", type=fault, action="append", default=[], help=argparse.SUPPRESS)  # for the tests
     return parser.parse_args()
 
