@@ -163,7 +163,7 @@ def test_an_average(tmp_path):
     ("override", "message"),
     [
         ("objective.name=other", "'pmf' or 'denoising'"),
-        ("data.kind=other", "'greys', 'made up' or 'moments'"),
+        ("data.kind=other", "'latents', .*'greys',? .*or 'moments'"),
         ("sampling.sampler=other", "'equal_steps' or 'late_steps'"),
         ("optimizer.name=other", "'adamw' or 'sign'"),
     ],
