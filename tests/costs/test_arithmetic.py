@@ -87,8 +87,8 @@ def test_shares_of_rows_are_those_of_the_distributions():
         return step_flops(network, objective, (3, 16, 16)).without_gradients
 
     guidance = without_gradients(data_proportion=1.0, label_drop=0.0)  # v_u of every row
-    # Nothing asks for v_u, and the pass has one row all the same.
-    assert without_gradients(data_proportion=1.0, label_drop=1.0) == guidance / NUM_ROWS
+    # Nothing asks for v_u, and the pass has two rows all the same.
+    assert without_gradients(data_proportion=1.0, label_drop=1.0) == 2 * guidance / NUM_ROWS
     tangent = without_gradients(data_proportion=0.0, label_drop=1.0) - guidance  # v_c and du/dt of every row
     # FM rows need v_u unless their label is dropped: 0.5 - 0.1 = 0.4. Of the others, those with t in the interval.
     t = torch.rand(2, 200_000, generator=torch.Generator().manual_seed(3), dtype=torch.float64)

@@ -36,7 +36,8 @@ def predicted_velocities(
         labels: (B,) labels before the drop.
         null_label: the label that means "no class".
         static_shapes: fill the pass with rows that nobody needs, up to the most there can be: (B - F) + B.
-            Otherwise an empty pass gets one such row: in shards (FSDP) all ranks have to run the same passes.
+            Otherwise an empty pass gets two such rows: in shards (FSDP) all ranks have to run the same passes, and
+            compiled blocks would be compiled anew for one row.
 
     Returns:
         v_c of the rows after the F flow-matching ones, with the label before any drop: (B - F, C, H, W); and v_u of
@@ -45,7 +46,7 @@ def predicted_velocities(
     first = draws.num_flow_matching
     rows = draws.unconditional_rows
     needed = len(rows)
-    filling = len(z) - needed if static_shapes else int(first == len(z) and not needed)
+    filling = len(z) - needed if static_shapes else 2 * (first == len(z) and not needed)
     rows = torch.cat((rows, rows.new_zeros(filling)))
     omega = active_scale(draws.omega, draws.t, draws.t_min, draws.t_max)
     z_both = torch.cat((z[first:], z[rows]))

@@ -166,8 +166,8 @@ class MeanFlow(AverageVelocityObjective[GuidedRows]):
         if not most:
             return z[none], z[none]
         # Filled with rows that nobody needs: up to the most there can be, or so that the pass is not empty, since in
-        # shards (FSDP) all ranks have to run the same passes.
-        filling = most - needed if self.static_shapes else int(not needed)
+        # shards (FSDP) all ranks have to run the same passes; by two, as one row would be compiled anew.
+        filling = most - needed if self.static_shapes else 2 * (not needed)
         rows = torch.cat((rows, rows.new_zeros(filling)))
         z_rows, t = z[rows], draws.t[rows]
         y = labels[rows]
