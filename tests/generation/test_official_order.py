@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from pmf.checkpoint.saved_weights import load_weights, save_weights
-from pmf.config.yaml_file import load_config
+from pmf.checkpoint.saved_weights import load_weights
 from pmf.data.codec import to_uint8
 from pmf.errors import UserError
 from pmf.flow.parameterization import ImagePrediction
 from pmf.flow.sampler import generate
 from pmf.generation.images import inference_network
 from pmf.generation.plan import SamplingPlan, image_noise
-from pmf.net.sizes import create_network
 from tests.launch import ROOT
 
 DIGITS = ROOT / "configs" / "digits.yaml"
@@ -32,31 +28,6 @@ NORMALS = {
     (49_999, 42): (-0.8484945893287659, -0.11214780062437057, 1.046767234802246),
     (7, 2**32 + 9): (-0.34178638458251953, -0.09564945101737976, 1.3965263366699219),
 }
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    """The digits recipe's network with no weight at zero, as one file."""
-    generator = torch.Generator().manual_seed(0)
-    network = create_network("pmf_tiny_2", image_size=8, num_classes=10, channels=1, generator=generator)
-    tensors = {
-        name: tensor + 0.1 * torch.randn(tensor.shape, generator=generator)
-        for name, tensor in network.state_dict().items()
-    }
-    path = tmp_path_factory.mktemp("weights") / "network.safetensors"
-    save_weights(path, tensors, load_config(DIGITS))
-    return path
-
-
-@pytest.fixture
-def call(monkeypatch):
-    """A verb of eval.py in this process."""
-
-    def run(*arguments: object) -> None:
-        monkeypatch.setattr("sys.argv", ["eval.py", *map(str, arguments)])
-        importlib.import_module("eval").main()
-
-    return run
 
 
 @pytest.mark.parametrize(("index", "seed"), NORMALS)

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import json
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 from pydantic.fields import FieldInfo
 
-from pmf.checkpoint.saved_weights import save_weights
 from pmf.config.sections import Config, SamplingConfig
 from pmf.config.yaml_file import load_config
 from pmf.errors import UserError
 from pmf.flow.options import SAMPLERS
-from pmf.net.sizes import create_network
 from pmf.options import Interval, PositiveFloat
 from tests.launch import ROOT
 
@@ -51,31 +47,6 @@ def wider(monkeypatch):
         yield
     Config.model_rebuild(force=True)
     assert Config.model_fields["sampling"].annotation is SamplingConfig
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    """The digits recipe's network with no weight at zero, as one file."""
-    generator = torch.Generator().manual_seed(0)
-    network = create_network("pmf_tiny_2", image_size=8, num_classes=10, channels=1, generator=generator)
-    tensors = {
-        name: tensor + 0.1 * torch.randn(tensor.shape, generator=generator)
-        for name, tensor in network.state_dict().items()
-    }
-    path = tmp_path_factory.mktemp("run") / "network.safetensors"
-    save_weights(path, tensors, load_config(DIGITS))
-    return path
-
-
-@pytest.fixture
-def call(monkeypatch):
-    """A verb of eval.py in this process."""
-
-    def run(*arguments: object) -> None:
-        monkeypatch.setattr("sys.argv", ["eval.py", *map(str, arguments)])
-        importlib.import_module("eval").main()
-
-    return run
 
 
 def pixels(folder: Path) -> list[bytes]:

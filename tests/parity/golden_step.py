@@ -1,14 +1,15 @@
-"""What the comparisons of a whole golden training step share: raw draws, and every gradient."""
+"""What the comparisons of a whole golden training step share: raw draws, every field, and every gradient."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pmf.flow.draws import StandardDraws
-from tests.parity.golden import Golden
+from tests.parity.golden import Golden, relative_error
 
 # float32 through a network and back, in another summation order: measured 1e-6 on fields, 4e-7 (relative L2 over
 # all) on gradients, against these limits of INDEX.md.
@@ -50,3 +51,21 @@ def compare_gradients(network: nn.Module, name_of: Callable[[str], str], gradien
         assert float(difference.abs().max() / theirs.abs().max().clamp_min(1e-30)) < GRADIENT, key
     for key, norm in gradients.group("grad_l2norm/").items():
         torch.testing.assert_close(ours[key].norm(), norm.reshape(()), rtol=GRADIENT, atol=1e-12, msg=key)
+
+
+def compare_fields(step: Any, draws: Any, golden: Golden) -> None:
+    """Every field of a step of pMF or iMF is the official one; v_c and du/dt of the rows that are not flow matching."""
+    first, rows = draws.num_flow_matching, draws.unconditional_rows
+    fields = {
+        "z_t": (step.z, golden.image("mid/z_t")),
+        "v_t": (step.v_t, golden.image("mid/v_t")),
+        "v_c": (step.v_c[first:], golden.image("mid/v_c")[first:]),
+        "v_u": (step.v_u, golden.image("mid/v_u")[rows]),
+        "v_g": (step.v_g, golden.image("mid/v_g")),
+        "u": (step.u, golden.image("mid/u")),
+        "v": (step.v, golden.image("mid/v")),
+        "du_dt": (step.du_dt, golden.image("mid/du_dt")[first:]),
+        "V": (step.V, golden.image("mid/V")),
+    }
+    for field, (ours, theirs) in fields.items():
+        assert relative_error(ours, theirs) < FIELD, field

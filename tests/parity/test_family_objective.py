@@ -12,7 +12,7 @@ from pmf.flow.improved_mean_flow import ImprovedMeanFlow
 from pmf.flow.mean_flow import MeanFlow
 from pmf.flow.options import ImprovedMeanFlowOptions, MeanFlowOptions
 from tests.parity.golden import Golden, build_dit, build_imf, dit_name, imf_name, relative_error
-from tests.parity.golden_step import FIELD, compare_gradients, standard_draws
+from tests.parity.golden_step import FIELD, compare_fields, compare_gradients, standard_draws
 
 MEAN_FLOWS = ["H_meanflow_none", "H_meanflow_cfg_kappa0", "H_meanflow_cfg_kappa0.5"]
 
@@ -128,20 +128,7 @@ def test_every_field_of_improved_mean_flow_equals_the_official_one(derivative):
     case = ImprovedMeanFlowCase(derivative)
     golden, draws = case.golden, case.draws
     step = case.objective.evaluate(case.network, case.images, case.labels, draws)
-    first, rows = draws.num_flow_matching, draws.unconditional_rows
-    fields = {
-        "z_t": (step.z, golden.image("mid/z_t")),
-        "v_t": (step.v_t, golden.image("mid/v_t")),
-        "v_c": (step.v_c[first:], golden.image("mid/v_c")[first:]),
-        "v_u": (step.v_u, golden.image("mid/v_u")[rows]),
-        "v_g": (step.v_g, golden.image("mid/v_g")),
-        "u": (step.u, golden.image("mid/u")),
-        "v": (step.v, golden.image("mid/v")),
-        "du_dt": (step.du_dt, golden.image("mid/du_dt")[first:]),
-        "V": (step.V, golden.image("mid/V")),
-    }
-    for field, (ours, theirs) in fields.items():
-        assert relative_error(ours, theirs) < FIELD, field
+    compare_fields(step, draws, golden)
 
 
 @pytest.mark.parametrize("derivative", DERIVATIVES)

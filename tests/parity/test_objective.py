@@ -15,8 +15,8 @@ from pmf.flow.options import PixelMeanFlowOptions
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
 from pmf.net.pixel_transformer import PixelTransformer
 from tests.flow.small_step import shape_draws
-from tests.parity.golden import Golden, build_network, relative_error
-from tests.parity.golden_step import FIELD, GRADIENT, compare_gradients, standard_draws
+from tests.parity.golden import Golden, build_network
+from tests.parity.golden_step import FIELD, GRADIENT, compare_fields, compare_gradients, standard_draws
 
 CASES = ["B1_pmf", "B2_pmf", "B3_pmf", "B4_pmf"]
 
@@ -94,20 +94,7 @@ def test_every_field_equals_the_official_one(name, derivative):
     case = Case(name, derivative)
     golden, draws = case.golden, case.draws
     step = case.objective.evaluate(case.network, case.images, case.labels, draws)
-    first, rows = draws.num_flow_matching, draws.unconditional_rows
-    fields = {
-        "z_t": (step.z, golden.image("mid/z_t")),
-        "v_t": (step.v_t, golden.image("mid/v_t")),
-        "v_c": (step.v_c[first:], golden.image("mid/v_c")[first:]),
-        "v_u": (step.v_u, golden.image("mid/v_u")[rows]),
-        "v_g": (step.v_g, golden.image("mid/v_g")),
-        "u": (step.u, golden.image("mid/u")),
-        "v": (step.v, golden.image("mid/v")),
-        "du_dt": (step.du_dt, golden.image("mid/du_dt")[first:]),
-        "V": (step.V, golden.image("mid/V")),
-    }
-    for field, (ours, theirs) in fields.items():
-        assert relative_error(ours, theirs) < FIELD, field
+    compare_fields(step, draws, golden)
 
 
 @pytest.mark.parametrize("derivative", DERIVATIVES)
