@@ -1,13 +1,12 @@
 """A GPU that computes nothing, for machines that have none: its tensors have shape, dtype and device and no contents.
 
-Tensors of the CPU stay real. What would make a host wait for a device, or mix the two, is an error here. Torch's engine
-asks the driver for streams before a backward pass, so :func:`propagate` walks the same graph in its place.
+Tensors of the CPU stay real. What would make a host wait for a device, or mix the two, is an error here.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +16,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from pmf.costs.simulated_gpu import simulated_gpu
 
 CPU = torch.device("cpu")
 PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "convolution"}
@@ -80,67 +81,6 @@ class _Devices(TorchDispatchMode):
             )
 
 
-def propagate(output: Tensor, gradient: Tensor) -> dict[Tensor, Tensor]:
-    """Gradients by leaf, through the nodes that autograd recorded; each is called once, after all that feed it."""
-    root = output.grad_fn
-    waiting: dict[Any, int] = {root: 0}
-    stack = [root]
-    while stack:
-        for node, _ in stack.pop().next_functions:
-            if node is not None and node not in waiting:
-                waiting[node] = 0
-                stack.append(node)
-            if node is not None:
-                waiting[node] += 1
-    arrived: dict[Any, list[Tensor | None]] = {node: [None] * len(node._input_metadata) for node in waiting}
-    leaves: dict[Tensor, Tensor] = {}
-    arrived[root][output.output_nr] = gradient
-    ready = [root]
-    while ready:
-        node = ready.pop()
-        incoming = arrived.pop(node)
-        if hasattr(node, "variable"):
-            if incoming[0] is not None:
-                leaves[node.variable] = incoming[0]
-            continue
-        targets = [edge for edge in node.next_functions if edge[0] is not None]
-        for (target, slot), part in zip(targets, _call(node, incoming), strict=True):
-            if part is not None:
-                like = target._input_metadata[slot]  # as the engine: of the forward value's shape and dtype
-                part = part.sum_to_size(like.shape).to(like.dtype)
-                before = arrived[target][slot]
-                arrived[target][slot] = part if before is None else before + part
-            waiting[target] -= 1
-            if not waiting[target]:
-                ready.append(target)
-    return leaves
-
-
-def _call(node: Any, incoming: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """What a node sends to each of its inputs that need a gradient."""
-    if all(part is None for part in incoming):
-        return [None for target, _ in node.next_functions if target is not None]
-    if hasattr(node, "needs_input_grad"):  # a Function in Python; it answers for every argument
-        return [part for part, needed in zip(node.apply(*incoming), node.needs_input_grad, strict=True) if needed]
-    outgoing = node(*incoming)
-    outgoing = outgoing if isinstance(outgoing, tuple) else (outgoing,)
-    return [part for part, (target, _) in zip(outgoing, node.next_functions) if target is not None]
-
-
-@torch.no_grad()
-def backward(output: Tensor) -> None:
-    """In place of ``Tensor.backward``."""
-    for leaf, gradient in propagate(output, torch.ones_like(output)).items():
-        leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
-
-
-@torch.no_grad()
-def grad(output: Tensor, inputs: Sequence[Tensor], gradient: Tensor) -> tuple[Tensor, ...]:
-    """In place of ``torch.autograd.grad``, for leaves."""
-    leaves = propagate(output, gradient)
-    return tuple(leaves[tensor] for tensor in inputs)
-
-
 @contextlib.contextmanager
 def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Trace]:
     """Within, device ``cuda`` exists; ``tolist`` of its tensors gives ones and is counted."""
@@ -150,11 +90,7 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Trace]:
         trace.waits += 1
         return torch.ones(tensor.shape).tolist()
 
-    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
     monkeypatch.setattr(torch, "Generator", lambda device=CPU: generator())
     monkeypatch.setattr(FakeTensor, "tolist", wait)
-    monkeypatch.setattr(Tensor, "backward", backward)
-    monkeypatch.setattr(torch.autograd, "grad", grad)
-    with FakeTensorMode(allow_non_fake_inputs=True), _Devices(trace):
+    with simulated_gpu(), FakeTensorMode(allow_non_fake_inputs=True), _Devices(trace):
         yield trace

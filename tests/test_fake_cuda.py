@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensor
 
 from pmf.config.yaml_file import load_config
+from pmf.costs.graph_walk import backward, grad
 from pmf.costs.simulated_step import AUTOCAST
 from pmf.data.codec import create_codec
 from pmf.data.loader import Batch
@@ -23,7 +24,7 @@ from pmf.training import step as step_module
 from pmf.training.course import Course
 from pmf.training.preemption import StopRequest
 from pmf.training.step import TrainingStep
-from tests.fake_cuda import MixedDevicesError, Trace, backward, fake_cuda, grad
+from tests.fake_cuda import MixedDevicesError, Trace, fake_cuda
 from tests.flow.methods import METHODS
 from tests.flow.small_step import in_float32, inputs
 from tests.latents import latent_config

@@ -90,15 +90,14 @@ class MemoryEstimator:
 
     Attributes:
         network: parameters with shapes and gradients, without contents.
-        simulated_on: the device whose operations the step is made of, ``cuda`` or ``cpu``. Torch simulates a backward
-            pass on CUDA only where there is a GPU. On the CPU fewer operations are fused, so that more is kept.
     """
 
     def __init__(self, config: Config, *, device: str = "cuda") -> None:
         """Build everything without contents.
 
         Args:
-            device: ``cuda`` or ``cpu``, whether or not there is one: the optimizer differs.
+            device: ``cuda`` or ``cpu``, whether or not there is one: on CUDA more operations are fused, so that less is
+                kept, and matrices are stacked otherwise.
 
         Raises:
             UserError: an unknown model, or one that does not fit the images.
@@ -106,7 +105,6 @@ class MemoryEstimator:
         self._config = config
         self._device = device
         self._mode = FakeTensorMode()
-        self.simulated_on = device if torch.cuda.is_available() else "cpu"
         data, training = config.data, config.training
         with torch.device("meta"):
             network = network_of(config)
@@ -125,9 +123,8 @@ class MemoryEstimator:
             static_shapes=training.static_shapes,
         )
         with self._mode:
-            self.network, self._objective = without_contents((network, objective), self.simulated_on)
-            self._device_network = without_contents(network, device)  # how matrices are stacked depends on the device
-            for parameter in (*self.network.parameters(), *self._device_network.parameters()):
+            self.network, self._objective = without_contents((network, objective), device)
+            for parameter in self.network.parameters():
                 parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
 
     def __call__(self, sizes: Sequence[int], processes: int = 1) -> list[Estimate]:
@@ -169,7 +166,7 @@ class MemoryEstimator:
 
         Of more than MOST_RANKS processes, the first so many are simulated.
         """
-        parameters = list(self._device_network.parameters())
+        parameters = list(self.network.parameters())
         heaviest = max(
             (self._rank_bytes(rank, processes) for rank in range(min(processes, MOST_RANKS))),
             key=lambda found: found.optimizer + found.averages,
@@ -186,9 +183,9 @@ class MemoryEstimator:
     def _rank_bytes(self, rank: int, processes: int) -> _RankBytes:
         world = _SimulatedWorld(rank=rank, size=processes, device=torch.device(self._device), barrier=lambda: None)
         with self._mode, LiveBytes() as live:
-            optimizer = create_optimizer(self._device_network, self._config.optimizer, world)
+            optimizer = create_optimizer(self.network, self._config.optimizer, world)
             moments = live.current
-            averages = WeightAverages(self._device_network, self._config.ema, world)
+            averages = WeightAverages(self.network, self._config.ema, world)
             both = live.current
         del optimizer, averages
         return _RankBytes(world=world, optimizer=moments, averages=both - moments)
@@ -196,7 +193,7 @@ class MemoryEstimator:
     def _optimizer_work(self, world: World) -> int:
         """Peak of the buffers of an optimizer step: its own, and the messages to and from other processes."""
         with self._mode:
-            optimizer = create_optimizer(self._device_network, self._config.optimizer, world)
+            optimizer = create_optimizer(self.network, self._config.optimizer, world)
             with LiveBytes() as live:
                 optimizer.step()
         return live.peak

@@ -7,6 +7,7 @@ Compiled blocks are counted as if they were not compiled, and need less.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pmf.config.sections import Config
 from pmf.costs.live import LiveBytes
+from pmf.costs.simulated_gpu import simulated_gpu
 from pmf.data.options import network_shape
 from pmf.distributed.batching import accumulation_steps
 from pmf.distributed.world import ALONE
@@ -51,7 +53,8 @@ def measure(
         precision: ``training.mixed_precision``.
     """
     enabled = precision in AUTOCAST
-    with LiveBytes() as live:
+    simulated = simulated_gpu() if next(network.parameters()).device.type == "cuda" else contextlib.nullcontext()
+    with simulated, LiveBytes() as live:
         batch = make()
         with torch.autocast(batch.images.device.type, AUTOCAST.get(precision), enabled=enabled):
             objective.begin_step(network, [make], ALONE)
