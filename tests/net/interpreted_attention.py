@@ -20,7 +20,7 @@ def error(duals: list[Dual], expected: torch.Tensor) -> float:
     """Of the kernel, in float32, to what is expected."""
     rows, heads, tokens, width = duals[0].tangent.shape
     tangent = torch.full((rows, tokens, heads, width), float("nan")).transpose(1, 2)
-    launch(*(dual.primal for dual in duals), *(dual.tangent for dual in duals), tangent)
+    launch([dual.primal for dual in duals], [dual.tangent for dual in duals], tangent)
     return relative_error(tangent, expected)
 
 

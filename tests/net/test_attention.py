@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pmf.net import attention as attention_module
-from pmf.net.attention import attention, written_out_tangent
-from pmf.net.dual import Dual, value_of
+from pmf.net.attention import attention
+from pmf.net.dual import Dual
 from pmf.net.layers import Attention
 from tests.compiled_kernels import SHARED_MEMORY, compile_kernel
 from tests.launch import launch

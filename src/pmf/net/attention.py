@@ -78,7 +78,7 @@ def attention_tangent(
     from pmf.net.attention_kernel import launch
 
     with torch.cuda.device(query.device):
-        launch(query, key, value, query_tangent, key_tangent, value_tangent, tangent)
+        launch((query, key, value), (query_tangent, key_tangent, value_tangent), tangent)
     return tangent
 
 

@@ -13,6 +13,7 @@ instead of one part of 128.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +27,7 @@ Triton by itself looks for multiples of 16, which 72 is not."""
 
 
 @triton.jit
-def attention_tangent_kernel(
+def attention_tangent_kernel(  # type: ignore[no-untyped-def]
     query, key, value, query_rate, key_rate, value_rate, tangent,
     query_row, query_head, query_token,
     key_row, key_head, key_token,
@@ -128,7 +129,7 @@ def attention_tangent_kernel(
 
 @dataclass(frozen=True, kw_only=True)
 class Tiles:
-    """How the work is cut: queries and keys of a tile, the warps that share it, and how many key tiles are in flight."""
+    """How the work is cut: queries and keys of a tile, the warps that share it, and the key tiles in flight."""
 
     queries: int
     keys: int
@@ -137,7 +138,8 @@ class Tiles:
 
 
 # Registers decide: 150 a thread at 64 columns for sm_90, so that three groups of 4 warps share a multiprocessor, where
-# 64 keys would take 230. Float32 takes twice the room, and without tensor cores most of it for the products' factors.
+# 64 keys would take 230 (on sm_80, 80 columns with 32 keys take all 255). Float32 takes twice the room, and without
+# tensor cores most of it for the products' factors.
 HALF = Tiles(queries=64, keys=32, warps=4, stages=3)
 SINGLE = Tiles(queries=32, keys=16, warps=8, stages=2)
 
@@ -153,34 +155,26 @@ def precision_of_products(dtype: torch.dtype) -> str:
     return "tf32" if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest" else "ieee"
 
 
-def launch(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    query_rate: Tensor,
-    key_rate: Tensor,
-    value_rate: Tensor,
-    tangent: Tensor,
-    tiles: Tiles | None = None,
-) -> None:
+def launch(primals: Sequence[Tensor], rates: Sequence[Tensor], tangent: Tensor, tiles: Tiles | None = None) -> None:
     """Write the tangent of attention.
 
     Args:
-        query, key, value: (K, heads, T, d) of one dtype, which is bfloat16, float16 or float32, and any strides but in
-            the last dimension; d is at most WIDEST_HEAD.
-        query_rate, key_rate, value_rate: their tangents, of the same shape, with strides of their own.
+        primals: query, key and value: (K, heads, T, d) of one dtype, which is bfloat16, float16 or float32, and of any
+            strides but in the last dimension.
+        rates: their tangents, of the same shape and dtype, with strides of their own.
         tangent: of the same shape; it is overwritten.
         tiles: None takes those of the dtype.
     """
-    tensors = [query, key, value, query_rate, key_rate, value_rate, tangent]
-    tensors = [t if t.stride(-1) == 1 else t.contiguous() for t in tensors[:-1]] + [tangent]
-    strides = [stride for tensor in tensors for stride in tensor.stride()[:-1]]
+    query = primals[0]
+    inputs = [tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in (*primals, *rates)]
+    strides = [stride for tensor in (*inputs, tangent) for stride in tensor.stride()[:-1]]
     unit = ALIGNED if all(stride % ALIGNED == 0 for stride in strides) else 1
     rows, heads, tokens, width = query.shape
     main, rest = parts_of_width(width)
     tiles = tiles or (SINGLE if query.dtype == torch.float32 else HALF)
     attention_tangent_kernel[(triton.cdiv(tokens, tiles.queries) * heads * rows,)](
-        *tensors,
+        *inputs,
+        tangent,
         *(stride // unit for stride in strides),
         heads,
         tokens,
