@@ -51,24 +51,23 @@ def test_forward_mode_differentiation_keeps_its_scores_in_float32():
     assert relative_error(found, exact(duals)) < 5e-3
 
 
-TILES = {"bf16": "HALF", "fp16": "HALF", "fp32": "SINGLE"}
-QUICK = {("bf16", 64, 90), ("bf16", 80, 80)}
+TYPES = {"half": ("bf16", "fp16"), "ieee": ("fp32",), "tf32": ("fp32",)}
+QUICK = {("half", "bf16", 64, 90), ("half", "bf16", 80, 80)}
 
 
 @needs_triton
 @pytest.mark.parametrize(
-    ("dtype", "width", "capability", "precision"),
+    ("precision", "dtype", "width", "capability"),
     [
-        pytest.param(*case, precision, marks=() if case in QUICK else pytest.mark.slow)
-        for case in itertools.product(TILES, (64, 72, 80), (80, 90))
-        for precision in (("ieee", "tf32") if case[0] == "fp32" else ("ieee",))
+        pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow)
+        for precision, dtypes in TYPES.items()
+        for case in itertools.product((precision,), dtypes, (16, 48, 64, 72, 80), (80, 90))
     ],
 )
-def test_the_kernel_fits_into_registers_and_shared_memory(dtype, width, capability, precision):
+def test_the_kernel_fits_into_registers_and_shared_memory(precision, dtype, width, capability):
     from pmf.net import attention_kernel
 
-    main, rest = attention_kernel.parts_of_width(width)
-    tiles = getattr(attention_kernel, TILES[dtype])
+    (main, rest), tiles = attention_kernel.parts_of_width(width), attention_kernel.TILES[precision]
     constants = {
         "UNIT": attention_kernel.ALIGNED,
         "WIDTH": width,
@@ -76,18 +75,17 @@ def test_the_kernel_fits_into_registers_and_shared_memory(dtype, width, capabili
         "REST": rest,
         "QUERIES": tiles.queries,
         "KEYS": tiles.keys,
-        "PRECISION": precision,
+        "PRECISION": "tf32" if precision == "tf32" else "ieee",
     }
     kernel = attention_kernel.attention_tangent_kernel
-    pointers = dict.fromkeys(kernel.arg_names[:7], f"*{dtype}")
-    compiled = compile_kernel(
-        kernel, {**pointers, "scale": "fp32"}, constants, capability, warps=tiles.warps, stages=tiles.stages
-    )
+    types = {**dict.fromkeys(kernel.arg_names[:7], f"*{dtype}"), "scale": "fp32"}
+    compiled = compile_kernel(kernel, types, constants, capability, warps=tiles.warps, stages=tiles.stages)
     print(f"sm_{capability} {dtype} {precision} width {width}: {compiled}")
     assert compiled.stack == 0, "registers were spilled"
     assert compiled.shared <= SHARED_MEMORY[capability]
-    tensor_cores = {90: "wgmma", 80: "mma.sync"}[capability]
-    assert precision == "tf32" or (tensor_cores in compiled.ptx) == (dtype != "fp32")
+    if precision == "half":
+        assert {80: "mma.sync", 90: "wgmma"}[capability] in compiled.ptx
+    assert ("mma" in compiled.ptx) == (precision != "ieee")
 
 
 @needs_triton

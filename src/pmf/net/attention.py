@@ -13,8 +13,8 @@ from torch.autograd import forward_ad
 from pmf.net.dual import Dual, Operand, at_least_float32
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
-WIDEST_HEAD = 128
-"""Of the kernel: what it keeps of a wider head does not fit into registers."""
+WIDEST_HEAD = 80
+"""Of the kernel: what it keeps of much wider heads does not fit into registers."""
 
 
 def attention(query: Operand, key: Operand, value: Operand) -> Operand:

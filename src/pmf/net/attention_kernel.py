@@ -139,9 +139,12 @@ class Tiles:
 
 # Registers decide: 150 a thread at 64 columns for sm_90, so that three groups of 4 warps share a multiprocessor, where
 # 64 keys would take 230 (on sm_80, 80 columns with 32 keys take all 255). Float32 takes twice the room, and without
-# tensor cores most of it for the products' factors.
-HALF = Tiles(queries=64, keys=32, warps=4, stages=3)
-SINGLE = Tiles(queries=32, keys=16, warps=8, stages=2)
+# tensor cores most of it for the products' factors. Triton 3.9 crashes over 16 keys in exact float32 on sm_90.
+TILES = {
+    "half": Tiles(queries=64, keys=32, warps=4, stages=3),
+    "tf32": Tiles(queries=32, keys=16, warps=8, stages=2),
+    "ieee": Tiles(queries=32, keys=32, warps=8, stages=2),
+}
 
 
 def parts_of_width(width: int) -> tuple[int, int]:
@@ -151,8 +154,10 @@ def parts_of_width(width: int) -> tuple[int, int]:
 
 
 def precision_of_products(dtype: torch.dtype) -> str:
-    """TF32 for float32 where torch's own products may use it."""
-    return "tf32" if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest" else "ieee"
+    """A row of TILES; of float32 it is TF32 where torch's own products may be."""
+    if dtype != torch.float32:
+        return "half"
+    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
 def launch(primals: Sequence[Tensor], rates: Sequence[Tensor], tangent: Tensor, tiles: Tiles | None = None) -> None:
@@ -171,7 +176,8 @@ def launch(primals: Sequence[Tensor], rates: Sequence[Tensor], tangent: Tensor, 
     unit = ALIGNED if all(stride % ALIGNED == 0 for stride in strides) else 1
     rows, heads, tokens, width = query.shape
     main, rest = parts_of_width(width)
-    tiles = tiles or (SINGLE if query.dtype == torch.float32 else HALF)
+    precision = precision_of_products(query.dtype)
+    tiles = tiles or TILES[precision]
     attention_tangent_kernel[(triton.cdiv(tokens, tiles.queries) * heads * rows,)](
         *inputs,
         tangent,
@@ -185,7 +191,7 @@ def launch(primals: Sequence[Tensor], rates: Sequence[Tensor], tangent: Tensor, 
         REST=rest,
         QUERIES=tiles.queries,
         KEYS=tiles.keys,
-        PRECISION=precision_of_products(query.dtype),
+        PRECISION="tf32" if precision == "tf32" else "ieee",
         num_warps=tiles.warps,
         num_stages=tiles.stages,
     )
