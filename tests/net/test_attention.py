@@ -30,7 +30,8 @@ def test_the_written_out_tangent_is_the_derivative(rows, dtype, tolerance):
     assert relative_error(found.tangent, exact(duals)) < tolerance
 
 
-# Rounding the result alone gives 1.7e-3 and 2.1e-4. Scores, or O, rounded to half precision gave 4.7e-3 and 5.9e-4.
+# Rounding the result alone gives 1.7e-3 and 2.1e-4. With scores and O rounded to half precision it was 4.8e-3 and
+# 5.9e-4, with the gain 1.5e-2 and 1.9e-3.
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 2e-3), (torch.float16, 2.5e-4)])
 @pytest.mark.parametrize("gain", [1.0, 5.0])
 def test_in_half_precision_it_is_off_by_little_more_than_its_rounding(dtype, tolerance, gain):
@@ -47,8 +48,8 @@ def test_forward_mode_differentiation_keeps_its_scores_in_float32():
     duals = random_duals(1, 1, 2, 276, 64, torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
         found = torch.func.jvp(attention, tuple(d.value for d in duals), tuple(d.tangent for d in duals))[1]
-    # P, dP and three products are rounded; with the scores rounded as well it was 8e-3.
-    assert relative_error(found, exact(duals)) < 5e-3
+    # 3.0e-3, from P, dP and the products with them; with rounded scores it was 5.2e-3.
+    assert relative_error(found, exact(duals)) < 4e-3
 
 
 TYPES = {"half": ("bf16", "fp16"), "ieee": ("fp32",), "tf32": ("fp32",)}
