@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from pmf.costs.simulated_gpu import simulated_gpu
 
 CPU = torch.device("cpu")
-PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "convolution"}
+PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "convolution", "attention_tangent"}
 
 
 class MixedDevicesError(Exception):
@@ -32,7 +32,7 @@ class Trace:
     """What happened on the GPU.
 
     Attributes:
-        products: name and dtype of every matrix product and convolution.
+        products: name and dtype of every matrix product, convolution and kernel of ours.
         waits: how often the host asked for the values of a tensor, by ``tolist``.
         blocking: how often it stood still while tensors of its own were copied to the GPU.
     """

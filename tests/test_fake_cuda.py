@@ -170,6 +170,7 @@ def test_a_step_stays_on_the_gpu_and_waits_once(method, precision, changes, tmp_
         "addmm": {half},
         "convolution": {half},
         "baddbmm": {torch.bfloat16},  # Muon's
+        "attention_tangent": {half},
     }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from benchmarks.contact import ceilings, exactness, inspection, processes, sampling, steps
+from benchmarks.contact import attention, ceilings, exactness, inspection, processes, sampling, steps
 from benchmarks.contact.setting import Report, Setting
 
 
@@ -33,6 +33,7 @@ STAGES = (
     Stage(name="float64_gradients", run=exactness.float64_gradients, limit=40),
     Stage(name="low_precision_gradients", run=exactness.low_precision_gradients, limit=120),
     Stage(name="muon_bf16", run=exactness.muon_in_bfloat16, limit=45),
+    Stage(name="attention", run=attention.measure, limit=60, needs_cuda=True),
     Stage(name="steps_64", run=partial(steps.measure, micro_batch=64), limit=150),
     Stage(name="steps_128", run=partial(steps.measure, micro_batch=128), limit=120),
     Stage(name="steps_64_perceptual", run=partial(steps.measure, micro_batch=64, perceptual=True), limit=120),
