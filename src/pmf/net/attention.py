@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from pmf.net.dual import Dual, Operand
+from pmf.net.dual import Dual, Operand, at_least_float32
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+WIDEST_HEAD = 128
+"""Of the kernel: what it keeps of a wider head does not fit into registers."""
 
 
 def attention(query: Operand, key: Operand, value: Operand) -> Operand:
     """softmax(query key^T / sqrt(d)) value, per head.
 
-    No fused kernel has a forward-mode derivative, so under ``torch.func.jvp`` attention is written out. Of duals, the
-    fused kernel computes the value and the rule below the tangent. Everything else runs through the fused kernel.
+    No fused kernel of torch has a forward-mode derivative, so under ``torch.func.jvp`` attention is written out. Of
+    duals, torch's fused kernel computes the value, and the tangent comes from a kernel of ours on CUDA
+    (:func:`attention_tangent`) and is written out elsewhere. Everything else runs through torch's kernel.
 
     Args:
         query, key, value: (B, heads, T, d), all tensors or all duals.
@@ -24,27 +32,101 @@ def attention(query: Operand, key: Operand, value: Operand) -> Operand:
     """
     if isinstance(query, Dual) and isinstance(key, Dual) and isinstance(value, Dual):
         output = F.scaled_dot_product_attention(query.value, key.value, value.value)
-        return Dual(output, _attention_tangent(query, key, value, output))
+        if has_kernel(query.tangent):
+            primals, tangents = zip(*((part.primal, part.tangent) for part in (query, key, value)), strict=True)
+            return Dual(output, attention_tangent(*primals, *tangents))
+        return Dual(output, written_out_tangent(query, key, value, output))
     assert isinstance(query, Tensor) and isinstance(key, Tensor) and isinstance(value, Tensor), "tensors or duals"
     if forward_ad.unpack_dual(query).tangent is not None:
-        return _probabilities(query, key) @ value
+        with _without_autocast(query):
+            probabilities = _probabilities(at_least_float32(query), at_least_float32(key))
+        return probabilities.to(value.dtype) @ value
     return F.scaled_dot_product_attention(query, key, value)
+
+
+def has_kernel(tangent: Tensor) -> bool:
+    """Whether :func:`attention_tangent` can compute a tangent like this one."""
+    return (
+        HAS_TRITON
+        and tangent.device.type == "cuda"
+        and tangent.dtype in (torch.bfloat16, torch.float16, torch.float32)
+        and tangent.shape[-1] <= WIDEST_HEAD
+    )
+
+
+# Opaque to compilers. As torch.library.triton_op inductor would launch the kernel itself, which spares the host a few
+# microseconds a block; but it must then find out for itself what the kernel writes to, and copies every input if that
+# fails, and Triton would have to be there to trace a network.
+@torch.library.custom_op("pmf::attention_tangent", mutates_args=())
+def attention_tangent(
+    query: Tensor, key: Tensor, value: Tensor, query_tangent: Tensor, key_tangent: Tensor, value_tangent: Tensor
+) -> Tensor:
+    """The tangent of attention by one kernel that stores nothing of T x T numbers (pmf/net/attention_kernel.py).
+
+    Args:
+        query, key, value: (K, heads, T, d) in bfloat16, float16 or float32 on a CUDA device; d <= WIDEST_HEAD.
+        query_tangent, key_tangent, value_tangent: the same.
+
+    Returns:
+        (K, heads, T, d) of that dtype; in memory tokens stand before heads, so that merging heads copies nothing.
+    """
+    tangent = _tokens_first(query)
+    if torch.cuda.get_device_capability(query.device) < (8, 0):  # Triton starts at Ampere
+        duals = (Dual(query, query_tangent), Dual(key, key_tangent), Dual(value, value_tangent))
+        output = F.scaled_dot_product_attention(query, key, value)
+        return tangent.copy_(written_out_tangent(*duals, output))
+    from pmf.net.attention_kernel import launch
+
+    with torch.cuda.device(query.device):
+        launch(query, key, value, query_tangent, key_tangent, value_tangent, tangent)
+    return tangent
+
+
+@attention_tangent.register_fake
+def _(query: Tensor, *_: Tensor) -> Tensor:
+    return _tokens_first(query)
+
+
+def _tokens_first(query: Tensor) -> Tensor:
+    rows, heads, tokens, width = query.shape
+    return query.new_empty(rows, tokens, heads, width).transpose(1, 2)
+
+
+def written_out_tangent(query: Dual, key: Dual, value: Dual, output: Tensor) -> Tensor:
+    """d(P V) = (P * dS - P rowsum(P * dS)) V + P dV, whatever the dtype and the device.
+
+    The sums dq k^T + q dk^T and (P * dS) V + P dV run as one product each over concatenated factors. Of half-precision
+    numbers everything is computed in float32, as fused kernels compute it: a score of 50 in bfloat16 is off by up to
+    1/8, and its exponential by an eighth.
+
+    Args:
+        query, key, value: (K, heads, T, d) and their tangents.
+        output: (B, heads, T, d), B >= K: attention's value, of which the last K rows belong to the tangents.
+
+    Returns:
+        (K, heads, T, d) of the dtype of ``output``.
+    """
+    q, k, v = (at_least_float32(part.primal) for part in (query, key, value))
+    dq, dk, dv = (at_least_float32(part.tangent) for part in (query, key, value))
+    with _without_autocast(q):
+        probabilities = _probabilities(q, k)  # (K, heads, T, T)
+        rates = torch.cat((dq, q), -1) * q.shape[-1] ** -0.5
+        d_scores = rates @ torch.cat((k, dk), -1).transpose(-2, -1)  # (K, heads, T, T)
+        weighted = probabilities * d_scores
+        total = weighted.sum(-1, keepdim=True)  # (K, heads, T, 1)
+        rounded = output.dtype != q.dtype
+        if rounded:  # P V of the same P; the fused pass has rounded its own
+            weighted -= probabilities * total
+        both = torch.cat((weighted, probabilities), -1) @ torch.cat((v, dv), -2)  # (K, heads, T, d)
+        if rounded:
+            return both.to(output.dtype)
+        return both - total * output.detach()[output.shape[0] - both.shape[0] :]
 
 
 def _probabilities(query: Tensor, key: Tensor) -> Tensor:
     return torch.softmax((query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1), dim=-1)
 
 
-def _attention_tangent(query: Dual, key: Dual, value: Dual, output: Tensor) -> Tensor:
-    """d(P V) = (P * dS - P rowsum(P * dS)) V + P dV, with P V known from the fused pass.
-
-    The sums dq k^T + q dk^T and (P * dS) V + P dV run as one product each over concatenated factors.
-    """
-    probabilities = _probabilities(query.primal, key.primal)  # (K, heads, T, T)
-    scale = query.primal.shape[-1] ** -0.5
-    rates = torch.cat((query.tangent, query.primal), -1) * scale
-    d_scores = rates @ torch.cat((key.primal, key.tangent), -1).transpose(-2, -1)  # (K, heads, T, T)
-    weighted = probabilities * d_scores
-    both = torch.cat((weighted, probabilities), -1) @ torch.cat((value.primal, value.tangent), -2)
-    primal_output = output.detach()[output.shape[0] - both.shape[0] :]
-    return both - weighted.sum(-1, keepdim=True) * primal_output  # (K, heads, T, d)
+def _without_autocast(like: Tensor) -> contextlib.AbstractContextManager[None]:
+    device = like.device.type
+    return contextlib.nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
