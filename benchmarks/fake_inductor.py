@@ -50,7 +50,7 @@ HOPPER = SimpleNamespace(
 """What inductor asks of a device's properties."""
 
 
-class _Written(Exception):
+class _WrittenError(Exception):
     """The code of a graph is there; to load it would take a device."""
 
 
@@ -68,8 +68,8 @@ class _Driver:
 def fake_gpu() -> Iterator[FakeTensorMode]:
     """Within the mode that this gives, tensors of device ``cuda`` can be made, and autocast for it works."""
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False))
-        stack.enter_context(mock.patch("torch.cuda.is_bf16_supported", lambda including_emulation=True: True))
+        stack.enter_context(mock.patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False))
+        stack.enter_context(mock.patch("torch.cuda.is_bf16_supported", return_value=True))
         yield FakeTensorMode(allow_non_fake_inputs=True)
 
 
@@ -86,9 +86,9 @@ def written_graphs(function: Callable[..., Any], *inputs: Any) -> list[GraphLowe
     def stop_after_writing(graph: GraphLowering) -> Any:
         write(graph)
         graphs.append(graph)
-        raise _Written
+        raise _WrittenError
 
-    def compile_graph(module: torch.fx.GraphModule, example: Sequence[Any], **options: Any) -> Callable[[list[Any]], Any]:
+    def compile_graph(module: torch.fx.GraphModule, example: Sequence[Any], **options: Any) -> Any:
         unchanged, before = copy.deepcopy(module), len(graphs)
         with _pretended_device():
             try:
@@ -125,25 +125,25 @@ def written_graphs(function: Callable[..., Any], *inputs: Any) -> list[GraphLowe
 @contextlib.contextmanager
 def _pretended_device() -> Iterator[None]:
     """Inductor finds one device. Tracing and fake tensors must not: they would ask its driver."""
-    functions: dict[str, Any] = {
-        "is_available": lambda: True,
-        "device_count": lambda: 1,
-        "current_device": lambda: 0,
-        "get_device_properties": lambda device=None: HOPPER,
-        "get_device_capability": lambda device=None: (HOPPER.major, HOPPER.minor),
-        "get_device_name": lambda device=None: HOPPER.name,
-        "get_rng_state": lambda device=None: torch.empty(0, dtype=torch.uint8),
-        "set_rng_state": lambda state, device=None: None,
-        "_exchange_device": lambda index: 0,
-        "_maybe_exchange_device": lambda index: 0,
+    answers: dict[str, Any] = {
+        "is_available": True,
+        "device_count": 1,
+        "current_device": 0,
+        "get_device_properties": HOPPER,
+        "get_device_capability": (HOPPER.major, HOPPER.minor),
+        "get_device_name": HOPPER.name,
+        "get_rng_state": torch.empty(0, dtype=torch.uint8),
+        "set_rng_state": None,
+        "_exchange_device": 0,
+        "_maybe_exchange_device": 0,
     }
     with contextlib.ExitStack() as stack:
-        for name, function in functions.items():
-            stack.enter_context(mock.patch.object(torch.cuda, name, function))
+        for name, answer in answers.items():
+            stack.enter_context(mock.patch.object(torch.cuda, name, return_value=answer))
         for home in (CudaInterface, CudaInterface.Worker):
             for name in ("get_device_properties", "current_device"):
-                stack.enter_context(mock.patch.object(home, name, staticmethod(functions[name])))
-        stack.enter_context(mock.patch.object(torch._inductor.scheduler, "has_triton", lambda: True))
+                stack.enter_context(mock.patch.object(home, name, return_value=answers[name]))
+        stack.enter_context(mock.patch.object(torch._inductor.scheduler, "has_triton", return_value=True))
         stack.enter_context(mock.patch.object(FakeTensorMode, "avoid_device_init", True))
         stack.enter_context(mock.patch.object(triton.runtime.driver, "_active", _Driver()))
         yield

@@ -23,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, the repos
 import torch
 from torch import nn
 from torch._inductor.graph import GraphLowering
+from torch._inductor.ir import FallbackKernel, MultiOutput
 from torch._inductor.scheduler import BaseSchedulerNode, ExternKernelSchedulerNode, NopKernelSchedulerNode
 from torch._inductor.virtualized import V
-from torch.utils.flop_counter import flop_registry
 
 from benchmarks.fake_inductor import NUM_MULTIPROCESSORS, fake_gpu, written_graphs
 from pmf.net.adaptive_layers import AdaptiveBlock
@@ -39,7 +39,9 @@ PRODUCT_FLOPS = 672e12
 """Per second, of a product that fills all multiprocessors to the last wave of 128 x 256 tiles."""
 BATCHED_FLOPS = 200e12
 """The same for batched products of rows that are not aligned."""
-ATTENTION_FLOPS = {"forward": 380e12, "backward": 280e12}
+ATTENTION_FLOPS = {"forward": 380e12, "backward": 280e12, "tangent": 300e12}
+ATTENTION_PRODUCTS = {"forward": 2, "backward": 5, "tangent": 6}
+"""Of T x T x d, for each head: what a fused kernel runs."""
 LAUNCH_SECONDS = 2.5e-6
 
 COPIES = {"clone", "convert_element_type", "permute", "view", "unsqueeze", "expand", "cat", "constant_pad_nd", "slice"}
@@ -72,24 +74,28 @@ class Graph:
 
     kernels: list[Kernel]
 
-    def count(self, *kinds: str) -> int:
-        """Kernels of these kinds; of all without any."""
-        return len(self._of(kinds))
+    def count(self, kind: str | None = None) -> int:
+        """Kernels of a kind, or all."""
+        return len(self._of(kind))
 
-    def bytes(self, *kinds: str) -> int:
-        """Read and written by kernels of these kinds."""
-        return sum(kernel.bytes for kernel in self._of(kinds))
+    def bytes(self, kind: str | None = None) -> int:
+        """Read and written by kernels of a kind, or by all."""
+        return sum(kernel.bytes for kernel in self._of(kind))
+
+    def own_bytes(self) -> int:
+        """Read and written by the kernels that inductor wrote."""
+        return self.bytes("fused") + self.bytes("copy")
 
     def flops(self) -> int:
         """Of all products."""
         return sum(kernel.flops for kernel in self.kernels)
 
-    def milliseconds(self, *kinds: str) -> float:
-        """Predicted, of kernels of these kinds."""
-        return 1e3 * sum(kernel.seconds for kernel in self._of(kinds))
+    def milliseconds(self, kind: str | None = None) -> float:
+        """Predicted, of kernels of a kind, or of all."""
+        return 1e3 * sum(kernel.seconds for kernel in self._of(kind))
 
-    def _of(self, kinds: tuple[str, ...]) -> list[Kernel]:
-        return [kernel for kernel in self.kernels if not kinds or kernel.kind in kinds]
+    def _of(self, kind: str | None) -> list[Kernel]:
+        return [kernel for kernel in self.kernels if kind in (None, kernel.kind)]
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,7 @@ def count_block(
     *,
     image_size: int | None = None,
     passes: tuple[str, ...] = ("guidance", "value", "dual"),
-    change: Callable[[BaseBlock], object] = lambda block: None,
+    change: Callable[[BaseBlock], object] | None = None,
 ) -> dict[str, Graph]:
     """The graphs of one block in bfloat16 autocast: those of the passes, and ``backward``, that of the last pass.
 
@@ -126,11 +132,12 @@ def count_block(
     with fake_gpu() as mode:
         with mode, torch.device("cuda"):
             block, tokens, context = _block_of(model, image_size or 16 * SIZES[model].patch_size)
-        change(block)
+        if change is not None:
+            change(block)
         for name in passes:
             with mode, torch.device("cuda"):
                 needs_gradient, count = name != "guidance", getattr(rows, "guidance" if name == "guidance" else "value")
-                width = SIZES[model].numbers["width"]
+                width = int(SIZES[model].numbers["width"])
                 operands: list[Any] = [torch.empty(count, tokens, width, requires_grad=needs_gradient)]
                 if context is None:
                     operands.append(torch.empty(count, width, requires_grad=needs_gradient))
@@ -158,9 +165,8 @@ def _block_of(model: str, image_size: int) -> tuple[BaseBlock, int, nn.Module | 
     block = network.find_blocks()[0]
     if isinstance(block, AdaptiveBlock):
         return block, (image_size // size.patch_size) ** 2, None
-    rotation = network.rotation
-    assert isinstance(rotation, nn.Module)
-    return block, len(rotation.cos), rotation
+    rotation: Any = network.rotation
+    return block, int(rotation.cos.shape[0]), rotation
 
 
 def _read(graph: GraphLowering) -> Graph:
@@ -169,11 +175,10 @@ def _read(graph: GraphLowering) -> Graph:
 
 
 def _kernels_of(node: BaseSchedulerNode) -> Iterator[Kernel]:
-    size = int(node.get_read_write_buffers_sizes())
-    if isinstance(node, NopKernelSchedulerNode) or (isinstance(node, ExternKernelSchedulerNode) and not size):
-        return  # no kernel, or the name of one of several outputs
+    if isinstance(node, NopKernelSchedulerNode) or isinstance(node.node, MultiOutput):
+        return  # no kernel; the latter is the name of one of several outputs
     if isinstance(node, ExternKernelSchedulerNode):
-        yield _library_kernel(node.node, size)
+        yield _library_kernel(node.node)
         return
     names = {
         origin.target._opname
@@ -181,29 +186,34 @@ def _kernels_of(node: BaseSchedulerNode) -> Iterator[Kernel]:
         for origin in part.node.origins  # type: ignore[union-attr]
         if isinstance(origin.target, torch._ops.OpOverload)
     }
+    size = int(node.get_read_write_buffers_sizes())
     kind = "copy" if names <= COPIES else "fused"
     yield Kernel(kind, " ".join(sorted(names)), size, 0, LAUNCH_SECONDS + size / BYTES_PER_SECOND)
 
 
-def _library_kernel(kernel: Any, size: int) -> Kernel:
-    operation = kernel.op_overload
-    name = operation._opname
-    shapes = [tuple(map(int, value.get_size())) for value in kernel.inputs if hasattr(value, "get_size")]
+def _library_kernel(kernel: Any) -> Kernel:
+    name = kernel.op_overload._opname
+    inputs = [value for value in kernel.inputs if hasattr(value, "get_size")]
+    outputs = kernel.outputs if isinstance(kernel, FallbackKernel) else [kernel]
+    size = sum(_bytes(value) for value in (*inputs, *outputs) if value is not None)
+    shapes = [tuple(map(int, value.get_size())) for value in inputs]
     kind, flops, rate = "other", 0, math.inf
     if name in ("mm", "addmm", "bmm", "baddbmm"):
-        (*batch, m, k), (*_, n) = shapes[-2:]
-        flops = 2 * math.prod(batch) * m * k * n
-        kind, rate = ("batched", BATCHED_FLOPS) if batch else ("product", _product_rate(m, k, n))
-    elif "dot_product" in name:
-        direction = "backward" if "backward" in name else "forward"
-        batch, heads, tokens, width = shapes[-1 if direction == "forward" else 1]
-        products = 2 if direction == "forward" else 5
-        kind, flops, rate = "attention", products * 2 * batch * heads * tokens**2 * width, ATTENTION_FLOPS[direction]
-    elif operation.overloadpacket in flop_registry:
-        arguments = [torch.empty(shape, device="meta") for shape in shapes]
-        flops, rate = flop_registry[operation.overloadpacket](*arguments), ATTENTION_FLOPS["forward"]
-        kind = "attention"
+        left, right = shapes[-2:]
+        m, k, n = left[-2], left[-1], right[-1]
+        flops = 2 * math.prod(left[:-2]) * m * k * n
+        kind, rate = ("product", _product_rate(m, k, n)) if len(left) == 2 else ("batched", BATCHED_FLOPS)
+    elif "attention" in name:
+        direction = next((part for part in ("backward", "tangent") if part in name), "forward")
+        batch, heads, tokens, width = shapes[1]
+        flops = ATTENTION_PRODUCTS[direction] * 2 * batch * heads * tokens**2 * width
+        kind, rate = "attention", ATTENTION_FLOPS[direction]
     return Kernel(kind, name, size, flops, LAUNCH_SECONDS + max(flops / rate, size / BYTES_PER_SECOND))
+
+
+def _bytes(value: Any) -> int:
+    """Of a buffer, or of that part of one which a view shows."""
+    return int(math.prod(map(int, value.get_size())) * value.get_dtype().itemsize)
 
 
 def _product_rate(m: int, k: int, n: int) -> float:
@@ -220,8 +230,8 @@ def _product_rate(m: int, k: int, n: int) -> float:
 def repeats(model: str) -> dict[str, int]:
     """How many blocks of a training step run each graph."""
     numbers = SIZES[model].numbers
-    depth, head = numbers["depth"], numbers.get("head_depth")
-    if head is None:
+    depth, head = int(numbers["depth"]), int(numbers.get("head_depth", 0))
+    if not head:
         return {"dual": depth, "backward": depth}
     return {"guidance": depth, "value": head, "dual": depth, "backward": depth + head}
 
@@ -229,10 +239,11 @@ def repeats(model: str) -> dict[str, int]:
 def table(graphs: dict[str, Graph], times: dict[str, int]) -> Iterator[str]:
     """Lines of Markdown: a row for each graph, and what all blocks of a micro-batch take."""
     kinds = ("fused", "copy", "product", "batched", "attention", "other")
-    yield "| graph | kernels | " + " | ".join(kinds) + " | GB fused and copied | GB of libraries | TFLOP | ms | blocks |"
-    yield "|---" * 12 + "|"
+    titles = ("graph", "kernels", *kinds, "GB, own", "GB, libraries", "TFLOP", "ms", "blocks")
+    yield f"| {' | '.join(titles)} |"
+    yield "|---" * len(titles) + "|"
     for name, graph in graphs.items():
-        own = graph.bytes("fused", "copy")
+        own = graph.own_bytes()
         counts = " | ".join(str(graph.count(kind)) for kind in kinds)
         numbers = f"{own / 1e9:.3f} | {(graph.bytes() - own) / 1e9:.3f} | {graph.flops() / 1e12:.3f}"
         yield f"| {name} | {graph.count()} | {counts} | {numbers} | {graph.milliseconds():.3f} | {times.get(name, 0)} |"
@@ -240,10 +251,10 @@ def table(graphs: dict[str, Graph], times: dict[str, int]) -> Iterator[str]:
     def together(measure: Callable[[Graph], float]) -> float:
         return sum(count * measure(graphs[name]) for name, count in times.items() if name in graphs)
 
-    parts = ", ".join(f"{kind} {together(lambda graph, kind=kind: graph.milliseconds(kind)):.1f}" for kind in kinds)
+    parts = ", ".join(f"{kind} {together(partial(Graph.milliseconds, kind=kind)):.1f}" for kind in kinds)
     yield (
-        f"\nAll blocks, predicted: {together(Graph.milliseconds):.1f} ms ({parts}), {together(Graph.count):.0f} kernels, "
-        f"{together(Graph.bytes) / 1e9:.1f} GB"
+        f"\nAll blocks, predicted: {together(Graph.milliseconds):.1f} ms ({parts}), "
+        f"{together(Graph.count):.0f} kernels, {together(Graph.bytes) / 1e9:.1f} GB"
     )
 
 
