@@ -5,8 +5,6 @@ The condition is one vector per sample, (B, width), and may have a tangent, as e
 
 from __future__ import annotations
 
-from functools import partial
-
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -23,6 +21,7 @@ from pmf.net.dual import (
     multiply,
     over_tokens,
     scaled,
+    split,
 )
 from pmf.net.layers import merge_heads, unpatchify
 from pmf.net.norms import LayerNorm
@@ -39,12 +38,12 @@ class FusedAttention(nn.Module):
 
     def forward(self, x: Operand) -> Operand:
         """Attend: (B, T, width) to the same shape."""
-        together = self.qkv(x)  # (B, T, 3 width)
-        query, key, value = (map_linear(partial(self._heads_of, part), together) for part in range(3))
+        parts = split(self.qkv(x), [self.output.in_features] * 3)  # (B, T, width)
+        query, key, value = (map_linear(self._split_heads, part) for part in parts)  # (B, heads, T, d)
         return self.output(map_linear(merge_heads, attention(query, key, value)))
 
-    def _heads_of(self, part: int, together: Tensor) -> Tensor:
-        return rearrange(together.chunk(3, -1)[part], "b t (heads d) -> b heads t d", heads=self.num_heads)
+    def _split_heads(self, x: Tensor) -> Tensor:
+        return rearrange(x, "b t (heads d) -> b heads t d", heads=self.num_heads)
 
 
 class MLP(nn.Module):
@@ -70,10 +69,7 @@ class Modulation(Linear):
     def split(self, condition: Operand) -> list[Operand]:
         """From (B, width), the vectors, each (B, width); float32 at least, as they are added to 1 and to sums."""
         together = map_linear(at_least_float32, scaled(self, condition))
-        return [map_linear(partial(self._vector, part), together) for part in range(self.parts)]
-
-    def _vector(self, part: int, together: Tensor) -> Tensor:
-        return together.chunk(self.parts, -1)[part]
+        return split(together, [self.in_features] * self.parts)
 
 
 class AdaptiveBlock(BaseBlock):

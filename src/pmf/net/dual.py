@@ -147,6 +147,14 @@ def concatenate(parts: Sequence[Operand], dim: int) -> Operand:
     return Dual(value, torch.cat(tangents, dim))
 
 
+def split(x: Operand, sizes: Sequence[int]) -> list[Operand]:
+    """Parts of these sizes of the last dimension."""
+    if isinstance(x, Dual):
+        pairs = zip(x.value.split(sizes, -1), x.tangent.split(sizes, -1), strict=True)
+        return [Dual(value, tangent) for value, tangent in pairs]
+    return list(x.split(sizes, -1))
+
+
 def silu(x: Operand) -> Operand:
     """x sigmoid(x)."""
     if isinstance(x, Dual):
@@ -206,12 +214,20 @@ class Linear(nn.Linear):
 
     def forward(self, x: Operand) -> Operand:  # type: ignore[override]
         """Map (B, ..., in + extra_in) to (B, ..., out + extra_out)."""
+        return apply_weight(x, self.padded_weight(value_of(x).device), self.bias)
+
+    def padded_weight(self, device: torch.device) -> Tensor:
+        """The weight as products on a device take it: (out + extra_out, in + extra_in)."""
         # On the meta device only counting happens: there the product has its true width.
-        pads = any(self.extra) and value_of(x).device.type != "meta"
-        weight = F.pad(self.weight, self.extra) if pads else self.weight
-        if isinstance(x, Dual):
-            return Dual(F.linear(x.value, weight, self.bias), F.linear(x.tangent, weight.detach()))
-        return F.linear(x, weight, self.bias)
+        pads = any(self.extra) and device.type != "meta"
+        return F.pad(self.weight, self.extra) if pads else self.weight
+
+
+def apply_weight(x: Operand, weight: Tensor, bias: Tensor | None = None) -> Operand:
+    """``F.linear``; of a dual's tangent without the bias."""
+    if isinstance(x, Dual):
+        return Dual(F.linear(x.value, weight, bias), F.linear(x.tangent, weight.detach()))
+    return F.linear(x, weight, bias)
 
 
 class Conv2d(nn.Conv2d):

@@ -13,6 +13,7 @@ from pmf.net.base import BaseBlock
 from pmf.net.dual import Conv2d, Linear, Operand, add, map_linear, multiply, scaled, silu, sinusoids, value_of
 from pmf.net.norms import RMSNorm
 from pmf.net.positions import Rotation
+from pmf.net.products import project
 
 
 class Attention(nn.Module):
@@ -30,14 +31,15 @@ class Attention(nn.Module):
 
     def forward(self, x: Operand, rotation: Rotation) -> Operand:
         """Attend: (B, T, width) to the same shape."""
-        value = map_linear(self._split_heads, self.value(x))  # (B, heads, T, d)
+        parts = project(x, self.value, self.query, self.key)
+        value, query, key = (map_linear(self._split_heads, part) for part in parts)  # (B, heads, T, d)
         dtype = value_of(value).dtype
 
         def rotate(tensor: Tensor) -> Tensor:
-            return rotation(tensor).to(dtype)
+            return rotation(tensor, dtype)
 
-        query = map_linear(rotate, self.query_norm(map_linear(self._split_heads, self.query(x))))
-        key = map_linear(rotate, self.key_norm(map_linear(self._split_heads, self.key(x))))
+        query = map_linear(rotate, self.query_norm(query))
+        key = map_linear(rotate, self.key_norm(key))
         return self.output(map_linear(merge_heads, attention(query, key, value)))  # (B, T, width)
 
     def _split_heads(self, x: Tensor) -> Tensor:
@@ -60,7 +62,8 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Operand) -> Operand:
         """Apply to each token: (B, T, width) to the same shape."""
-        return self.down(multiply(silu(self.gate(x)), self.up(x)))
+        gate, up = project(x, self.gate, self.up)
+        return self.down(multiply(silu(gate), up))
 
 
 class Block(BaseBlock):

@@ -32,11 +32,21 @@ class Rotation(nn.Module):
         self.register_buffer("cos", table.cos(), persistent=False)
         self.register_buffer("sin", table.sin(), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Rotate queries or keys, (..., T, d)."""
-        real, imaginary = x.unflatten(-1, (-1, 2)).unbind(-1)
-        turned = (real * self.cos - imaginary * self.sin, real * self.sin + imaginary * self.cos)
-        return torch.stack(turned, dim=-1).flatten(-2)
+    def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Rotate queries or keys, (B, heads, T, d), and round them to ``dtype``.
+
+        Fused attention lays its output out in memory as its queries are. On CUDA tokens stand there before heads, so
+        that nothing is copied to merge the heads.
+        """
+        if x.device.type != "cuda":
+            return _rotated(x, self.cos, self.sin, dtype)
+        return _rotated(x.transpose(1, 2), self.cos[:, None], self.sin[:, None], dtype).transpose(1, 2)
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Tensor:
+    real, imaginary = x.unflatten(-1, (-1, 2)).unbind(-1)
+    turned = (real * cos - imaginary * sin, real * sin + imaginary * cos)
+    return torch.stack([part.to(dtype) for part in turned], dim=-1).flatten(-2)
 
 
 def sequence_angles(channels: int, length: int, theta: float = 1e4, dtype: torch.dtype = torch.float32) -> Tensor:
