@@ -52,8 +52,10 @@ class TrainingConfig(Section):
     bf16, and for comparison with runs in fp16."""
     tf32: bool = True
     """Allow TF32 for the float32 matrix products that remain on CUDA."""
-    compile: bool = False
-    """Compile each transformer block with torch.compile; needs a C++ compiler on CPU, Triton on CUDA."""
+    compile: Literal["auto", True, False] = "auto"
+    """Compile the parts of the network and the losses with torch.compile. auto: on CUDA, where Triton and a C compiler
+    are there and du/dt is not taken by jvp; the run's first lines say so. true: in any case, on a CPU with a C++
+    compiler."""
     activation_checkpointing: bool = False
     """Keep only the input of each transformer block and compute the block again for its gradients: less memory."""
     static_shapes: bool = False
@@ -183,7 +185,7 @@ def cross_field_problems(config: Config) -> list[tuple[str, str]]:
                 f"is {optimizer.warmup_steps}, more than training.max_steps {training.max_steps}; lower it",
             )
         )
-    of_objective = config.objective.problems(compiled=training.compile, parallel=training.parallel)
+    of_objective = config.objective.problems(compiled=training.compile is True, parallel=training.parallel)
     problems += [(f"objective.{key}", problem) for key, problem in of_objective]
     problems += _sampling_problems(config)
     if training.parallel != "ddp" and training.mixed_precision == "fp16":

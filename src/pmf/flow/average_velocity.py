@@ -23,6 +23,7 @@ from pmf.flow.draws import (
     draw_standard,
     sample_label_drop,
 )
+from pmf.flow.filling import Filling
 from pmf.flow.objective import Objective
 from pmf.flow.options import AverageVelocityOptions
 from pmf.flow.parameterization import Parameterization, VelocityPrediction, per_image
@@ -39,6 +40,7 @@ class AverageVelocityObjective(Objective[StandardScalars, StepDraws]):
         heads: of the network that is trained.
         drops_first_rows: as many of the first rows as a drawn count lose their label; otherwise each draws for itself.
         parameterization: what an output of the network means.
+        filling: rows of passes that nobody needs.
     """
 
     shown = "loss_u"  # the total says little, because of the adaptive weight
@@ -47,11 +49,17 @@ class AverageVelocityObjective(Objective[StandardScalars, StepDraws]):
     parameterization: Parameterization = VelocityPrediction()
 
     def __init__(
-        self, settings: AverageVelocityOptions, *, num_classes: int, static_shapes: bool = False, **_: Any
+        self,
+        settings: AverageVelocityOptions,
+        *,
+        num_classes: int,
+        static_shapes: bool = False,
+        few_sizes: bool = False,
+        **_: Any,
     ) -> None:
         """Keep the settings; see :func:`pmf.flow.objective.create_objective`, also for what is ignored here."""
         self.settings = settings
-        self.static_shapes = static_shapes
+        self.filling = Filling(static_shapes=static_shapes, few_sizes=few_sizes)
         self.null_label = num_classes
         self.derivative = DERIVATIVES[settings.derivative]
 
