@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pmf.errors import UserError
 from pmf.flow.dealing import Work, deal
-from pmf.flow.derivative import DERIVATIVES, require_derivative
+from pmf.flow.derivative import DERIVATIVES, carries_tangents, require_derivative
 from pmf.flow.draws import (
     StandardDraws,
     StandardScalars,
@@ -76,6 +76,14 @@ class AverageVelocityObjective(Objective[StandardScalars, StepDraws]):
         if self.heads == "u" and has_v:
             raise UserError(f"{trained} a u head alone; the v head of {name} would never be trained")
         require_derivative(network, self.settings.derivative, compiled=compiled, parallel=parallel)
+
+    def require_recordable(self, network: Network) -> None:
+        """See :class:`Objective`: wherever the network carries its tangents."""
+        if self.settings.derivative == "jvp" or not carries_tangents(network):
+            raise UserError(
+                f"training.cuda_graph is true, but du/dt of {type(network).__name__} is taken by jvp, which is not "
+                "recorded; set it to false"
+            )
 
     def shape(self, standard: StandardDraws) -> StepDraws:
         """What the method makes of raw draws; deterministic."""

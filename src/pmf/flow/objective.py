@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Protocol, S
 from pydantic import ValidationError, ValidationInfo
 from pydantic_core import InitErrorDetails
 
+from pmf.errors import UserError
 from pmf.options import Section
 from pmf.tables import Row, names_in, one_of, resolve
 
@@ -149,6 +150,20 @@ class Objective(Generic[Scalars, Draws]):
 
         for name in self.compiled_methods:
             setattr(self, name, compiled(getattr(self, name)))
+
+    def require_recordable(self, network: Network) -> None:  # noqa: ARG002  # for subclasses
+        """Whether :meth:`loss` can be recorded as a CUDA graph: a function of tensors alone, on the device alone.
+
+        It makes no decision by their contents, copies nothing from the host, draws nothing and changes nothing on the
+        host, and there is no :meth:`begin_step`.
+
+        Raises:
+            UserError: it cannot, as is assumed unless a subclass overrides this.
+        """
+        raise UserError(
+            f"training.cuda_graph is true, but the loss {type(self).__name__} does not say that it can be recorded; "
+            "set it to false"
+        )
 
     def draw_rows(
         self, rows: int, num_micro_batches: int, wanted: Sequence[int], generator: torch.Generator

@@ -40,6 +40,18 @@ def decide_compilation(config: Config, network: BaseNetwork, objective: Objectiv
     return Compilation(False, f"training.compile is auto, and {obstacle}")
 
 
+def compile_step(network: BaseNetwork, objective: Objective[Any, Any], perceptual: Any, *, static_shapes: bool) -> None:
+    """Compile, part by part, what a micro-batch's loss is made of.
+
+    Args:
+        perceptual: distances (:class:`pmf.perceptual.distances.PerceptualDistances`), or None.
+    """
+    network.compile_blocks(static_shapes=static_shapes)
+    objective.compile_losses()
+    if perceptual is not None:
+        perceptual.compile_networks()
+
+
 def _obstacle(config: Config, network: BaseNetwork, objective: Objective[Any, Any]) -> str | None:
     """Why the run cannot or need not be compiled."""
     if not torch.cuda.is_available():

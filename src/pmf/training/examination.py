@@ -26,6 +26,7 @@ from pmf.training.metrics import wandb_problem
 from pmf.training.preflight import (
     missing_for_compilation,
     require_compiler,
+    require_cuda_graph,
     require_decoder,
     require_device,
     require_storage,
@@ -69,6 +70,7 @@ def _ask(subject: str, check: Callable[[], Generator[Verdict, None, T]]) -> Gene
 
 def _device(config: Config) -> Generator[Verdict]:
     require_device(config.training)
+    require_cuda_graph(config.training, processes=1)
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         yield Verdict("ok", "device", f"{', '.join(names)}; mixed_precision {config.training.mixed_precision}")

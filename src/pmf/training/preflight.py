@@ -57,6 +57,20 @@ def missing_for_compilation() -> str | None:
     return f"a compiler, and {' or '.join(wanted)} is not on the PATH; install one, name it in {variable}"
 
 
+def require_cuda_graph(training: TrainingConfig, processes: int) -> None:
+    """What ``training.cuda_graph`` needs: a CUDA device, and one process, as no message can be recorded.
+
+    Raises:
+        UserError: it is not so.
+    """
+    if not training.cuda_graph:
+        return
+    if not torch.cuda.is_available():
+        raise UserError("training.cuda_graph is true, which needs a CUDA device, and there is none; set it to false")
+    if processes > 1:
+        raise UserError(f"training.cuda_graph is true, which needs a single process, not {processes}; set it to false")
+
+
 def require_decoder(config: Config) -> str:
     """What decodes images is there, if the run will make any: better now than at the first grid.
 

@@ -24,7 +24,8 @@ from pmf.optim.ema import WeightAverages
 from pmf.optim.groups import create_optimizer
 from pmf.perceptual.distances import create_distances
 from pmf.randomness import Stream, torch_generator
-from pmf.training.compilation import decide_compilation
+from pmf.training.captured import CapturedMicroBatches, CudaRecorder
+from pmf.training.compilation import compile_step, decide_compilation
 from pmf.training.course import Course
 from pmf.training.preemption import StopRequest
 from pmf.training.state import TrainingState
@@ -99,18 +100,15 @@ class TrainingStep:
         )
         self.compilation = decide_compilation(config, network, create(config.objective))
         say(str(self.compilation))
-        compiled = self.compilation.on
-        self.objective = create(config.objective, static_shapes=training.static_shapes, few_sizes=compiled)
-        self.objective.require_network(network, compiled=compiled, parallel=training.parallel)
+        few_sizes = self.compilation.on or training.cuda_graph
+        self.objective = create(config.objective, static_shapes=training.static_shapes, few_sizes=few_sizes)
+        self.objective.require_network(network, compiled=self.compilation.on, parallel=training.parallel)
         # Before checkpointing, and without rows that only fill: what is needed counts.
         self.flops = self._count_flops(network, create(config.objective.countable())) if world.is_main else None
         if training.activation_checkpointing:
             network.checkpoint_blocks()
-        if compiled:
-            network.compile_blocks(static_shapes=training.static_shapes)
-            self.objective.compile_losses()
-            if perceptual:
-                perceptual.compile_networks()
+        if self.compilation.on:
+            compile_step(network, self.objective, perceptual, static_shapes=training.static_shapes)
         module = LossModule(network, self.objective)
         sharded = training.parallel != "ddp" and world.size > 1
         if sharded:
@@ -120,6 +118,10 @@ class TrainingStep:
         # Shards stay where they are, and "evaluation" is Accelerate's word for autocast alone, without DDP.
         self.module = accelerator.prepare_model(module, device_placement=not sharded, evaluation_mode=sharded)
         accelerator.prepare_optimizer(optimizer, device_placement=not sharded)  # so that it can unscale the gradients
+        self._run: Callable[[MicroBatch[Any]], dict[str, Tensor]] = self._forward_and_backward
+        if training.cuda_graph:
+            self.objective.require_recordable(network)
+            self._run = CapturedMicroBatches(self._run, list(network.parameters()), CudaRecorder())
         self.state = TrainingState(network, optimizer, averages, accelerator.scaler, self.objective)
 
     def _count_flops(self, network: nn.Module, objective: Objective[Any, Any]) -> StepFlops | None:
@@ -156,7 +158,7 @@ class TrainingStep:
         if finite:
             self.state.optimizer.step()  # itself: Accelerate's wrapper would ask the device again what is known here
         scale_was_too_large = self._update_loss_scale(finite)
-        self.state.optimizer.zero_grad()
+        self.state.optimizer.zero_grad(set_to_none=not training.cuda_graph)  # a graph adds to tensors that stay
         progress.count_step(training.global_batch_size)
         if finite:
             progress.skipped_in_a_row = 0
@@ -211,8 +213,11 @@ class TrainingStep:
         """Gradients of one micro-batch; ranks synchronise in the last one of a step."""
         average_gradients(self.module, now=last)
         with contextlib.nullcontext() if last else self._accelerator.no_sync(self.module):
-            terms: LossTerms = self.module(micro_batch.images, micro_batch.labels, micro_batch.draws)
-            self._accelerator.backward(terms.total / self._accumulation)
+            return self._run(micro_batch)
+
+    def _forward_and_backward(self, micro_batch: MicroBatch[Any]) -> dict[str, Tensor]:
+        terms: LossTerms = self.module(micro_batch.images, micro_batch.labels, micro_batch.draws)
+        self._accelerator.backward(terms.total / self._accumulation)
         return terms.logs
 
     def _update_loss_scale(self, finite: bool) -> bool:
