@@ -18,6 +18,7 @@ from pmf.costs.simulated_step import AUTOCAST
 from pmf.data.codec import create_codec
 from pmf.data.loader import Batch
 from pmf.distributed.world import World
+from pmf.flow.filling import Filling
 from pmf.perceptual.distances import PerceptualDistances
 from pmf.training import captured
 from pmf.training import step as step_module
@@ -269,6 +270,7 @@ def watch(monkeypatch: pytest.MonkeyPatch, found: list[dict[str, int]]) -> Calla
 
     def tamper(step: TrainingStep) -> None:
         trace = step.trace
+        step.objective.filling = Filling(static_shapes=True, few_sizes=True)
         step._run = captured.CapturedMicroBatches(
             step._forward_and_backward, list(step.state.network.parameters()), Watching(trace, found)
         )
@@ -279,7 +281,7 @@ def watch(monkeypatch: pytest.MonkeyPatch, found: list[dict[str, int]]) -> Calla
 @pytest.mark.parametrize("method", METHODS)
 def test_a_recorded_micro_batch_neither_copies_nor_waits_nor_draws(method, tmp_path, monkeypatch):
     found: list[dict[str, int]] = []
-    changes = (*(GUIDED if method == "meanflow" else ()), "training.static_shapes=true")
+    changes = GUIDED if method == "meanflow" else ()
     done = take_step("bf16", tmp_path, monkeypatch, *changes, method=method, tamper=watch(monkeypatch, found))
     assert found == [{"copies": 0, "waits": 0, "random": 0}]
     assert placed(done.gradients) == ON_GPU
@@ -302,7 +304,7 @@ def test_it_notices_what_a_graph_must_not_hold(change, what, tmp_path, monkeypat
         watch(monkeypatch, found)(step)
         in_loss(change)(step)
 
-    take_step("bf16", tmp_path, monkeypatch, "training.static_shapes=true", tamper=tamper)
+    take_step("bf16", tmp_path, monkeypatch, tamper=tamper)
     assert found == [{"copies": 0, "waits": 0, "random": 0, what: 1}]
 
 

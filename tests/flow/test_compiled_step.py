@@ -68,32 +68,37 @@ def test_compiled_gradients_equal_the_literal_ones_and_recompilations_are_bounde
     assert counts[-1] == counts[0 if static_shapes else 2] <= 17, "later row counts must not compile again"
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_compiled_perceptual_networks_give_the_gradients_of_eager_ones(backend, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "create", "backend"),
+    [
+        ("lpips", random_lpips, "aot_eager"),
+        pytest.param("convnext", random_convnext, "aot_eager", marks=pytest.mark.slow),
+        pytest.param("lpips", random_lpips, "inductor", marks=pytest.mark.slow),
+        pytest.param("convnext", random_convnext, "inductor", marks=pytest.mark.slow),
+    ],
+)
+def test_a_compiled_perceptual_network_gives_the_gradients_of_the_eager_one(name, create, backend, monkeypatch):
     torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
-    networks = {"lpips": random_lpips().double(), "convnext": random_convnext().double()}
-    distances = PerceptualDistances(networks, {"lpips": 0.4, "convnext": 0.1}, 32)
+    distances = PerceptualDistances({name: create().double()}, {name: 1.0}, 32)
     generator = torch.Generator().manual_seed(0)
     cases = [
         [
             torch.rand(rows, *shape, generator=generator, dtype=torch.float64)
             for shape in ((3, 32, 32), (3, 32, 32), (4,))
         ]
-        for rows in (4, 2, 6, 8)
+        for rows in (4, 2, 6)
     ]
 
-    def gradients_of(case: list[torch.Tensor]) -> list[torch.Tensor]:
+    def gradient_of(case: list[torch.Tensor]) -> torch.Tensor:
         prediction = case[0].clone().requires_grad_()
-        found = distances(prediction, *case[1:])
-        return [torch.autograd.grad(found[name].sum(), prediction, retain_graph=True)[0] for name in found]
+        return torch.autograd.grad(distances(prediction, *case[1:])[name].sum(), prediction)[0]
 
-    expected = [gradients_of(case) for case in cases]
+    expected = [gradient_of(case) for case in cases]
     start = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     distances.compile_networks()
     for case, theirs in zip(cases, expected, strict=True):
-        for ours, other in zip(gradients_of(case), theirs, strict=True):
-            # float64; inductor adds up in another order
-            torch.testing.assert_close(ours, other, rtol=1e-9, atol=1e-12)
-    # The crop and two networks: for four rows, then for any number.
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] - start == 6
+        ours = gradient_of(case)
+        assert float((ours - theirs).norm() / theirs.norm()) < 1e-9  # float64; inductor adds up in another order
+    # The crop and the network: for four rows, then for any number.
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] - start == 4

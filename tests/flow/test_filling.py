@@ -11,11 +11,13 @@ from pmf.flow.filling import Filling, fill, weigh
 from pmf.flow.options import PixelMeanFlowOptions
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
 from pmf.flow.transfer import move_together
+from pmf.perceptual.distances import PerceptualDistances
 from pmf.randomness import Stream, torch_generator
 from tests.flow.methods import METHODS
-from tests.flow.small_step import CLASSES, gradients, inputs, worst_relative_error
+from tests.flow.small_step import CLASSES, ROWS, gradients, inputs, worst_relative_error
 
 STEPS = 50
+NOTHING = PerceptualDistances({}, {}, 32)
 
 
 @pytest.mark.parametrize("micro_batch", [64, 128])
@@ -50,6 +52,12 @@ def test_nothing_is_filled_unless_asked_for():
     assert fill(torch.tensor([3, 5]), 4).tolist() == [3, 5, 3, 3]
     assert fill(torch.tensor([], dtype=torch.int64), 2).tolist() == [0, 0]
     assert weigh(torch.tensor([0.5, 2.0]), 4).tolist() == [0.5, 2, 0, 0]
+
+
+def test_perceptual_rows_that_nobody_looks_at_are_no_size_of_their_own():
+    settings, standard = PixelMeanFlowOptions(), inputs()[2]
+    objectives = [PixelMeanFlow(settings, num_classes=1, perceptual=what, few_sizes=True) for what in (None, NOTHING)]
+    assert [len(objective.shape(standard).perceptual_rows) for objective in objectives] == [0, ROWS]
 
 
 @pytest.mark.parametrize("method", METHODS)

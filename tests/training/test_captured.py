@@ -88,7 +88,7 @@ def recorded(monkeypatch):
     return made
 
 
-@pytest.mark.parametrize("method", CONFIGS)
+@pytest.mark.parametrize("method", ["pmf", pytest.param("meanflow", marks=pytest.mark.slow)])
 def test_a_recorded_run_is_the_same_to_the_bit(method, recorded, tmp_path):
     """With passes of several sizes, two micro-batches a step, a step that is skipped, and a resume."""
     plain, graph, halves = (tmp_path / name for name in ("plain", "graph", "halves"))
@@ -107,7 +107,7 @@ def test_a_recorded_run_is_the_same_to_the_bit(method, recorded, tmp_path):
         assert found.keys() == expected.keys()
         assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
     losses = [
-        [json.loads(line)["loss_u"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        [json.loads(line).get("loss_u") for line in (folder / "metrics.jsonl").read_text().splitlines()]
         for folder in (plain, graph, halves)
     ]
     assert len(losses[0]) == STEPS

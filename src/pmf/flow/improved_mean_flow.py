@@ -90,7 +90,7 @@ class ImprovedMeanFlow(AverageVelocityObjective[Draws]):
         rows = len(guided)
         unconditional_rows = guided.nonzero()[:, 0]
         of_pass = self.filling.guidance(rows - F + len(unconditional_rows), rows - F + rows, rows) - (rows - F)
-        perceptual_rows = (times.t < self.perceptual_max_t).nonzero()[:, 0]
+        perceptual_rows = self.perceptual_rows(times)
         under = self.filling.perceptual(len(perceptual_rows), rows)
         tensors = {
             **vars(times),
@@ -107,6 +107,10 @@ class ImprovedMeanFlow(AverageVelocityObjective[Draws]):
             num_flow_matching=F,
             **move_together(tensors, standard.normal_e.device),
         )
+
+    def perceptual_rows(self, times: Times) -> Tensor:
+        """Rows under perceptual losses, (P,) int64."""
+        return (times.t < self.perceptual_max_t).nonzero()[:, 0]
 
     def work(self, scalars: StandardScalars, num_flow_matching: int) -> Work:
         """v_u of the guided rows; v_c comes from the same pass, and is asked of equally many rows in each micro-batch.

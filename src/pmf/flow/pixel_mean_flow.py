@@ -50,6 +50,11 @@ class PixelMeanFlow(ImprovedMeanFlow):
         """r := t on the flow-matching rows, then sorted."""
         return mixed_times(scalars, self.settings, num_flow_matching)
 
+    def perceptual_rows(self, times: Times) -> Tensor:
+        """None where nobody asks for them and another number would be another size."""
+        rows = super().perceptual_rows(times)
+        return rows[:0] if self.perceptual is None and self.filling.few_sizes else rows
+
     def loss(self, network: Network, images: Tensor, labels: Tensor, draws: Draws) -> LossTerms:
         """The loss of one micro-batch.
 

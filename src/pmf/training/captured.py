@@ -59,7 +59,8 @@ class CudaRecorder:
         """
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, pool=self._pool):
+            # The loader's thread may lock memory meanwhile, which is no part of the graph.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 logs = run()
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
