@@ -35,11 +35,17 @@ class Trace:
         products: name and dtype of every matrix product, convolution and kernel of ours.
         waits: how often the host asked for the values of a tensor, by ``tolist``.
         blocking: how often it stood still while tensors of its own were copied to the GPU.
+        copies: how often tensors of its own were copied to the GPU, in all.
+        pageable: how many of these did not lie in page-locked memory.
+        random: operations that drew random numbers on the GPU.
     """
 
     products: set[tuple[str, torch.dtype]] = field(default_factory=set)
     waits: int = 0
     blocking: int = 0
+    copies: int = 0
+    pageable: int = 0
+    random: int = 0
 
 
 class _Devices(TorchDispatchMode):
@@ -48,6 +54,7 @@ class _Devices(TorchDispatchMode):
     def __init__(self, trace: Trace) -> None:
         super().__init__()
         self._trace = trace
+        self._pinned: set[int] = set()  # addresses of page-locked memory
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -55,15 +62,22 @@ class _Devices(TorchDispatchMode):
         on_gpu = any(isinstance(tensor, FakeTensor) for tensor in tensors)
         target = kwargs.get("device")
         if not on_gpu and (target is None or torch.device(target).type != "cuda"):
+            pinned = kwargs.pop("pin_memory", False)  # it takes a driver
             with unset_fake_temporarily():
-                return func(*args, **kwargs)
+                result = func(*args, **kwargs)
+            if pinned:
+                self._pinned.add(result.untyped_storage().data_ptr())
+            return result
         name = func.overloadpacket.__name__
         if on_gpu:
             self._check(name, tensors, target)
         if name in PRODUCTS:
             self._trace.products.add((name, tensors[-1].dtype))
-        if name == "_to_copy" and not on_gpu and not kwargs.get("non_blocking"):
-            self._trace.blocking += 1
+        if name == "_to_copy" and not on_gpu:
+            self._trace.copies += 1
+            self._trace.blocking += not kwargs.get("non_blocking")
+            self._trace.pageable += tensors[0].untyped_storage().data_ptr() not in self._pinned
+        self._trace.random += torch.Tag.nondeterministic_seeded in func.tags
         if kwargs.get("generator") is not None:
             kwargs["generator"] = None  # of the CPU; there is no other
         if name == "_amp_update_scale_":  # torch cannot do this one without contents

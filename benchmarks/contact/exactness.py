@@ -12,6 +12,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from benchmarks.contact.setting import NUM_CLASSES, Measurements, Report, Setting, milliseconds
+from benchmarks.contact.steps import random_perceptual
 from benchmarks.step_variants import gradient_error
 from pmf.distributed.world import set_float32_precision
 from pmf.flow.options import PixelMeanFlowOptions
@@ -19,6 +20,7 @@ from pmf.flow.pixel_mean_flow import PixelMeanFlow
 from pmf.optim.groups import create_optimizer
 from pmf.optim.muon import orthogonalize
 from pmf.optim.options import OptimizerConfig
+from pmf.perceptual.distances import create_distances
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,13 +90,15 @@ class MicroBatch:
     def gradients(self, precision: Precision) -> Gradients:
         """Taken with the loss scaled, in fp16, by the largest power of two at which all are finite."""
         network = self.setting.network()
+        objective = PixelMeanFlow(PixelMeanFlowOptions(), num_classes=NUM_CLASSES)
         if precision.compiled:
             network.compile_blocks()
+            objective.compile_losses()
         names, parameters = zip(*network.named_parameters(), strict=True)
         scale = FIRST_SCALE if precision.autocast is torch.float16 else 1.0
         while True:
             with torch.autocast(self.setting.device, precision.autocast, enabled=precision.autocast is not None):
-                loss = self.objective.loss(network, self.images, self.labels, self.draws).total
+                loss = objective.loss(network, self.images, self.labels, self.draws).total
             found = torch.autograd.grad(loss * scale, parameters)
             if scale == 1.0 or all(bool(gradient.isfinite().all()) for gradient in found):
                 by_name = {name: gradient.float() / scale for name, gradient in zip(names, found, strict=True)}
@@ -118,6 +122,34 @@ def relative_errors(found: Gradients, expected: Gradients) -> Measurements:
         "loss_float32": expected.loss,
         "loss_scale": found.scale,
     }
+
+
+def perceptual_gradients(setting: Setting, report: Report) -> None:
+    """Gradients of both perceptual distances by the image, compiled and in bfloat16, against float32 and eager."""
+    set_float32_precision(tf32=False)
+    sizes, generator = setting.sizes, torch.Generator().manual_seed(0)
+    shape = (sizes.few_images, 3, setting.image_size, setting.image_size)
+    prediction, image = ((torch.rand(shape, generator=generator) * 2 - 1).to(setting.device) for _ in range(2))
+    uniforms = torch.rand(sizes.few_images, 4, generator=generator).to(setting.device)
+    config = random_perceptual(setting)
+
+    def gradients(precision: Precision) -> dict[str, Tensor]:
+        distances = create_distances(config, torch.device(setting.device), print)
+        assert distances is not None, "two were asked for"
+        if precision.compiled:
+            distances.compile_networks()
+        leaf = prediction.clone().requires_grad_()
+        with torch.autocast(setting.device, precision.autocast, enabled=precision.autocast is not None):
+            found = distances(leaf, image, uniforms)
+        return {name: torch.autograd.grad(d.sum(), leaf, retain_graph=True)[0] for name, d in found.items()}
+
+    expected = gradients(Precision())
+    for name, precision in PRECISIONS.items():
+        if "fp16" in name or (precision.compiled and not setting.on_gpu):
+            continue
+        found = gradients(precision)
+        errors = {key: float((found[key] - value).norm() / value.norm()) for key, value in expected.items()}
+        report(**{name: errors})
 
 
 def muon_in_bfloat16(setting: Setting, report: Report) -> None:

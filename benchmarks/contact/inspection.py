@@ -126,7 +126,7 @@ def kind_of(kernel: str) -> str:
 
 def warmed_up(setting: Setting, perceptual: PerceptualConfig = NO_PERCEPTUAL) -> Run:
     """A run at a micro-batch of 64, compiled on a GPU, after some steps and with gradients."""
-    config = run_config(setting, setting.micro_batch(64), compiled=setting.on_gpu, perceptual=perceptual)
+    config = run_config(setting, setting.micro_batch(64), compiled=True, perceptual=perceptual)
     run = Run(config)
     for number in range(WARM_UP_STEPS):
         run.step(number)

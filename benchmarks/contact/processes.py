@@ -56,7 +56,7 @@ def measure(setting: Setting, report: Report) -> None:
 
 def _config(setting: Setting, run: Path) -> Config:
     micro_batch = setting.micro_batch(64)
-    config = run_config(setting, micro_batch, compiled=setting.on_gpu, perceptual=NO_PERCEPTUAL)
+    config = run_config(setting, micro_batch, compiled=True, perceptual=NO_PERCEPTUAL)
     training = config.training.model_copy(
         update={
             "output_dir": str(run),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from benchmarks.contact import attention, ceilings, exactness, inspection, processes, sampling, steps
+from benchmarks.contact import attention, ceilings, exactness, graphs, inspection, processes, sampling, steps
 from benchmarks.contact.setting import Report, Setting
 
 
@@ -32,6 +32,7 @@ STAGES = (
     Stage(name="ceilings", run=ceilings.measure, limit=60),
     Stage(name="float64_gradients", run=exactness.float64_gradients, limit=40),
     Stage(name="low_precision_gradients", run=exactness.low_precision_gradients, limit=120),
+    Stage(name="perceptual_gradients", run=exactness.perceptual_gradients, limit=120),
     Stage(name="muon_bf16", run=exactness.muon_in_bfloat16, limit=45),
     Stage(name="attention", run=attention.measure, limit=60, needs_cuda=True),
     Stage(name="steps_64", run=partial(steps.measure, micro_batch=64), limit=150),
@@ -60,6 +61,19 @@ STAGES = (
         limit=90,
         needs_cuda=True,
     ),
+    Stage(
+        name="steps_64_graph",
+        run=partial(steps.measure, micro_batch=64, cuda_graph=True),
+        limit=120,
+        needs_cuda=True,
+    ),
+    Stage(
+        name="steps_128_graph",
+        run=partial(steps.measure, micro_batch=128, cuda_graph=True),
+        limit=120,
+        needs_cuda=True,
+    ),
+    Stage(name="graph_equals_no_graph", run=graphs.measure, limit=240, needs_cuda=True),
     Stage(name="sampling", run=sampling.measure, limit=60),
     Stage(name="train_kill_resume", run=processes.measure, limit=120, worthwhile=30),
 )

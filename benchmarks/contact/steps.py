@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,12 +35,13 @@ DEFAULTS = Config(data=DataConfig(kind="synthetic"), training=TrainingConfig(max
 
 
 def run_config(
-    setting: Setting, micro_batch: int, *, compiled: bool, perceptual: PerceptualConfig, static_shapes: bool = False
+    setting: Setting, micro_batch: int, *, compiled: bool, perceptual: PerceptualConfig, **training: bool
 ) -> Config:
     """The model's recipe (the defaults if it has none) on made-up images, with nothing but steps in it.
 
     Args:
-        compiled: compile the blocks; callers do so on a GPU only, since on a CPU it would measure the C++ compiler.
+        compiled: as by default, where the device is a GPU.
+        training: further options of the training section.
     """
     recipe = CONFIGS / f"{setting.model}.yaml"
     config = load_config(recipe, ["data.path=."]) if recipe.exists() else DEFAULTS
@@ -59,8 +60,8 @@ def run_config(
             "output_dir": tempfile.mkdtemp(dir=setting.scratch),
             "global_batch_size": sizes.global_batch,
             "micro_batch_size": micro_batch,
-            "compile": compiled,
-            "static_shapes": static_shapes,
+            "compile": "auto" if compiled else False,
+            **training,
             "max_steps": 10**9,
             "epochs": None,
             "keep_checkpoints": 1,
@@ -163,21 +164,22 @@ def measure(
     compiled: bool = True,
     perceptual: bool = False,
     attention: str = "default",
-    static_shapes: bool = False,
+    **training: bool,
 ) -> None:
     """Time whole steps, dealt as in a run; the timed ones are those of the warm-up, so each row count was seen.
 
     Args:
         micro_batch: images on a GPU; see :class:`Sizes`.
         attention: a row of BACKENDS, the only one that is used.
+        training: further options of the training section.
     """
     with with_backend(BACKENDS[attention]):
         config = run_config(
             setting,
             setting.micro_batch(micro_batch),
-            compiled=compiled and setting.on_gpu,
+            compiled=compiled,
             perceptual=random_perceptual(setting) if perceptual else NO_PERCEPTUAL,
-            static_shapes=static_shapes,
+            **training,
         )
         _measure(setting, report, config)
 
@@ -186,11 +188,13 @@ def _measure(setting: Setting, report: Report, config: Config) -> None:
     report(
         global_batch=setting.sizes.global_batch,
         micro_batch=config.training.micro_batch_size,
-        compiled=config.training.compile,
         perceptual=None if config.perceptual == NO_PERCEPTUAL else "random weights",
         static_shapes=config.training.static_shapes,
+        cuda_graph=config.training.cuda_graph,
     )
     run, device, numbers = Run(config), setting.device, range(setting.sizes.timed_steps)
+    compilation = run.trainer.train_step.compilation
+    report(compiled=compilation.on, compilation=str(compilation))
     graphs = counters["stats"]["unique_graphs"]
     started = time.perf_counter()
     for number in numbers:
@@ -204,13 +208,8 @@ def _measure(setting: Setting, report: Report, config: Config) -> None:
 
     if setting.on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    seconds = []
-    for number in numbers:
-        started = time.perf_counter()
-        run.step(number)
-        synchronize(device)
-        seconds.append(time.perf_counter() - started)
-        report(step_s=seconds)
+    seconds = timed_steps(run, numbers)
+    report(step_s=seconds)
     step_s = statistics.median(seconds)
     rate = setting.sizes.global_batch / step_s
     peak, flops = peak_flops(run.device), run.trainer.train_step.flops
@@ -223,6 +222,21 @@ def _measure(setting: Setting, report: Report, config: Config) -> None:
         **run.peak_memory(),
     )
     report(**parts(run, setting, step_s))
+    unseen = range(len(numbers), 2 * len(numbers))
+    report(unseen_step_s=timed_steps(run, unseen))
+    more = {rows for number in unseen for rows in run.row_counts(number)}
+    report(unseen_rows=sorted(more.difference(counts)), graphs_in_the_end=counters["stats"]["unique_graphs"] - graphs)
+
+
+def timed_steps(run: Run, numbers: Iterable[int]) -> list[float]:
+    """Seconds of each of these steps."""
+    seconds = []
+    for number in numbers:
+        started = time.perf_counter()
+        run.step(number)
+        synchronize(run.device.type)
+        seconds.append(time.perf_counter() - started)
+    return seconds
 
 
 def parts(run: Run, setting: Setting, step_s: float) -> Measurements:

@@ -62,8 +62,8 @@ def mean_flow_by_hand(network: DiffusionTransformer, draws: GuidedRows) -> StepF
     value = sum(count.values()) + 2 * all_scores
     unneeded = ("patch_embedding.projection", "time_embedding.hidden", "duration_embedding.hidden")
     with_tangent = rows - draws.num_flow_matching
-    guided = len(draws.guided_rows)
-    guidance = guided + guided - draws.num_guided_flow_matching  # v_u, and v_c where training does not compute it
+    # v_u, and v_c where training does not compute it.
+    guidance = int(draws.guided.sum() + draws.guided[draws.num_flow_matching :].sum())
     return StepFlops(
         # All conditions have tangents. Attention's take five products of the size of a score matrix.
         without_gradients=guidance * value + with_tangent * (value + 3 * all_scores),

@@ -60,10 +60,9 @@ def mean_flow_parts(
         standard = StandardDraws(**vars(part), normal_e=noise, uniform_crop=torch.zeros(len(noise), 4))
         draws.append(objective.shape(standard))
     rows = [
-        bool(factor) * len(d.guided_rows) + bool(kappa) * (len(d.guided_rows) - d.num_guided_flow_matching)
-        for d in draws
+        bool(factor) * int(d.guided.sum()) + bool(kappa) * int(d.guided[d.num_flow_matching :].sum()) for d in draws
     ]
-    return rows, [len(d.dropped_rows) for d in draws], draws
+    return rows, [int(d.dropped.sum()) for d in draws], draws
 
 
 @pytest.mark.parametrize("micro_batches", [2, 3, 8])
@@ -99,7 +98,7 @@ def test_mean_flows_labels_are_dropped_whatever_the_row_needs(name):
             _, _, draws = mean_flow_parts(objective, objective.deal(scalars_of(seed, 128), 4, range(4)))
             for d in draws:
                 inside = ((d.t >= start) & (d.t <= end)).tolist()
-                count, first = len(d.dropped_rows), d.num_flow_matching
+                count, first = int(d.dropped.sum()), d.num_flow_matching
                 rows = range(first) if flow_matching else range(first, len(inside))
                 dropped += [inside[row] for row in rows if row < count]
                 kept += [inside[row] for row in rows if row >= count]
@@ -120,7 +119,7 @@ def test_micro_batches_differ_by_one_row_at_most(name, micro_batches):
     for seed in range(20):
         scalars = scalars_of(seed, 32 * micro_batches)
         dealt = [shaped(part, settings) for part in deal(scalars, settings, micro_batches)]
-        assert settings.label_drop_rows == "any" or spread([len(d.dropped_rows) for d in dealt]) <= 1
+        assert settings.label_drop_rows == "any" or spread([int(d.dropped.sum()) for d in dealt]) <= 1
         assert spread([len(d.unconditional_rows) for d in dealt]) <= 1
         assert spread([len(d.perceptual_rows) for d in dealt]) <= 2
         assert {d.num_flow_matching for d in dealt} == {int(32 * settings.data_proportion)}
@@ -158,7 +157,7 @@ def test_one_micro_batch_keeps_its_rows_in_order():
     scalars = scalars_of(0, 64)
     (dealt,) = deal(scalars, PixelMeanFlowOptions(), 1)
     ours, plain = shaped(dealt, PixelMeanFlowOptions()), shaped(scalars, PixelMeanFlowOptions())
-    for name in ("t", "r", "omega", "t_min", "t_max", "dropped_rows", "unconditional_rows", "perceptual_rows"):
+    for name in ("t", "r", "omega", "t_min", "t_max", "dropped", "unconditional_rows", "perceptual_rows"):
         assert torch.equal(getattr(ours, name), getattr(plain, name)), name
 
 
@@ -170,7 +169,7 @@ def test_labels_are_dropped_whatever_the_row_needs():
         for part in deal(scalars_of(seed, 64), settings, 4):
             draws = shaped(part, settings)
             inside = (draws.t >= draws.t_min) & (draws.t <= draws.t_max)
-            count = len(draws.dropped_rows)
+            count = int(draws.dropped.sum())
             dropped += inside[:count].tolist()
             kept += inside[count:].tolist()
     rates = [sum(values) / len(values) for values in (dropped, kept)]

@@ -98,9 +98,10 @@ def gradient(device: str, precision: str, case: Case, *, compiled: bool = False)
     images, labels, standard = inputs_on(device)
     chosen = METHODS[case.method]
     network = grown(chosen.network(), case.gain).float().to(device)
+    objective = chosen.objective(chosen.options(derivative=case.derivative, time_mean=case.time_mean))
     if compiled:
         network.compile_blocks()
-    objective = chosen.objective(chosen.options(derivative=case.derivative, time_mean=case.time_mean))
+        objective.compile_losses()
     draws = in_float32(objective.shape(standard))
     with torch.autocast(device, DTYPES.get(precision), enabled=precision in DTYPES):
         total = objective.loss(network, images.float(), labels, draws).total

@@ -46,25 +46,37 @@ EXACT = 1e-9
 
 
 def gradient_error(
-    distances: PerceptualDistances, literal_crop: Tensor | None = None, derivative: str = "auto", **fault: bool
+    distances: PerceptualDistances,
+    literal_crop: Tensor | None = None,
+    derivative: str = "auto",
+    max_t: float = MAX_T,
+    few_sizes: bool = False,
+    **fault: bool,
 ) -> float:
     """Worst relative difference of a gradient, our step with perceptual terms on some rows against the literal one."""
     images, labels, standard = inputs()
     settings = PixelMeanFlowOptions(derivative=derivative)
     network = small_network()
-    objective = PixelMeanFlow(settings, num_classes=CLASSES, perceptual=distances, perceptual_max_t=MAX_T)
-    draws = shape_draws(standard, settings, MAX_T)
-    assert 1 < len(draws.perceptual_rows) < ROWS - 1
+    objective = PixelMeanFlow(
+        settings, num_classes=CLASSES, perceptual=distances, perceptual_max_t=max_t, few_sizes=few_sizes
+    )
+    draws = objective.shape(standard)
+    assert 1 < draws.perceptual_weight.sum() < ROWS - 1
+    assert (len(draws.perceptual_rows) > draws.perceptual_weight.sum()) == few_sizes
     ours = objective.loss(network, images, labels, draws).total
     if literal_crop is not None:
         standard.uniform_crop.copy_(literal_crop)
-    theirs = reference_step(network, settings, CLASSES, images, labels, standard, Fault(**fault), distances, MAX_T).loss
+    theirs = reference_step(network, settings, CLASSES, images, labels, standard, Fault(**fault), distances, max_t).loss
     return worst_relative_error(gradients(ours, network), gradients(theirs, network))
 
 
 @pytest.mark.parametrize("derivative", ["jvp", "dual"])
 def test_the_step_with_both_terms_equals_the_literal_step(double_distances, derivative):
     assert gradient_error(double_distances, derivative=derivative) < EXACT
+
+
+def test_rows_that_fill_count_for_nothing(double_distances):
+    assert gradient_error(double_distances, max_t=0.6, few_sizes=True) < EXACT
 
 
 @pytest.mark.parametrize("name", TERMS)

@@ -86,7 +86,7 @@ def advice(config: Config, processes: int) -> str:
     """Options that would save memory, those that cost least first."""
     training = config.training
     ideas = []
-    if not training.compile:
+    if training.compile is False or (training.compile == "auto" and not torch.cuda.is_available()):
         ideas.append("training.compile=true")
     if not training.activation_checkpointing:
         ideas.append("training.activation_checkpointing=true")

@@ -83,7 +83,7 @@ def _described(annotation: Any) -> str:
     if origin in (Union, UnionType):
         return " or ".join(["null" if part is NoneType else _described(part) for part in parts])
     if origin is Literal:
-        return " or ".join(map(str, parts))
+        return " or ".join(written(choice, None) for choice in parts)
     several = WORDS[next(kind for kind in _kinds(annotation) if kind in WORDS)][1] if parts else ""
     if origin is tuple:
         return f"{len(parts)} {several} with commas between"
@@ -97,7 +97,9 @@ def _read(text: str, annotation: Any) -> Any:
     if origin in (Union, UnionType):
         return _read_one_of(text, parts)
     if origin is Literal:
-        choices = {str(choice): choice for choice in parts}
+        choices = {written(choice, None): choice for choice in parts}
+        if bool in _kinds(annotation):  # a word beside true and false
+            return _read_word(text.lower(), choices)
         return choices[text] if text in choices else _read_plain(text, type(parts[0]))
     if origin is list:
         items = _split(text)
@@ -117,6 +119,12 @@ def _read_one_of(text: str, parts: tuple[Any, ...]) -> Any:
             except ValueError:
                 continue
     raise ValueError
+
+
+def _read_word(text: str, choices: dict[str, Any]) -> Any:
+    if text not in choices:
+        raise ValueError
+    return choices[text]
 
 
 def _read_plain(text: str, kind: Any) -> Any:

@@ -52,12 +52,17 @@ class TrainingConfig(Section):
     bf16, and for comparison with runs in fp16."""
     tf32: bool = True
     """Allow TF32 for the float32 matrix products that remain on CUDA."""
-    compile: bool = False
-    """Compile each transformer block with torch.compile; needs a C++ compiler on CPU, Triton on CUDA."""
+    compile: Literal["auto", True, False] = "auto"
+    """Compile the parts of the network and the losses with torch.compile. auto: on CUDA, where Triton and a C compiler
+    are there and du/dt is not taken by jvp; the run's first lines say so. true: in any case, on a CPU with a C++
+    compiler."""
     activation_checkpointing: bool = False
     """Keep only the input of each transformer block and compute the block again for its gradients: less memory."""
     static_shapes: bool = False
     """Pad the guidance pass to a constant number of rows: more work, for compilers that take changing shapes badly."""
+    cuda_graph: bool = False
+    """Record forward and backward of a micro-batch as a CUDA graph for each size of its passes: less work for the host.
+    One process, bf16 or no mixed precision."""
     parallel: Literal["ddp", "fsdp", "hsdp"] = "ddp"
     """Weights whole on every rank (ddp), in shards over all (fsdp) or over groups of them (hsdp): docs/fsdp.md."""
     shard_size: Positive | None = None
@@ -183,11 +188,13 @@ def cross_field_problems(config: Config) -> list[tuple[str, str]]:
                 f"is {optimizer.warmup_steps}, more than training.max_steps {training.max_steps}; lower it",
             )
         )
-    of_objective = config.objective.problems(compiled=training.compile, parallel=training.parallel)
+    of_objective = config.objective.problems(compiled=training.compile is True, parallel=training.parallel)
     problems += [(f"objective.{key}", problem) for key, problem in of_objective]
     problems += _sampling_problems(config)
     if training.parallel != "ddp" and training.mixed_precision == "fp16":
         problems.append(("training.mixed_precision", "is fp16, which needs training.parallel: ddp; use bf16 or no"))
+    if training.cuda_graph and training.mixed_precision == "fp16":
+        problems.append(("training.cuda_graph", "is true, but mixed_precision fp16 changes its scale; use bf16 or no"))
     if training.shard_size and training.parallel != "hsdp":
         problems.append(("training.shard_size", f"needs training.parallel: hsdp; it is {training.parallel}"))
     problems += section_problems(config.data)

@@ -154,7 +154,8 @@ def create_accelerator(
     """
     on_gpu = torch.cuda.is_available()
     set_float32_precision(tf32=tf32)
-    ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+    # The buffers are constant tables.
+    ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
     group = InitProcessGroupKwargs(timeout=timedelta(seconds=group_timeout))
     autocast = AutocastKwargs(cache_enabled=cache_casts)
     handlers = [ddp, group, autocast]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pmf.errors import UserError
 from pmf.flow.dealing import Work, deal
-from pmf.flow.derivative import DERIVATIVES, require_derivative
+from pmf.flow.derivative import DERIVATIVES, carries_tangents, require_derivative
 from pmf.flow.draws import (
     StandardDraws,
     StandardScalars,
@@ -23,6 +23,7 @@ from pmf.flow.draws import (
     draw_standard,
     sample_label_drop,
 )
+from pmf.flow.filling import Filling
 from pmf.flow.objective import Objective
 from pmf.flow.options import AverageVelocityOptions
 from pmf.flow.parameterization import Parameterization, VelocityPrediction, per_image
@@ -39,6 +40,7 @@ class AverageVelocityObjective(Objective[StandardScalars, StepDraws]):
         heads: of the network that is trained.
         drops_first_rows: as many of the first rows as a drawn count lose their label; otherwise each draws for itself.
         parameterization: what an output of the network means.
+        filling: rows of passes that nobody needs.
     """
 
     shown = "loss_u"  # the total says little, because of the adaptive weight
@@ -47,11 +49,17 @@ class AverageVelocityObjective(Objective[StandardScalars, StepDraws]):
     parameterization: Parameterization = VelocityPrediction()
 
     def __init__(
-        self, settings: AverageVelocityOptions, *, num_classes: int, static_shapes: bool = False, **_: Any
+        self,
+        settings: AverageVelocityOptions,
+        *,
+        num_classes: int,
+        static_shapes: bool = False,
+        few_sizes: bool = False,
+        **_: Any,
     ) -> None:
         """Keep the settings; see :func:`pmf.flow.objective.create_objective`, also for what is ignored here."""
         self.settings = settings
-        self.static_shapes = static_shapes
+        self.filling = Filling(static_shapes=static_shapes, few_sizes=few_sizes)
         self.null_label = num_classes
         self.derivative = DERIVATIVES[settings.derivative]
 
@@ -68,6 +76,14 @@ class AverageVelocityObjective(Objective[StandardScalars, StepDraws]):
         if self.heads == "u" and has_v:
             raise UserError(f"{trained} a u head alone; the v head of {name} would never be trained")
         require_derivative(network, self.settings.derivative, compiled=compiled, parallel=parallel)
+
+    def require_recordable(self, network: Network) -> None:
+        """See :class:`Objective`: wherever the network carries its tangents."""
+        if self.settings.derivative == "jvp" or not carries_tangents(network):
+            raise UserError(
+                f"training.cuda_graph is true, but du/dt of {type(network).__name__} is taken by jvp, which is not "
+                "recorded; set it to false"
+            )
 
     def shape(self, standard: StandardDraws) -> StepDraws:
         """What the method makes of raw draws; deterministic."""

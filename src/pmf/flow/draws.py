@@ -72,14 +72,14 @@ class TimeDraws:
         t, r: (B,).
         e: (B, C, H, W).
         num_flow_matching: the first so many rows have r = t.
-        dropped_rows: (D,) int64, ascending: rows that lose their label.
+        dropped: (B,) bool: rows that lose their label.
     """
 
     t: Tensor
     r: Tensor
     e: Tensor
     num_flow_matching: int
-    dropped_rows: Tensor
+    dropped: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +89,10 @@ class Draws(TimeDraws):
     Attributes:
         omega, t_min, t_max: (B,).
         unconditional_rows: (U,) int64, ascending: rows that keep their label and whose guidance scale at t is not 1;
-            only they need the unconditional velocity.
-        perceptual_rows: (P,) int64, ascending: rows with t below the perceptual threshold.
+            only they need the unconditional velocity. After them rows that only fill the pass (filling.py).
+        unconditional_weight: (U,) 1 - 1 / omega, 0 of a row that only fills.
+        perceptual_rows: (P,) int64, ascending: rows with t below the perceptual threshold; then rows that only fill.
+        perceptual_weight: (P,) 1, 0 of a row that only fills.
         uniform_crop: (P, 4) uniforms of their crops.
     """
 
@@ -98,7 +100,9 @@ class Draws(TimeDraws):
     t_min: Tensor
     t_max: Tensor
     unconditional_rows: Tensor
+    unconditional_weight: Tensor
     perceptual_rows: Tensor
+    perceptual_weight: Tensor
     uniform_crop: Tensor
 
 

@@ -26,8 +26,6 @@ def predicted_velocities(
     labels: Tensor,
     null_label: int,
     draws: Draws,
-    *,
-    static_shapes: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """v_c and v_u, by one pass of the v head over the rows that need one of them.
 
@@ -35,9 +33,6 @@ def predicted_velocities(
         z: (B, C, H, W) noisy images.
         labels: (B,) labels before the drop.
         null_label: the label that means "no class".
-        static_shapes: fill the pass with rows that nobody needs, up to the most there can be: (B - F) + B.
-            Otherwise an empty pass gets two such rows: in shards (FSDP) all ranks have to run the same passes, and
-            compiled blocks would be compiled anew for one row.
 
     Returns:
         v_c of the rows after the F flow-matching ones, with the label before any drop: (B - F, C, H, W); and v_u of
@@ -45,9 +40,6 @@ def predicted_velocities(
     """
     first = draws.num_flow_matching
     rows = draws.unconditional_rows
-    needed = len(rows)
-    filling = len(z) - needed if static_shapes else 2 * (first == len(z) and not needed)
-    rows = torch.cat((rows, rows.new_zeros(filling)))
     omega = active_scale(draws.omega, draws.t, draws.t_min, draws.t_max)
     z_both = torch.cat((z[first:], z[rows]))
     t_both = torch.cat((draws.t[first:], draws.t[rows]))
@@ -64,7 +56,7 @@ def predicted_velocities(
         output = network(z_both, conditions, heads="v")
     v = parameterization.to_velocity(head(output.v), z_both, t_both)
     split = z.shape[0] - first
-    return v[:split], v[split : split + needed]
+    return v[:split], v[split:]
 
 
 def guided_velocity(v_t: Tensor, v_c: Tensor, v_u: Tensor, draws: Draws) -> Tensor:
@@ -75,5 +67,4 @@ def guided_velocity(v_t: Tensor, v_c: Tensor, v_u: Tensor, draws: Draws) -> Tens
         v_u: (U, C, H, W), of ``draws.unconditional_rows``.
     """
     rows = draws.unconditional_rows
-    weight = per_image(1 - 1 / draws.omega[rows])
-    return v_t.index_add(0, rows, weight * (v_c[rows] - v_u))
+    return v_t.index_add(0, rows, per_image(draws.unconditional_weight) * (v_c[rows] - v_u))

@@ -35,10 +35,12 @@ from pmf.flow.draws import (
     sample_guidance,
     sorted_times,
 )
+from pmf.flow.filling import fill, weigh
 from pmf.flow.guidance import guided_velocity, predicted_velocities
 from pmf.flow.objective import LossTerms
 from pmf.flow.options import DrawnGuidanceOptions
 from pmf.flow.parameterization import per_image
+from pmf.flow.transfer import move_together
 from pmf.net.interface import Conditions, Network, head
 
 
@@ -71,6 +73,7 @@ class ImprovedMeanFlow(AverageVelocityObjective[Draws]):
     """
 
     settings: DrawnGuidanceOptions
+    compiled_methods = ("_mix", "_compound", "_target", "velocity_terms")
     perceptual_max_t: float = 0.0
 
     def sample_times(self, scalars: StandardScalars, num_flow_matching: int) -> Times:
@@ -84,25 +87,30 @@ class ImprovedMeanFlow(AverageVelocityObjective[Draws]):
         times, guidance, dropped = self.sample_times(standard, F), self._guidance(standard, F), self.dropped(standard)
         guided = self._is_guided(times, guidance)
         guided[dropped] = False
-        perceptual_rows = (times.t < self.perceptual_max_t).nonzero()[:, 0]
-        device = standard.normal_e.device
-
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=True)
-
+        rows = len(guided)
+        unconditional_rows = guided.nonzero()[:, 0]
+        of_pass = self.filling.guidance(rows - F + len(unconditional_rows), rows - F + rows, rows) - (rows - F)
+        perceptual_rows = self.perceptual_rows(times)
+        under = self.filling.perceptual(len(perceptual_rows), rows)
+        tensors = {
+            **vars(times),
+            **vars(guidance),
+            "dropped": dropped,
+            "unconditional_rows": fill(unconditional_rows, of_pass),
+            "unconditional_weight": weigh(1 - 1 / guidance.omega[unconditional_rows], of_pass),
+            "perceptual_rows": fill(perceptual_rows, under),
+            "perceptual_weight": weigh(torch.ones_like(times.t[perceptual_rows]), under),
+            "uniform_crop": standard.uniform_crop[fill(perceptual_rows, under)],
+        }
         return Draws(
-            t=move(times.t),
-            r=move(times.r),
-            omega=move(guidance.omega),
-            t_min=move(guidance.t_min),
-            t_max=move(guidance.t_max),
             e=standard.normal_e * self.noise_scale,
             num_flow_matching=F,
-            dropped_rows=move(dropped.nonzero()[:, 0]),
-            unconditional_rows=move(guided.nonzero()[:, 0]),
-            perceptual_rows=move(perceptual_rows),
-            uniform_crop=move(standard.uniform_crop[perceptual_rows]),
+            **move_together(tensors, standard.normal_e.device),
         )
+
+    def perceptual_rows(self, times: Times) -> Tensor:
+        """Rows under perceptual losses, (P,) int64."""
+        return (times.t < self.perceptual_max_t).nonzero()[:, 0]
 
     def work(self, scalars: StandardScalars, num_flow_matching: int) -> Work:
         """v_u of the guided rows; v_c comes from the same pass, and is asked of equally many rows in each micro-batch.
@@ -151,28 +159,38 @@ class ImprovedMeanFlow(AverageVelocityObjective[Draws]):
 
     def evaluate(self, network: Network, images: Tensor, labels: Tensor, draws: Draws) -> Fields:
         """Run the network where the loss needs it; see :meth:`loss` for the arguments."""
-        x, e, t, r, F = images, draws.e, draws.t, draws.r, draws.num_flow_matching
-        z = noisy(x, e, t)
-        v_t = self.parameterization.true_velocity(x, e, z, t)
-        v_c, v_u = predicted_velocities(
-            network, self.parameterization, z, labels, self.null_label, draws, static_shapes=self.static_shapes
-        )
+        z, v_t = self._mix(images, draws)
+        v_c, v_u = predicted_velocities(network, self.parameterization, z, labels, self.null_label, draws)
         conditions = Conditions(
-            t=t,
-            h=t - r,
+            t=draws.t,
+            h=draws.t - draws.r,
             omega=draws.omega,
             t_min=draws.t_min,
             t_max=draws.t_max,
-            labels=labels.index_fill(0, draws.dropped_rows, self.null_label),
+            labels=labels.masked_fill(draws.dropped, self.null_label),
         )
         u, v, du_dt = self.derivative(network, self.parameterization, z, conditions, (v_c, 0.0, 1.0))
         v = head(v)
-        V = torch.cat((u[:F], u[F:] + per_image((t - r)[F:]) * du_dt))
+        V = self._compound(u, du_dt, draws)
+        v_c, v_g = self._target(v_t, v, v_c, v_u, draws)
+        return Fields(z=z, v_t=v_t, v_c=v_c, v_u=v_u, v_g=v_g, u=u, v=v, du_dt=du_dt, V=V)
+
+    def _mix(self, x: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        """z and v_t."""
+        z = noisy(x, draws.e, draws.t)
+        return z, self.parameterization.true_velocity(x, draws.e, z, draws.t)
+
+    def _compound(self, u: Tensor, du_dt: Tensor, draws: Draws) -> Tensor:
+        """V."""
+        F = draws.num_flow_matching
+        return torch.cat((u[:F], u[F:] + per_image((draws.t - draws.r)[F:]) * du_dt))
+
+    def _target(self, v_t: Tensor, v: Tensor, v_c: Tensor, v_u: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        """v_c of all rows, from that of the guidance pass, and v_g."""
         # On the flow-matching rows the training pass had the inputs of the conditional guidance pass, but for dropped
         # labels, and rows without a label are not guided.
-        v_c = torch.cat((v[:F].detach(), v_c))
-        v_g = guided_velocity(v_t, v_c, v_u, draws)
-        return Fields(z=z, v_t=v_t, v_c=v_c, v_u=v_u, v_g=v_g, u=u, v=v, du_dt=du_dt, V=V)
+        v_c = torch.cat((v[: draws.num_flow_matching].detach(), v_c))
+        return v_c, guided_velocity(v_t, v_c, v_u, draws)
 
     def _guidance(self, scalars: StandardScalars, num_flow_matching: int) -> Guidance:
         return sample_guidance(scalars, self.settings, num_flow_matching)

@@ -29,9 +29,11 @@ from torch import Tensor
 from pmf.flow.average_velocity import AverageVelocityObjective, noisy
 from pmf.flow.dealing import Work
 from pmf.flow.draws import StandardDraws, StandardScalars, TimeDraws, Times, logit_normal, sorted_times
+from pmf.flow.filling import fill
 from pmf.flow.objective import LossTerms
 from pmf.flow.options import MeanFlowOptions
 from pmf.flow.parameterization import per_image
+from pmf.flow.transfer import move_together
 from pmf.net.interface import Conditions, Network, head
 
 
@@ -40,13 +42,18 @@ class GuidedRows(TimeDraws):
     """The draws of a micro-batch.
 
     Attributes:
-        guided_rows: (G,) int64, ascending: rows that keep their label and whose t is in the guidance interval; none
-            where v_g = v_t everywhere.
-        num_guided_flow_matching: the first so many of them are flow-matching rows.
+        guided: (B,) bool: rows that keep their label and whose t is in the guidance interval; none where v_g = v_t
+            everywhere.
+        own_rows: (R,) int64: rows of the guidance pass: those of v_u, those of v_c, then rows that only fill it.
+        own_unlabelled: (R,) bool: those of v_u.
+        place_of_v_u, place_of_v_c: (B,) int64: where in the pass a row's velocity is; anywhere, if it has none there.
     """
 
-    guided_rows: Tensor
-    num_guided_flow_matching: int
+    guided: Tensor
+    own_rows: Tensor
+    own_unlabelled: Tensor
+    place_of_v_u: Tensor
+    place_of_v_c: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +79,7 @@ class MeanFlow(AverageVelocityObjective[GuidedRows]):
 
     settings: MeanFlowOptions
     heads = "u"
+    compiled_methods = ("_mix", "_guided", "_terms")
 
     @property
     def unconditional_factor(self) -> float:
@@ -91,20 +99,28 @@ class MeanFlow(AverageVelocityObjective[GuidedRows]):
         F = self.num_flow_matching(len(standard.normal_t))
         times, dropped = self.sample_times(standard, F), self.dropped(standard)
         guided = self._is_guided(times.t) & ~dropped
-        device = standard.normal_e.device
+        with_v_u = guided & bool(self.unconditional_factor)
+        with_v_c = guided & (torch.arange(len(guided)) >= F) & bool(self.settings.guidance_mixing)
+        rows = torch.cat((with_v_u.nonzero()[:, 0], with_v_c.nonzero()[:, 0]))
+        own_rows = fill(rows, self._rows_of_pass(len(rows), len(guided), F))
+        number_of_v_u = int(with_v_u.sum())
+        tensors = {
+            **vars(times),
+            "dropped": dropped,
+            "guided": guided,
+            "own_rows": own_rows,
+            "own_unlabelled": torch.arange(len(own_rows)) < number_of_v_u,
+            "place_of_v_u": _places(with_v_u, 0),
+            "place_of_v_c": _places(with_v_c, number_of_v_u),
+        }
+        moved = move_together(tensors, standard.normal_e.device)
+        return GuidedRows(e=standard.normal_e, num_flow_matching=F, **moved)
 
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=True)
-
-        return GuidedRows(
-            t=move(times.t),
-            r=move(times.r),
-            e=standard.normal_e,
-            num_flow_matching=F,
-            dropped_rows=move(dropped.nonzero()[:, 0]),
-            guided_rows=move(guided.nonzero()[:, 0]),
-            num_guided_flow_matching=int(guided[:F].sum()),
-        )
+    def _rows_of_pass(self, needed: int, micro_batch: int, num_flow_matching: int) -> int:
+        """Rows of the guidance pass; 0 if the settings never need one."""
+        most = bool(self.unconditional_factor) * micro_batch
+        most += bool(self.settings.guidance_mixing) * (micro_batch - num_flow_matching)
+        return self.filling.guidance(needed, most, micro_batch) if most else 0
 
     def work(self, scalars: StandardScalars, num_flow_matching: int) -> Work:
         """v_u and v_c of the guided rows; v_c of the others only."""
@@ -122,9 +138,7 @@ class MeanFlow(AverageVelocityObjective[GuidedRows]):
             error summed over channels and pixels, weighted_u, the same after the adaptive weight, and raw_v.
         """
         fields = self.evaluate(network, images, labels, draws)
-        raw_u = (fields.u - fields.target).square().sum((1, 2, 3))
-        raw_v = (fields.u.detach() - fields.v_t).square().sum((1, 2, 3))
-        weighted_u = self.adaptive(raw_u)
+        raw_u, weighted_u, raw_v = self._terms(fields)
         total = weighted_u.mean()
         logs = {
             "loss": total.detach(),
@@ -135,57 +149,60 @@ class MeanFlow(AverageVelocityObjective[GuidedRows]):
 
     def evaluate(self, network: Network, images: Tensor, labels: Tensor, draws: GuidedRows) -> Fields:
         """Run the network where the loss needs it; see :meth:`loss` for the arguments."""
-        x, e, t, r, F = images, draws.e, draws.t, draws.r, draws.num_flow_matching
-        z = noisy(x, e, t)
-        v_t = self.parameterization.true_velocity(x, e, z, t)
-        v_u, v_c = self._own(network, z, labels, draws)
-        split = draws.num_guided_flow_matching
-        first, others = draws.guided_rows[:split], draws.guided_rows[split:]
-        v_g = self._guided(v_t, others, v_u[split:], v_c)
-        conditions = _conditions(t, t - r, labels.index_fill(0, draws.dropped_rows, self.null_label))
-        along = (v_g[F:], 0.0, 1.0)
+        t, r, F = draws.t, draws.r, draws.num_flow_matching
+        z, v_t = self._mix(images, draws)
+        own = self._own(network, z, labels, draws)
+        v_g_others = self._guided(v_t, own, draws, slice(F, None))  # not flow matching
+        conditions = _conditions(t, t - r, labels.masked_fill(draws.dropped, self.null_label))
+        along = (v_g_others, 0.0, 1.0)
         u, _, du_dt = self.derivative(network, self.parameterization, z, conditions, along, self.heads)
-        v_g = self._guided(v_g, first, v_u[:split], u[first].detach())
+        v_g_first = self._guided(v_t, own, draws, slice(0, F), v_c=u[:F].detach())
         # The official code clips t - r to [0, 1], where these times are anyway.
-        target = torch.cat((v_g[:F], v_g[F:] - per_image((t - r)[F:]) * du_dt))
+        target = torch.cat((v_g_first, v_g_others - per_image((t - r)[F:]) * du_dt))
+        v_g = torch.cat((v_g_first, v_g_others))
         return Fields(z=z, v_t=v_t, v_g=v_g, u=u, du_dt=du_dt, target=target)
 
-    def _own(self, network: Network, z: Tensor, labels: Tensor, draws: GuidedRows) -> tuple[Tensor, Tensor]:
-        """v_u of the guided rows, and v_c of those that are not flow matching, by one pass without gradient.
+    def _mix(self, x: Tensor, draws: GuidedRows) -> tuple[Tensor, Tensor]:
+        """z and v_t."""
+        z = noisy(x, draws.e, draws.t)
+        return z, self.parameterization.true_velocity(x, draws.e, z, draws.t)
 
-        Returns:
-            (G, C, H, W) and (G - those of flow matching, C, H, W); one with the coefficient 0 is empty.
-        """
-        guided, none = draws.guided_rows, draws.guided_rows[:0]
-        without = guided if self.unconditional_factor else none
-        with_label = guided[draws.num_guided_flow_matching :] if self.settings.guidance_mixing else none
-        rows = torch.cat((without, with_label))
-        needed, unconditional = len(rows), len(without)
-        most = bool(self.unconditional_factor) * len(z)
-        most += bool(self.settings.guidance_mixing) * (len(z) - draws.num_flow_matching)
-        if not most:
-            return z[none], z[none]
-        # Filled with rows that nobody needs: up to the most there can be, or so that the pass is not empty, since in
-        # shards (FSDP) all ranks have to run the same passes; by two, as one row would be compiled anew.
-        filling = most - needed if self.static_shapes else 2 * (not needed)
-        rows = torch.cat((rows, rows.new_zeros(filling)))
+    def _terms(self, fields: Fields) -> tuple[Tensor, Tensor, Tensor]:
+        """raw_u, weighted_u and raw_v of :meth:`loss`."""
+        raw_u = (fields.u - fields.target).square().sum((1, 2, 3))
+        raw_v = (fields.u.detach() - fields.v_t).square().sum((1, 2, 3))
+        return raw_u, self.adaptive(raw_u), raw_v
+
+    def _own(self, network: Network, z: Tensor, labels: Tensor, draws: GuidedRows) -> Tensor | None:
+        """The network's own velocities at t, of ``draws.own_rows``, without gradient; None without such rows."""
+        rows = draws.own_rows
+        if not len(rows):
+            return None
         z_rows, t = z[rows], draws.t[rows]
-        y = labels[rows]
-        y[:unconditional] = self.null_label
+        y = labels[rows].masked_fill(draws.own_unlabelled, self.null_label)
         with torch.no_grad():
             output = network(z_rows, _conditions(t, torch.zeros_like(t), y), heads="u")
-        v = self.parameterization.to_velocity(head(output.u), z_rows, t)
-        return v[:unconditional], v[unconditional:needed]
+        return self.parameterization.to_velocity(head(output.u), z_rows, t)
 
-    def _guided(self, v: Tensor, rows: Tensor, v_u: Tensor, v_c: Tensor) -> Tensor:
-        """``v``, which holds v_t on these rows, with v_g there instead."""
+    def _guided(
+        self, v_t: Tensor, own: Tensor | None, draws: GuidedRows, part: slice, v_c: Tensor | None = None
+    ) -> Tensor:
+        """v_g of a part of the rows.
+
+        Args:
+            own: what :meth:`_own` found.
+            v_c: of these rows; None takes it from ``own``.
+        """
+        v_t = v_t[part]
+        if own is None:
+            return v_t
         omega, kappa = self.settings.guidance_scale, self.settings.guidance_mixing
-        v_g = omega * v[rows]
+        v_g = omega * v_t
         if self.unconditional_factor:
-            v_g = v_g + self.unconditional_factor * v_u
+            v_g = v_g + self.unconditional_factor * own[draws.place_of_v_u[part]]
         if kappa:
-            v_g = v_g + kappa * v_c
-        return v.index_copy(0, rows, v_g)
+            v_g = v_g + kappa * (own[draws.place_of_v_c[part]] if v_c is None else v_c)
+        return torch.where(per_image(draws.guided[part]), v_g, v_t)
 
     def _is_guided(self, t: Tensor) -> Tensor:
         """Rows whose target is another than v_t if they keep their label, (B,) bool."""
@@ -193,6 +210,11 @@ class MeanFlow(AverageVelocityObjective[GuidedRows]):
             return torch.zeros_like(t, dtype=torch.bool)
         start, end = self.settings.guidance_interval
         return (t >= start) & (t <= end)
+
+
+def _places(rows: Tensor, first: int) -> Tensor:
+    """Where rows that are marked, (B,) bool, stand if they are counted from ``first``; (B,), 0 for the others."""
+    return torch.where(rows, rows.cumsum(0) - 1 + first, 0)
 
 
 def _conditions(t: Tensor, h: Tensor, labels: Tensor) -> Conditions:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Protocol, S
 from pydantic import ValidationError, ValidationInfo
 from pydantic_core import InitErrorDetails
 
+from pmf.errors import UserError
 from pmf.options import Section
 from pmf.tables import Row, names_in, one_of, resolve
 
@@ -125,10 +126,13 @@ class Objective(Generic[Scalars, Draws]):
     Attributes:
         noise_scale: standard deviation of the noise that :meth:`generate` starts from.
         shown: which of the logs the progress bar shows.
+        compiled_methods: names of methods that compute with tensors alone and call no network, for
+            :meth:`compile_losses`.
     """
 
     noise_scale: float = 1.0
     shown: str = "loss"
+    compiled_methods: tuple[str, ...] = ()
 
     def require_network(self, network: Network, *, compiled: bool, parallel: str) -> None:
         """Whether the network can be trained with this objective.
@@ -139,6 +143,27 @@ class Objective(Generic[Scalars, Draws]):
         Raises:
             UserError: it cannot, or not so.
         """
+
+    def compile_losses(self) -> None:
+        """Compile what the loss does beside the network: each of ``compiled_methods`` by itself."""
+        from pmf.net.base import compiled
+
+        for name in self.compiled_methods:
+            setattr(self, name, compiled(getattr(self, name)))
+
+    def require_recordable(self, network: Network) -> None:  # noqa: ARG002  # for subclasses
+        """Whether :meth:`loss` can be recorded as a CUDA graph: a function of tensors alone, on the device alone.
+
+        It makes no decision by their contents, copies nothing from the host, draws nothing and changes nothing on the
+        host, and there is no :meth:`begin_step`.
+
+        Raises:
+            UserError: it cannot, as is assumed unless a subclass overrides this.
+        """
+        raise UserError(
+            f"training.cuda_graph is true, but the loss {type(self).__name__} does not say that it can be recorded; "
+            "set it to false"
+        )
 
     def draw_rows(
         self, rows: int, num_micro_batches: int, wanted: Sequence[int], generator: torch.Generator
@@ -223,6 +248,7 @@ def create_objective(
     perceptual: PerceptualDistances | None = None,
     perceptual_max_t: float = 1.0,
     static_shapes: bool = False,
+    few_sizes: bool = False,
 ) -> Objective[Any, Any]:
     """The objective of a config's section. All that is given here is passed on to it, by keyword.
 
@@ -230,6 +256,7 @@ def create_objective(
         perceptual: distances of the denoised image from the true one, for methods that use them.
         perceptual_max_t: only rows with t below it are under them.
         static_shapes: give every pass of the network a constant number of rows.
+        few_sizes: round varying numbers of rows up to a few sizes, as compiled code wants it.
     """
     made: Objective[Any, Any] = resolve(OBJECTIVES[options.name].objective)(
         options,
@@ -237,6 +264,7 @@ def create_objective(
         perceptual=perceptual,
         perceptual_max_t=perceptual_max_t,
         static_shapes=static_shapes,
+        few_sizes=few_sizes,
     )
     return made
 

@@ -37,9 +37,9 @@ class PixelMeanFlow(ImprovedMeanFlow):
         num_classes: int,
         perceptual: PerceptualDistances | None = None,
         perceptual_max_t: float = 1.0,
-        static_shapes: bool = False,
+        **filling: bool,
     ) -> None:
-        super().__init__(settings, num_classes=num_classes, static_shapes=static_shapes)
+        super().__init__(settings, num_classes=num_classes, **filling)
         self.noise_scale = settings.noise_scale
         self.drops_first_rows = settings.label_drop_rows == "first"
         self.perceptual = perceptual
@@ -49,6 +49,11 @@ class PixelMeanFlow(ImprovedMeanFlow):
     def sample_times(self, scalars: StandardScalars, num_flow_matching: int) -> Times:
         """r := t on the flow-matching rows, then sorted."""
         return mixed_times(scalars, self.settings, num_flow_matching)
+
+    def perceptual_rows(self, times: Times) -> Tensor:
+        """None where nobody asks for them and another number would be another size."""
+        rows = super().perceptual_rows(times)
+        return rows[:0] if self.perceptual is None and self.filling.few_sizes else rows
 
     def loss(self, network: Network, images: Tensor, labels: Tensor, draws: Draws) -> LossTerms:
         """The loss of one micro-batch.
@@ -74,6 +79,7 @@ class PixelMeanFlow(ImprovedMeanFlow):
             return total
         denoised = fields.z[rows] - per_image(draws.t[rows]) * fields.u[rows]
         for name, distance in self.perceptual(denoised, images[rows], draws.uniform_crop).items():
-            logs[f"loss_{name}"] = distance.detach().sum() / images.shape[0]
-            total = total.index_add(0, rows, factors[name] * self.adaptive(distance))
+            logs[f"loss_{name}"] = (draws.perceptual_weight * distance.detach()).sum() / images.shape[0]
+            weighted = draws.perceptual_weight * self.adaptive(distance)
+            total = total.index_add(0, rows, factors[name] * weighted)
         return total

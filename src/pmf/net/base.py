@@ -24,11 +24,14 @@ class BaseNetwork(nn.Module):
         heads: ``uv``, or ``u`` for a network with one head and for one that was built for inference.
         carries_tangents: whether ``forward`` takes a ``tangent`` and computes the derivative of u beside u.
         training_only: how the names of the tensors begin that a network built for inference does not have.
+        compiled_methods: names of methods that do what is around the blocks, to be compiled as blocks are: of tensors
+            and operands, without a decision that depends on what a tensor holds.
     """
 
     heads: Literal["u", "uv"] = "u"
     carries_tangents: bool = False
     training_only: tuple[str, ...] = ()
+    compiled_methods: tuple[str, ...] = ()
 
     @classmethod
     def is_training_only(cls, name: str) -> bool:
@@ -40,13 +43,17 @@ class BaseNetwork(nn.Module):
         return [module for module in self.modules() if isinstance(module, BaseBlock)]
 
     def compile_blocks(self, *, static_shapes: bool = False) -> None:
-        """Compile each block by itself, without graph breaks; equal blocks share their code.
+        """Compile each block, and each of ``compiled_methods``, by itself, without graph breaks.
+
+        Equal blocks share their code.
 
         Args:
             static_shapes: compile one graph for each number of rows, instead of one for any number.
         """
         for block in self.find_blocks():
             block.compile_body(static_shapes=static_shapes)
+        for name in self.compiled_methods:
+            setattr(self, name, compiled(getattr(self, name), static_shapes=static_shapes))
 
     def checkpoint_blocks(self) -> None:
         """Train in less memory: each block keeps its inputs only, and runs a second time for its gradients."""
@@ -79,4 +86,9 @@ class BaseBlock(nn.Module):
 
     def compile_body(self, *, static_shapes: bool) -> None:
         """Compile the body; see :meth:`BaseNetwork.compile_blocks`."""
-        self.body = torch.compile(self.body, fullgraph=True, dynamic=False if static_shapes else None)
+        self.body = compiled(self.body, static_shapes=static_shapes)
+
+
+def compiled(function: Callable[..., Any], *, static_shapes: bool = False) -> Callable[..., Any]:
+    """A function compiled without graph breaks, for any number of rows or (``static_shapes``) anew for each."""
+    return torch.compile(function, fullgraph=True, dynamic=False if static_shapes else None)

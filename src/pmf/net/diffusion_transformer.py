@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from pmf.net.adaptive_layers import AdaptiveBlock, AdaptiveOutput
 from pmf.net.base import BaseNetwork
-from pmf.net.dual import Dual, Operand, add, silu, value_of
+from pmf.net.dual import Dual, Operand, add, map_linear, silu, value_of
 from pmf.net.interface import Conditions, HeadOutputs, Heads, Tangent
 from pmf.net.layers import PatchEmbedding, ScalarEmbedding
 from pmf.net.positions import sincos_positions
@@ -20,6 +20,7 @@ class DiffusionTransformer(BaseNetwork):
     """
 
     carries_tangents = True
+    compiled_methods = ("_embed", "_decode")
     position_embedding: Tensor
 
     def __init__(
@@ -93,11 +94,18 @@ class DiffusionTransformer(BaseNetwork):
         h: Operand = conditions.h
         if tangent is not None:
             image, t, h = Dual(z, tangent.z), Dual(conditions.t, tangent.t), Dual(conditions.h, tangent.h)
-        x = add(self.patch_embedding(image), self.position_embedding)  # (B, patches, width)
-        scalars = add(self.time_embedding(t), self.duration_embedding(h))
-        condition = silu(add(scalars, self.label_embedding(conditions.labels)))  # (B, width)
+        x, condition = self._embed(image, t, h, conditions.labels)
         for block in self.blocks:
             x = block(x, condition)
-        u = self.output(x, condition)
-        u_tangent = u.tangent.to(z.dtype) if isinstance(u, Dual) else None
-        return HeadOutputs(u=value_of(u).to(z.dtype), u_tangent=u_tangent)
+        u = self._decode(x, condition, z.dtype)
+        return HeadOutputs(u=value_of(u), u_tangent=u.tangent if isinstance(u, Dual) else None)
+
+    def _embed(self, image: Operand, t: Operand, h: Operand, labels: Tensor) -> tuple[Operand, Operand]:
+        """Patches, (B, patches, width), and what all blocks are told, (B, width)."""
+        x = add(self.patch_embedding(image), self.position_embedding)
+        scalars = add(self.time_embedding(t), self.duration_embedding(h))
+        return x, silu(add(scalars, self.label_embedding(labels)))
+
+    def _decode(self, x: Operand, condition: Operand, dtype: torch.dtype) -> Operand:
+        """Patches, (B, patches, width), as images of that dtype, (B, C, H, W)."""
+        return map_linear(lambda image: image.to(dtype), self.output(x, condition))

@@ -33,6 +33,7 @@ class TokenTransformer(BaseNetwork):
 
     carries_tangents = True
     training_only = ("v_blocks.", "v_output.")
+    compiled_methods = ("_embed", "_decode")
 
     def __init__(
         self,
@@ -141,12 +142,11 @@ class TokenTransformer(BaseNetwork):
             x = block(x, self.rotation)
         outputs = HeadOutputs()
         if "u" in heads:
-            u = self._run_head(x, self.u_blocks, self.u_output)
-            outputs.u = value_of(u).to(z.dtype)
-            outputs.u_tangent = u.tangent.to(z.dtype) if isinstance(u, Dual) else None
+            u = self._run_head(x, self.u_blocks, self.u_output, z.dtype)
+            outputs.u = value_of(u)
+            outputs.u_tangent = u.tangent if isinstance(u, Dual) else None
         if "v" in heads:
-            v = self._run_head(value_of(x), self.v_blocks, self.v_output)
-            outputs.v = value_of(v).to(z.dtype)
+            outputs.v = value_of(self._run_head(value_of(x), self.v_blocks, self.v_output, z.dtype))
         return outputs
 
     def _embed(self, image: Operand, h: Operand, conditions: Conditions) -> Operand:
@@ -161,8 +161,15 @@ class TokenTransformer(BaseNetwork):
         groups = [add(over_tokens(embedding), tokens) for tokens, embedding in embedded]
         return concatenate([*groups, self.patch_embedding(image)], dim=1)
 
-    def _run_head(self, x: Operand, blocks: nn.ModuleList | None, output: PatchOutput | None) -> Operand:
+    def _run_head(
+        self, x: Operand, blocks: nn.ModuleList | None, output: PatchOutput | None, dtype: torch.dtype
+    ) -> Operand:
         assert blocks is not None and output is not None
         for block in blocks:
             x = block(x, self.rotation)
-        return output(map_linear(lambda tokens: tokens[:, NUM_CONDITION_TOKENS:], x))
+        return self._decode(x, output, dtype)
+
+    def _decode(self, x: Operand, output: PatchOutput, dtype: torch.dtype) -> Operand:
+        """The patches of all tokens, (B, T, width), as images of that dtype, (B, C, H, W)."""
+        patches = map_linear(lambda tokens: tokens[:, NUM_CONDITION_TOKENS:], x)
+        return map_linear(lambda image: image.to(dtype), output(patches))

@@ -36,9 +36,26 @@ class PerceptualDistances:
         Returns:
             (P,) by the names of ``factors``.
         """
-        boxes = crop_boxes(uniform_crop, image.shape[2], image.shape[3])
-        seen, true = (resample(images, boxes, self.crop_size).expand(-1, 3, -1, -1) for images in (prediction, image))
+        seen, true = self._crop(prediction, image, uniform_crop)
         return {name: network(seen, true) for name, network in self.networks.items()}
+
+    def _crop(self, prediction: Tensor, image: Tensor, uniform_crop: Tensor) -> list[Tensor]:
+        """What the networks see of both, (P, 3, crop_size, crop_size)."""
+        boxes = crop_boxes(uniform_crop, image.shape[2], image.shape[3])
+        crops = (resample(images, boxes, self.crop_size) for images in (prediction, image))
+        layout = layout_of(image.device)
+        return [crop.expand(-1, 3, -1, -1).contiguous(memory_format=layout) for crop in crops]
+
+    def compile_networks(self) -> None:
+        """Compile the crop and each network by itself, for any number of rows."""
+        self._crop = torch.compile(self._crop, fullgraph=True)  # type: ignore[method-assign]
+        for network in self.networks.values():
+            network.compile(fullgraph=True)
+
+
+def layout_of(device: torch.device) -> torch.memory_format:
+    """How images lie in memory: channels last on a GPU, where half-precision convolutions want it."""
+    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
 
 
 def build_distances(config: PerceptualConfig) -> PerceptualDistances | None:
@@ -86,5 +103,5 @@ def create_distances(
             f"{', '.join(config.convnext_weights)} (Meta's are licensed {convnext.LICENCE})"
         )
     for network in networks.values():
-        network.requires_grad_(False).eval().to(device)
+        network.requires_grad_(False).eval().to(device).to(memory_format=layout_of(device))
     return distances

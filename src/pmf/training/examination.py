@@ -21,8 +21,16 @@ from pmf.distributed.batching import accumulation_steps
 from pmf.errors import CrossFieldError, UserError
 from pmf.flow.objective import create_objective
 from pmf.optim.schedule import learning_rate
+from pmf.training.compilation import decide_compilation
 from pmf.training.metrics import wandb_problem
-from pmf.training.preflight import require_compiler, require_decoder, require_device, require_storage
+from pmf.training.preflight import (
+    missing_for_compilation,
+    require_compiler,
+    require_cuda_graph,
+    require_decoder,
+    require_device,
+    require_storage,
+)
 from pmf.training.run_folder import RECORDED_PACKAGES, RunFolder
 from pmf.training.state import checkpoint_bytes
 
@@ -62,6 +70,7 @@ def _ask(subject: str, check: Callable[[], Generator[Verdict, None, T]]) -> Gene
 
 def _device(config: Config) -> Generator[Verdict]:
     require_device(config.training)
+    require_cuda_graph(config.training, processes=1)
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         yield Verdict("ok", "device", f"{', '.join(names)}; mixed_precision {config.training.mixed_precision}")
@@ -73,7 +82,15 @@ def _device(config: Config) -> Generator[Verdict]:
 
 def _compiler(config: Config) -> Generator[Verdict]:
     require_compiler(config.training)
-    yield Verdict("ok", "compiler", "there" if config.training.compile else "not needed: training.compile is false")
+    asked = config.training.compile
+    if asked is False:
+        yield Verdict("ok", "compiler", "not needed: training.compile is false")
+    elif asked == "auto" and not torch.cuda.is_available():
+        yield Verdict("ok", "compiler", "not needed: training.compile is auto, and this is not CUDA")
+    elif missing := missing_for_compilation():
+        yield Verdict("warning", "compiler", f"the run would not be compiled, which needs {missing}")
+    else:
+        yield Verdict("ok", "compiler", "there")
 
 
 def _batch(config: Config) -> Generator[Verdict]:
@@ -107,7 +124,8 @@ def _model(config: Config, max_steps: int) -> Generator[Verdict]:
         network = network_of(config)
     training = config.training
     objective = create_objective(config.objective, num_classes=config.data.num_classes)
-    objective.require_network(network, compiled=training.compile, parallel=training.parallel)
+    compiled = decide_compilation(config, network, objective).on
+    objective.require_network(network, compiled=compiled, parallel=training.parallel)
     yield Verdict("ok", "model", f"{config.model.name}, {sum(p.numel() for p in network.parameters()):,} parameters")
     yield from _ask("disk", lambda: _disk(config, checkpoint_bytes(network, config), max_steps))
 

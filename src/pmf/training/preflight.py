@@ -36,23 +36,39 @@ def require_device(training: TrainingConfig) -> None:
 
 
 def require_compiler(training: TrainingConfig) -> None:
-    """What ``training.compile`` needs: a C++ compiler on CPU; Triton and a C compiler on CUDA.
+    """What ``training.compile: true`` needs: a C++ compiler on CPU; Triton and a C compiler on CUDA.
 
     Raises:
         UserError: it is not there.
     """
-    if not training.compile:
-        return
+    if training.compile is True and (missing := missing_for_compilation()):
+        raise UserError(f"training.compile is true, which needs {missing}, or set training.compile to false")
+
+
+def missing_for_compilation() -> str | None:
+    """What torch.compile lacks on this machine, and what to do; None where it has all it needs."""
     on_gpu = torch.cuda.is_available()
     if on_gpu and importlib.util.find_spec("triton") is None:
-        raise UserError("training.compile is true, which needs Triton on a GPU; install triton or set it to false")
+        return "Triton on a GPU, which is not installed; install triton"
     variable, usual = ("CC", ("gcc", "clang")) if on_gpu else ("CXX", ("g++", "clang++"))
     wanted = [os.environ[variable]] if os.environ.get(variable) else list(usual)
-    if not any(shutil.which(name) for name in wanted):
-        raise UserError(
-            f"training.compile is true, which needs a compiler, and {' or '.join(wanted)} is not on the PATH; "
-            f"install one, name it in {variable}, or set training.compile to false"
-        )
+    if any(shutil.which(name) for name in wanted):
+        return None
+    return f"a compiler, and {' or '.join(wanted)} is not on the PATH; install one, name it in {variable}"
+
+
+def require_cuda_graph(training: TrainingConfig, processes: int) -> None:
+    """What ``training.cuda_graph`` needs: a CUDA device, and one process, as no message can be recorded.
+
+    Raises:
+        UserError: it is not so.
+    """
+    if not training.cuda_graph:
+        return
+    if not torch.cuda.is_available():
+        raise UserError("training.cuda_graph is true, which needs a CUDA device, and there is none; set it to false")
+    if processes > 1:
+        raise UserError(f"training.cuda_graph is true, which needs a single process, not {processes}; set it to false")
 
 
 def require_decoder(config: Config) -> str:

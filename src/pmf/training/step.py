@@ -24,6 +24,8 @@ from pmf.optim.ema import WeightAverages
 from pmf.optim.groups import create_optimizer
 from pmf.perceptual.distances import create_distances
 from pmf.randomness import Stream, torch_generator
+from pmf.training.captured import CapturedMicroBatches, CudaRecorder
+from pmf.training.compilation import compile_step, decide_compilation
 from pmf.training.course import Course
 from pmf.training.preemption import StopRequest
 from pmf.training.state import TrainingState
@@ -55,6 +57,7 @@ class TrainingStep:
         state: the network, its optimizer and averages, the objective and the progress; checkpoints hold it.
         objective: the loss and its random numbers.
         module: network and objective as DDP, FSDP and autocast wrap them.
+        compilation: whether all this is compiled.
         flops: operations of a step for each image, on the main rank; None where they could not be counted.
     """
 
@@ -85,6 +88,7 @@ class TrainingStep:
         self._config, self._accelerator, self._world = config, accelerator, world
         self._course, self._stop, self._say = course, stop, say
         self._accumulation = accumulation
+        self._drawn: dict[int, list[Any]] = {}  # scalars of the next step
         self._codec = create_codec(config.data)
         network = network_of(config, generator=torch_generator(Stream.WEIGHTS, training.seed)).to(world.device)
         perceptual = world.main_first(lambda: create_distances(config.perceptual, world.device, say))  # may download
@@ -94,14 +98,17 @@ class TrainingStep:
             perceptual=perceptual,
             perceptual_max_t=config.perceptual.max_t,
         )
-        self.objective = create(config.objective, static_shapes=training.static_shapes)
-        self.objective.require_network(network, compiled=training.compile, parallel=training.parallel)
+        self.compilation = decide_compilation(config, network, create(config.objective))
+        say(str(self.compilation))
+        few_sizes = self.compilation.on or training.cuda_graph
+        self.objective = create(config.objective, static_shapes=training.static_shapes, few_sizes=few_sizes)
+        self.objective.require_network(network, compiled=self.compilation.on, parallel=training.parallel)
         # Before checkpointing, and without rows that only fill: what is needed counts.
         self.flops = self._count_flops(network, create(config.objective.countable())) if world.is_main else None
         if training.activation_checkpointing:
             network.checkpoint_blocks()
-        if training.compile:
-            network.compile_blocks(static_shapes=training.static_shapes)
+        if self.compilation.on:
+            compile_step(network, self.objective, perceptual, static_shapes=training.static_shapes)
         module = LossModule(network, self.objective)
         sharded = training.parallel != "ddp" and world.size > 1
         if sharded:
@@ -111,6 +118,10 @@ class TrainingStep:
         # Shards stay where they are, and "evaluation" is Accelerate's word for autocast alone, without DDP.
         self.module = accelerator.prepare_model(module, device_placement=not sharded, evaluation_mode=sharded)
         accelerator.prepare_optimizer(optimizer, device_placement=not sharded)  # so that it can unscale the gradients
+        self._run: Callable[[MicroBatch[Any]], dict[str, Tensor]] = self._forward_and_backward
+        if training.cuda_graph:
+            self.objective.require_recordable(network)
+            self._run = CapturedMicroBatches(self._run, list(network.parameters()), CudaRecorder())
         self.state = TrainingState(network, optimizer, averages, accelerator.scaler, self.objective)
 
     def _count_flops(self, network: nn.Module, objective: Objective[Any, Any]) -> StepFlops | None:
@@ -147,7 +158,7 @@ class TrainingStep:
         if finite:
             self.state.optimizer.step()  # itself: Accelerate's wrapper would ask the device again what is known here
         scale_was_too_large = self._update_loss_scale(finite)
-        self.state.optimizer.zero_grad()
+        self.state.optimizer.zero_grad(set_to_none=not training.cuda_graph)  # a graph adds to tensors that stay
         progress.count_step(training.global_batch_size)
         if finite:
             progress.skipped_in_a_row = 0
@@ -165,19 +176,28 @@ class TrainingStep:
     def _accumulate_gradients(self, batches: list[Batch]) -> list[dict[str, Tensor]]:
         """Add up the gradients of all micro-batches; returns what the objective logs of each."""
         world, first = self._world, self._world.rank * self._accumulation
-        scalars = self.objective.draw_rows(
-            self._config.training.global_batch_size,
-            num_micro_batches=world.size * self._accumulation,
-            wanted=range(first, first + self._accumulation),
-            generator=torch_generator(Stream.DRAWS, self._config.training.seed, batches[0].step),
-        )
+        step = batches[0].step
+        scalars = self._drawn.pop(step, None) or self._draw_rows(step)
         # Made when they are asked for, so that the noise of one at a time is held.
         micro_batches = [
             partial(self._micro_batch, batch, first + number, scalars[number]) for number, batch in enumerate(batches)
         ]
         self.objective.begin_step(self.state.network, micro_batches, world)
         last = len(batches) - 1
-        return [self._backward(make(), last=number == last) for number, make in enumerate(micro_batches)]
+        logs = [self._backward(make(), last=number == last) for number, make in enumerate(micro_batches)]
+        # While a GPU still works on these. Scalars are a function of the step, so it does not matter who asks when.
+        self._drawn = {step + 1: self._draw_rows(step + 1)}
+        return logs
+
+    def _draw_rows(self, step: int) -> list[Any]:
+        """The scalars of this rank's micro-batches."""
+        first = self._world.rank * self._accumulation
+        return self.objective.draw_rows(
+            self._config.training.global_batch_size,
+            num_micro_batches=self._world.size * self._accumulation,
+            wanted=range(first, first + self._accumulation),
+            generator=torch_generator(Stream.DRAWS, self._config.training.seed, step),
+        )
 
     def _micro_batch(self, batch: Batch, number: int, scalars: Any) -> MicroBatch[Any]:
         """What a loss is about; a function of the batch and of its number among those of all ranks."""
@@ -193,8 +213,11 @@ class TrainingStep:
         """Gradients of one micro-batch; ranks synchronise in the last one of a step."""
         average_gradients(self.module, now=last)
         with contextlib.nullcontext() if last else self._accelerator.no_sync(self.module):
-            terms: LossTerms = self.module(micro_batch.images, micro_batch.labels, micro_batch.draws)
-            self._accelerator.backward(terms.total / self._accumulation)
+            return self._run(micro_batch)
+
+    def _forward_and_backward(self, micro_batch: MicroBatch[Any]) -> dict[str, Tensor]:
+        terms: LossTerms = self.module(micro_batch.images, micro_batch.labels, micro_batch.draws)
+        self._accelerator.backward(terms.total / self._accumulation)
         return terms.logs
 
     def _update_loss_scale(self, finite: bool) -> bool:

@@ -25,7 +25,14 @@ from pmf.training.course import Course
 from pmf.training.metrics import MetricsLog
 from pmf.training.periodic_evaluation import TrainingEvaluation
 from pmf.training.preemption import StopRequest
-from pmf.training.preflight import require_compiler, require_decoder, require_device, require_storage, restart_problem
+from pmf.training.preflight import (
+    require_compiler,
+    require_cuda_graph,
+    require_decoder,
+    require_device,
+    require_storage,
+    restart_problem,
+)
 from pmf.training.processes import start_processes, world_of
 from pmf.training.run_folder import RunFolder
 from pmf.training.snapshots import Snapshots
@@ -53,6 +60,7 @@ class Trainer:
         require_compiler(training)
         self.accelerator = start_processes(training)
         self.world = world_of(self.accelerator)
+        require_cuda_graph(training, self.world.size)
         if problem := restart_problem():
             self.say(f"warning: {problem}")
         self.accumulation = _accumulation(training, self.world.size)

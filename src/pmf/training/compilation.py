@@ -1,0 +1,70 @@
+"""Whether a run is compiled, and why: ``training.compile`` and what the machine, the network and the loss allow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pmf.config.sections import Config
+from pmf.errors import UserError
+from pmf.flow.objective import Objective
+from pmf.net.base import BaseNetwork
+from pmf.training.preflight import missing_for_compilation
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """What was decided.
+
+    Attributes:
+        reason: for people.
+    """
+
+    on: bool
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{'compiled' if self.on else 'not compiled'}: {self.reason}"
+
+
+def decide_compilation(config: Config, network: BaseNetwork, objective: Objective[Any, Any]) -> Compilation:
+    """What ``training.compile`` means here; ``auto`` never raises, and leaves out what cannot be."""
+    asked = config.training.compile
+    if asked != "auto":
+        return Compilation(asked, f"training.compile is {str(asked).lower()}")
+    obstacle = _obstacle(config, network, objective)
+    if obstacle is None:
+        return Compilation(True, "training.compile is auto; CUDA, Triton and a C compiler are there")
+    return Compilation(False, f"training.compile is auto, and {obstacle}")
+
+
+def compile_step(network: BaseNetwork, objective: Objective[Any, Any], perceptual: Any, *, static_shapes: bool) -> None:
+    """Compile, part by part, what a micro-batch's loss is made of.
+
+    Args:
+        perceptual: distances (:class:`pmf.perceptual.distances.PerceptualDistances`), or None.
+    """
+    network.compile_blocks(static_shapes=static_shapes)
+    objective.compile_losses()
+    if perceptual is not None:
+        perceptual.compile_networks()
+
+
+def _obstacle(config: Config, network: BaseNetwork, objective: Objective[Any, Any]) -> str | None:
+    """Why the run cannot or need not be compiled."""
+    if not torch.cuda.is_available():
+        return "this is not CUDA"
+    if missing := missing_for_compilation():
+        return f"compilation needs {missing}"
+    parallel = config.training.parallel
+    before = config.objective.problems(compiled=False, parallel=parallel)
+    for key, problem in config.objective.problems(compiled=True, parallel=parallel):
+        if (key, problem) not in before:
+            return f"objective.{key} {problem}"
+    try:
+        objective.require_network(network, compiled=True, parallel=parallel)
+    except UserError as error:
+        return str(error)
+    return None

@@ -1,0 +1,169 @@
+"""Micro-batches that are recorded and replayed: the run is the same to the bit. A stand-in for CUDA graphs records."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+
+from pmf.config.sections import Config
+from pmf.config.yaml_file import load_config
+from pmf.errors import UserError
+from pmf.flow.filling import Filling
+from pmf.flow.objective import MicroBatch, Objective
+from pmf.flow.options import PixelMeanFlowOptions
+from pmf.training import step as step_module
+from pmf.training import trainer as trainer_module
+from pmf.training.captured import CapturedMicroBatches
+from pmf.training.preflight import require_cuda_graph
+from pmf.training.trainer import Trainer
+from tests.flow.methods import METHODS
+from tests.flow.small_step import inputs, small_network
+from tests.launch import ROOT, TINY
+from tests.recorders import Rerunning
+
+STEPS = 6
+CONFIGS = {"pmf": "digits.yaml", "meanflow": "digits_meanflow.yaml"}
+
+
+def config_of(folder: Path, method: str, *changes: str) -> Config:
+    """Two micro-batches a step, on made-up images."""
+    settings = ["data.kind=synthetic", "data.num_workers=0", "training.log_every=1", "training.checkpoint_every=3"]
+    guided = ["objective.guidance_scale=2", "objective.guidance_mixing=0.5", "objective.guidance_interval=[0.3,0.8]"]
+    batch = ["training.global_batch_size=16", "training.micro_batch_size=8", f"training.output_dir={folder}"]
+    overrides = [*TINY, *settings, *batch, *(guided if method == "meanflow" else []), *changes]
+    return load_config(ROOT / "configs" / CONFIGS[method], overrides)
+
+
+def train(config: Config, *, poisoned: int = -1) -> Trainer:
+    """The run; the noise of micro-batch number ``poisoned`` holds what is no number, so its step is skipped."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    trainer = Trainer(config)
+    objective = trainer.train_step.objective
+    objective.filling, draw, drawn = Filling(few_sizes=True), objective.draw, []
+
+    def drawing(*arguments):
+        draws = draw(*arguments)
+        if len(drawn) == poisoned:
+            draws.e.fill_(torch.nan)
+        drawn.append(draws)
+        return draws
+
+    objective.draw = drawing
+    trainer.train()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return trainer
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    place = folder / "checkpoints" / f"step_{STEPS:08d}"
+    return {
+        f"{file}/{name}": tensor
+        for file in ("model", "optimizer")
+        for name, tensor in load_file(place / f"{file}.safetensors").items()
+    }
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """Runs with ``training.cuda_graph`` record on a CPU; the recorders that were made."""
+    made: list[Rerunning] = []
+
+    def record() -> Rerunning:
+        made.append(Rerunning())
+        return made[-1]
+
+    def capture(run, parameters, recorder):
+        recorder.parameters = parameters
+        return CapturedMicroBatches(run, parameters, recorder)
+
+    monkeypatch.setattr(step_module, "CudaRecorder", record)
+    monkeypatch.setattr(step_module, "CapturedMicroBatches", capture)
+    monkeypatch.setattr(trainer_module, "require_cuda_graph", lambda *_: None)
+    return made
+
+
+@pytest.mark.parametrize("method", ["pmf", pytest.param("meanflow", marks=pytest.mark.slow)])
+def test_a_recorded_run_is_the_same_to_the_bit(method, recorded, tmp_path):
+    """With passes of several sizes, two micro-batches a step, a step that is skipped, and a resume."""
+    plain, graph, halves = (tmp_path / name for name in ("plain", "graph", "halves"))
+    steps, on = f"training.max_steps={STEPS}", "training.cuda_graph=true"
+    skipping = train(config_of(plain, method, steps), poisoned=6)
+    train(config_of(graph, method, steps, on), poisoned=6)
+    assert skipping.state.progress.skipped == 1
+    train(config_of(halves, method, steps.replace(str(STEPS), "3"), on))
+    train(config_of(halves, method, steps, on), poisoned=0)
+    whole = recorded[0]
+    assert len(whole.replays) >= 2, "passes of one size alone say little"
+    assert min(whole.replays) >= 1
+    expected = weights(plain)
+    for folder in (graph, halves):
+        found = weights(folder)
+        assert found.keys() == expected.keys()
+        assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+    losses = [
+        [json.loads(line).get("loss_u") for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (plain, graph, halves)
+    ]
+    assert len(losses[0]) == STEPS
+    assert losses[1] == losses[2] == losses[0]
+
+
+def recorded_step() -> tuple[CapturedMicroBatches, MicroBatch, torch.nn.Module]:
+    images, labels, standard = inputs()
+    network, objective = small_network(), METHODS["pmf"].objective(PixelMeanFlowOptions())
+    micro_batch = MicroBatch(images=images, labels=labels, draws=objective.shape(standard))
+
+    def run(part: MicroBatch) -> dict[str, torch.Tensor]:
+        terms = objective.loss(network, part.images, part.labels, part.draws)
+        terms.total.backward()
+        return terms.logs
+
+    parameters = list(network.parameters())
+    return CapturedMicroBatches(run, parameters, Rerunning(parameters)), micro_batch, network
+
+
+def test_a_replaced_gradient_is_noticed():
+    step, micro_batch, network = recorded_step()
+    for _ in range(4):
+        step(micro_batch)
+    network.class_tokens.grad = network.class_tokens.grad.clone()
+    with pytest.raises(RuntimeError, match="a gradient was replaced"):
+        step(micro_batch)
+
+
+def test_logs_of_one_micro_batch_outlive_the_next():
+    step, micro_batch, _ = recorded_step()
+    logs = [step(micro_batch) for _ in range(3)]
+    other = step(replace(micro_batch, images=-micro_batch.images))
+    assert float(other["loss_u"]) != float(logs[2]["loss_u"]) == float(logs[0]["loss_u"])
+
+
+class Other(Objective):
+    pass
+
+
+def test_what_cannot_be_recorded_is_refused():
+    jvp = METHODS["pmf"].objective(PixelMeanFlowOptions(derivative="jvp"))
+    with pytest.raises(UserError, match="du/dt of PixelTransformer is taken by jvp, which is not recorded"):
+        jvp.require_recordable(small_network())
+    with pytest.raises(UserError, match="the loss Other does not say that it can be recorded"):
+        Other().require_recordable(small_network())
+    training = config_of(Path("run"), "pmf", "training.cuda_graph=true").training
+    with pytest.raises(UserError, match="which needs a CUDA device, and there is none"):
+        require_cuda_graph(training, processes=1)
+    with pytest.raises(UserError, match="mixed_precision fp16"):
+        config_of(Path("run"), "pmf", "training.cuda_graph=true", "training.mixed_precision=fp16")
+
+
+def test_several_processes_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    training = config_of(Path("run"), "pmf", "training.cuda_graph=true").training
+    require_cuda_graph(training, processes=1)
+    with pytest.raises(UserError, match="which needs a single process, not 2"):
+        require_cuda_graph(training, processes=2)
