@@ -1,7 +1,8 @@
 """Images per second of one-step generation, and where the time goes: python benchmarks/bench_sampling.py [--json OUT]
 
 Stages of the same batch are timed one after the other, each repeat all of them: noise (one generator an image, on the
-CPU), the network as it is and with compiled blocks, and writing PNGs. Weights are random: they do not change the time.
+CPU), the network as it is, in bf16 and with compiled blocks, and writing PNGs; then a whole folder of PNGs, in which they
+overlap, and its share of what the network alone does. Weights are random: they do not change the time.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ from torch import Tensor
 
 from benchmarks.environment import environment, synchronize
 from benchmarks.result_file import ResultFile
+from benchmarks.sampling_pipeline import pipeline_seconds
 from pmf.commands import run_command
 from pmf.data.codec import to_uint8
 from pmf.flow.parameterization import ImagePrediction
 from pmf.flow.sampler import generate
+from pmf.generation.noise import NoiseOptions, image_noise
 from pmf.generation.pictures import save_png
-from pmf.generation.plan import image_noise
 from pmf.net.sizes import SIZES, create_network
 
 NUM_CLASSES = 1000
@@ -36,11 +38,10 @@ def measure(
     model: str, image_size: int, batch_size: int, repeats: int, device: str, record: ResultFile
 ) -> dict[str, float]:
     """Images per second of each stage for one batch, after one repeat to warm up; recorded after each repeat."""
-    networks = {}
-    for name in ("network", "network, compiled"):
-        networks[name] = create_network(model, image_size=image_size, num_classes=NUM_CLASSES, inference=True)
-        networks[name].to(device).eval()
-    networks["network, compiled"].compile_blocks()
+    made = [create_network(model, image_size=image_size, num_classes=NUM_CLASSES, inference=True) for _ in range(2)]
+    plain, compiled = (network.to(device).eval() for network in made)
+    compiled.compile_blocks()
+    networks = {"network": (plain, False), "network, bf16": (plain, True), "network, compiled": (compiled, False)}
     labels = torch.arange(batch_size, device=device) % NUM_CLASSES
     seconds: dict[str, list[float]] = {}
 
@@ -54,19 +55,37 @@ def measure(
 
     for repeat in range(repeats + 1):
         indices = range(repeat * batch_size, (repeat + 1) * batch_size)
-        noise = timed("noise", lambda i=indices: image_noise(0, i, (3, image_size, image_size), 1.0).to(device))  # type: ignore[misc]
-        for name, network in networks.items():
-            images = timed(
-                name,
-                lambda n=network, z=noise: generate(  # type: ignore[misc]
-                    n, ImagePrediction(), z, labels, omega=8.5, interval=(0.1, 0.7)
-                ),
-            )
+        options = NoiseOptions(seed=0, shape=(3, image_size, image_size), scale=1.0)
+        noise = timed("noise", lambda o=options, i=indices: image_noise(o, i).to(device))  # type: ignore[misc]
+        for name, (network, half) in networks.items():
+            with torch.autocast(device, torch.bfloat16, enabled=half):
+                images = timed(
+                    name,
+                    lambda n=network, z=noise: generate(  # type: ignore[misc]
+                        n, ImagePrediction(), z, labels, omega=8.5, interval=(0.1, 0.7)
+                    ),
+                )
         timed("uint8 and PNG", lambda x=images: write_pngs(to_uint8(x)))  # type: ignore[misc]
+        for precision in ("float32", "bf16"):
+            whole = pipeline_seconds(
+                plain,
+                image_size=image_size,
+                num_classes=NUM_CLASSES,
+                batch_size=batch_size,
+                precision=precision,
+                device=device,
+            )
+            seconds.setdefault(f"all, {precision}", []).append(whole)
         if repeat:
             measured = {stage: values[1:] for stage, values in seconds.items()}
             rates = {stage: batch_size / statistics.median(values) for stage, values in measured.items()}
-            record.add(seconds=measured, images_per_second=rates)
+            shares = {
+                precision: rates[f"all, {precision}"] / rates[network]
+                for precision, network in (("float32", "network"), ("bf16", "network, bf16"))
+            }
+            record.add(seconds=measured, images_per_second=rates, share_of_network=shares)
+    for precision, share in shares.items():
+        print(f"a folder of PNGs in {precision}: {share:.2f} of the network alone")
     return rates
 
 

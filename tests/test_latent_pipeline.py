@@ -21,7 +21,7 @@ from pmf.config.sections import Config
 from pmf.config.yaml_file import config_from_plain, load_config
 from pmf.data.autoencoder import autoencoder_sha256, load_autoencoder
 from pmf.flow.objective import create_objective
-from pmf.generation.plan import image_noise
+from pmf.generation.noise import NoiseOptions, image_noise
 from pmf.training.trainer import Trainer
 from tests.latents import NUM_CLASSES, SIZE
 from tests.launch import run_command
@@ -120,7 +120,7 @@ def test_images_are_what_diffusers_decodes(trained, plain, autoencoder, method):
     network.load_state_dict(weights, strict=False)
     assert network.state_dict().keys() <= weights.keys()
     objective = create_objective(config.objective, num_classes=NUM_CLASSES)
-    noise = image_noise(42, range(IMAGES), (4, SIZE // 8, SIZE // 8), 1.0)
+    noise = image_noise(NoiseOptions(seed=42, shape=(4, SIZE // 8, SIZE // 8), scale=1.0), range(IMAGES))
     labels = torch.arange(IMAGES) % NUM_CLASSES
     options = config.sampling.model_dump(include={"omega", "interval", "num_steps", "sampler"})
     z = objective.generate(network.eval(), noise, labels, **options)

@@ -93,6 +93,7 @@ def test_processes_batches_and_files_in_between_change_nothing(weights, call, tm
         "num_steps": 2,
         "sampler": "equal_steps",
         "noise": "ours",
+        "precision": "float32",
         "omega": 2.0,
         "interval": [0.1, 0.6],
         "noise_scale": 1.0,

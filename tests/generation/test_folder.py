@@ -15,8 +15,8 @@ from PIL import Image
 from pmf.data.codec import to_uint8
 from pmf.distributed.world import ALONE
 from pmf.generation.images import own_batches
+from pmf.generation.noise import NoiseOptions, image_noise
 from pmf.generation.pictures import contact_sheet, save_png
-from pmf.generation.plan import image_noise
 from tests.launch import run_command, train_tiny
 
 
@@ -34,11 +34,11 @@ def hashes(folder):
 
 
 def test_noise_of_an_image_is_a_function_of_seed_and_index():
-    shape = (3, 8, 8)
-    several = image_noise(1, [0, 5, 9], shape, 2.0)
-    assert torch.equal(several[1], image_noise(1, [5], shape, 2.0)[0])
-    assert not torch.equal(several[1], image_noise(2, [5], shape, 2.0)[0])
-    many = image_noise(3, range(500), shape, 2.0)
+    first, second, third = (NoiseOptions(seed=seed, shape=(3, 8, 8), scale=2.0) for seed in (1, 2, 3))
+    several = image_noise(first, [0, 5, 9])
+    assert torch.equal(several[1], image_noise(first, [5])[0])
+    assert not torch.equal(several[1], image_noise(second, [5])[0])
+    many = image_noise(third, range(500))
     # 96,000 normals: standard error of the mean 0.0065, of the deviation 0.0046
     assert abs(float(many.mean())) < 0.03
     assert abs(float(many.std()) - 2.0) < 0.03

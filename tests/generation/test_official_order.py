@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 
 import numpy as np
@@ -16,7 +17,8 @@ from pmf.errors import UserError
 from pmf.flow.parameterization import ImagePrediction
 from pmf.flow.sampler import generate
 from pmf.generation.images import inference_network
-from pmf.generation.plan import SamplingPlan, image_noise
+from pmf.generation.noise import NoiseOptions, image_noise
+from pmf.generation.plan import SamplingPlan
 from tests.launch import ROOT
 
 DIGITS = ROOT / "configs" / "digits.yaml"
@@ -32,15 +34,16 @@ NORMALS = {
 
 @pytest.mark.parametrize(("index", "seed"), NORMALS)
 def test_official_noise_is_torchs_with_the_seed_xor_the_index(index, seed):
-    noise = image_noise(seed, [index], (4, 32, 32), 2.0, "official")
+    options = NoiseOptions(seed=seed, shape=(4, 32, 32), scale=2.0, kind="official")
+    noise = image_noise(options, [index])
     # processors differ in the last bits of a logarithm and a cosine
     assert noise.flatten()[:3].tolist() == pytest.approx([2.0 * value for value in NORMALS[index, seed]], rel=1e-5)
     assert noise.shape == (1, 4, 32, 32)
-    assert not torch.allclose(noise, image_noise(seed, [index], (4, 32, 32), 2.0))
+    assert not torch.allclose(noise, image_noise(dataclasses.replace(options, kind="ours"), [index]))
 
 
 def test_official_noise_of_an_image_does_not_depend_on_its_batch():
-    several = image_noise(42, [3, 0, 8], (3, 8, 8), 1.0, "official")
+    several = image_noise(NoiseOptions(seed=42, shape=(3, 8, 8), scale=1.0, kind="official"), [3, 0, 8])
     expected = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(34))  # 8 xor 42
     assert torch.equal(several[2], expected)
 

@@ -79,7 +79,8 @@ def test_a_new_option_is_in_configs_flags_folders_and_records(weights, call, tmp
     call(*fid, "--warmth", "4", "--sampler", "warm", "--output", tmp_path / "fid.json")
     images = json.loads((tmp_path / "fid.json").read_text())["images"]
     assert (images["sampler"], images["warmth"], images["window"]) == ("warm", 4.0, [0.0, 1.0])
-    assert "sampler warm, noise ours, ema None, warmth 4.0, window [0.0, 1.0]" in capsys.readouterr().out
+    told = "sampler warm, noise ours, precision float32, ema None, warmth 4.0, window [0.0, 1.0]"
+    assert told in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("wider")
@@ -136,7 +137,8 @@ def test_a_folder_of_before_there_were_samplers_is_completed(weights, call, tmp_
     record = tmp_path / "images" / "sampling.json"
     named = json.loads(record.read_text())
     plan = ["num_images", "labels", "images_in_a_row", "seed"]
-    assert list(named) == [*plan, "omega", "interval", "num_steps", "sampler", "noise", "rounding", "weights"]
+    options = ["omega", "interval", "num_steps", "sampler", "noise", "precision"]
+    assert list(named) == [*plan, *options, "rounding", "weights"]
     older = ("num_images", "labels", "seed", "num_steps", "omega", "interval", "weights")  # as it was written then
     record.write_text(json.dumps({name: named[name] for name in older}, indent=1))
     for index in (1, 4):

@@ -103,6 +103,8 @@ class SamplingConfig(Section):
     """How these steps lead from noise to an image: equal_steps in t, as in the papers, or another that was added."""
     noise: Literal["ours", "official"] = "ours"
     """How image i's noise is drawn: ours, or official, as in the PyTorch evaluations of pMF and iMF (seed 42)."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """Of the network's products; bf16 is faster on GPUs and changes images by about a grey level."""
     ema: Annotated[str, BeforeValidator(number_name), Use.WEIGHTS] = "2000"
     """Which weights: a half-life in kimg, a decay, or "online" (as in checkpoint file names ema_*)."""
     batch_size: Annotated[Positive, Use.BATCHES] = 64

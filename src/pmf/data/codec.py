@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -13,6 +13,8 @@ from pmf.tables import resolve
 
 ROUNDING = "half to even of (x + 1) / 2 * 255, clipped to 0 ... 255"
 """How :func:`to_uint8` rounds, for records."""
+CACHED_VALUES = 2**18
+"""float32 values, 1 MiB: of the size of a core's second-level cache."""
 
 
 class Codec(Protocol):
@@ -88,7 +90,7 @@ class PixelCodec:
 
     def decode(self, z: Tensor) -> Tensor:
         """See :meth:`Codec.decode`."""
-        return to_uint8(z)
+        return torch.cat([to_uint8(part) for part in in_cache(z)])
 
 
 def create_codec(data: DataConfig) -> Codec:
@@ -101,6 +103,16 @@ def to_unit_range(images: Tensor) -> Tensor:
     """uint8 of any shape to float32 in [-1, 1], on the tensor's device, with the papers' rounding."""
     # (x / 255 - 0.5) / 0.5, where XLA multiplies by the float32 nearest to 1 / 255.
     return (images.float() * (1 / 255) - 0.5) / 0.5
+
+
+def in_cache(z: Tensor) -> Sequence[Tensor]:
+    """Parts of a batch that a CPU works on one after the other, so that what it writes in between stays in its cache.
+
+    Whole batches go through memory, and get it anew from the system each time: three to eight times slower. Elsewhere
+    the batch is one part.
+    """
+    rows = max(1, CACHED_VALUES // z[:1].numel()) if z.device.type == "cpu" and len(z) else max(1, len(z))
+    return z.split(rows)
 
 
 def to_uint8(images: Tensor) -> Tensor:

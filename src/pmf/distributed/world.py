@@ -39,6 +39,11 @@ class World:
         """Whether this is the process that writes files and prints."""
         return self.rank == 0
 
+    @property
+    def own_cores(self) -> int:
+        """CPU cores of this process: those that it may use, shared with the other processes of this machine."""
+        return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", self.size)))
+
     def gather(self, value: Any) -> list[Any]:
         """The plain values of all processes, in order of rank; called by all of them."""
         values: list[Any] = [value] * self.size

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 
 from pmf.config.sections import sampling_section
@@ -13,11 +14,13 @@ from pmf.data.image_files import is_hidden
 from pmf.distributed.world import World
 from pmf.errors import UserError
 from pmf.files import RIGHTS, complete_or_absent, printable, read_object, write_json, writing
+from pmf.generation.beside import threads_beside
 from pmf.generation.images import ImageMaker, own_batches
 from pmf.generation.pictures import save_png
 from pmf.generation.plan import SamplingPlan
 
-NUM_ENCODERS = 4
+BATCHES_ENCODED = 2
+"""At the same time, at most: bounds the memory, and passes on what went wrong."""
 PLACES = ("autoencoder",)
 """What a record names and images do not depend on: an autoencoder may have moved, the hash of its weights counts."""
 
@@ -25,8 +28,8 @@ PLACES = ("autoencoder",)
 def write_image_folder(maker: ImageMaker, plan: SamplingPlan, folder: Path, world: World) -> Iterator[int]:
     """Write ``000000.png`` ... and, when all are there, ``labels.csv``.
 
-    Images that an interrupted call of the same plan left are kept. PNGs are encoded in threads while the next batch is
-    generated.
+    Images that an interrupted call of the same plan left are kept. PNGs are encoded in threads while the next batches
+    are generated.
 
     Yields:
         How many images of this rank the batch settles; equally often on every rank.
@@ -35,20 +38,21 @@ def write_image_folder(maker: ImageMaker, plan: SamplingPlan, folder: Path, worl
         UserError: the folder holds something other than (part of) this plan, or an image is not finite.
     """
     world.ask_main(lambda: _claim_folder(folder, plan))
-    with ThreadPoolExecutor(NUM_ENCODERS) as pool:
-        written: list[Future[None]] = []
-        for indices in own_batches(plan.num_images, maker.batch_size, world):
-            missing = {index for index in indices if not (folder / _file_name(index)).is_file()}
-            images = maker.make_together(plan, indices if missing else (), world).cpu()
-            if missing:
-                _wait(written)  # of the batch before: bounds the memory, and passes on what went wrong
-                written = [
-                    pool.submit(save_png, image, folder / _file_name(index))
-                    for index, image in zip(indices, images, strict=True)
-                    if index in missing
-                ]
+    there = {path.name for path in folder.iterdir() if path.is_file()}
+    own = list(own_batches(plan.num_images, maker.batch_size, world))
+    missing = [[index for index in indices if _file_name(index) not in there] for indices in own]
+    asked = [indices if absent else range(0) for indices, absent in zip(own, missing, strict=True)]
+    with threads_beside(maker.device, world) as pool:
+        made = maker.batches(plan, world, asked, on_host=True, pool=pool)
+        encoding: deque[list[Future[None]]] = deque()
+        for indices, absent, batch in zip(own, missing, made, strict=True):
+            if len(encoding) == BATCHES_ENCODED:
+                _wait(encoding.popleft())
+            images = dict(zip(batch.indices, batch.images))
+            encoding.append([pool.submit(save_png, images[index], folder / _file_name(index)) for index in absent])
             yield len(indices)
-        _wait(written)
+        for futures in encoding:
+            _wait(futures)
     world.barrier()
     world.ask_main(lambda: _write_labels(folder, plan))
 

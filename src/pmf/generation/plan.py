@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from pmf.config.sampling_options import Use, options_for
 from pmf.config.sections import Config
 from pmf.data.codec import create_codec
-from pmf.randomness import Stream, numpy_generator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,27 +48,6 @@ class SamplingPlan:
             **self.decoding,
             "weights": self.weights,
         }
-
-
-def image_noise(
-    seed: int, indices: Sequence[int], shape: tuple[int, int, int], scale: float, kind: str = "ours"
-) -> Tensor:
-    """Normal noise of standard deviation ``scale``, one generator per image.
-
-    Args:
-        kind: ``ours``, or ``official``: torch's CPU generator with the seed (index xor seed) mod 2^32, as in the
-            evaluations of the official PyTorch branches of pMF and iMF.
-
-    Returns:
-        (len(indices), C, H, W) float32 on the CPU.
-    """
-    if kind == "official":
-        generators = [torch.Generator().manual_seed((index ^ seed) % 2**32) for index in indices]
-        return torch.stack([torch.randn(shape, generator=generator) for generator in generators]) * scale
-    noise = [
-        numpy_generator(Stream.IMAGE_NOISE, seed, index).standard_normal(shape, dtype=np.float32) for index in indices
-    ]
-    return torch.from_numpy(np.stack(noise)) * scale
 
 
 @dataclass(frozen=True)
