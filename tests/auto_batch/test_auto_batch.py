@@ -70,7 +70,7 @@ def copy_of_digits(folder: Path, config: str = "digits") -> Path:
     return Path(shutil.copy(ROOT / "configs" / f"{config}.yaml", folder / "copy.yaml"))
 
 
-@pytest.mark.parametrize("config", METHODS)
+@pytest.mark.parametrize("config", [pytest.param(m, marks=[pytest.mark.slow] * (m != "digits")) for m in METHODS])
 def test_a_dry_run_estimates_for_a_device_that_is_not_here(tmp_path, config):
     path = copy_of_digits(tmp_path, config)
     before = path.read_bytes()

@@ -71,7 +71,7 @@ def write(path: Path, content: object) -> Path:
 
 
 @pytest.mark.parametrize("with_v_head", [False, True], ids=["inference", "training"])
-@pytest.mark.parametrize("model", SIX)
+@pytest.mark.parametrize("model", [pytest.param(m, marks=[pytest.mark.slow] * ("_b_" not in m)) for m in SIX])
 def test_every_tensor_of_the_six_official_networks_has_its_place(tmp_path, model, with_v_head):
     shapes = official_shapes(model)
     # One value per tensor, at no cost of memory: what is mixed up shows, whatever the size.
@@ -91,7 +91,7 @@ def test_every_tensor_of_the_six_official_networks_has_its_place(tmp_path, model
     }
 
 
-@pytest.mark.parametrize("model", SIX)
+@pytest.mark.parametrize("model", [pytest.param(m, marks=[pytest.mark.slow] * ("_b_" not in m)) for m in SIX])
 def test_every_tensor_of_the_six_jax_networks_has_its_place(model):
     shapes = official_shapes(model)
     tree = jax_params({name: torch.tensor(float(i)).expand(shape) for i, (name, shape) in enumerate(shapes.items())})
