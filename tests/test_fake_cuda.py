@@ -280,7 +280,9 @@ def watch(monkeypatch: pytest.MonkeyPatch, found: list[dict[str, int]]) -> Calla
     return tamper
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", ["pmf", *(pytest.param(name, marks=pytest.mark.slow) for name in ("imf", "meanflow"))]
+)
 def test_a_recorded_micro_batch_neither_copies_nor_waits_nor_draws(method, tmp_path, monkeypatch):
     found: list[dict[str, int]] = []
     changes = GUIDED if method == "meanflow" else ()
@@ -290,24 +292,20 @@ def test_a_recorded_micro_batch_neither_copies_nor_waits_nor_draws(method, tmp_p
     assert done.trace.copies == 3 * ACCUMULATION
 
 
-@pytest.mark.parametrize(
-    ("change", "what"),
-    [
-        (lambda z: z + torch.ones(32).to(GPU, non_blocking=True), "copies"),
-        (lambda z: z[0].tolist(), "waits"),
-        (lambda z: z + torch.randn_like(z), "random"),
-    ],
-    ids=["copy", "wait", "draw"],
-)
-def test_it_notices_what_a_graph_must_not_hold(change, what, tmp_path, monkeypatch):
+def test_it_notices_what_a_graph_must_not_hold(tmp_path, monkeypatch):
     found: list[dict[str, int]] = []
+
+    def change(z: Tensor) -> None:
+        z + torch.ones(32).to(GPU, non_blocking=True)
+        z[0].tolist()
+        torch.randn_like(z)
 
     def tamper(step: TrainingStep) -> None:
         watch(monkeypatch, found)(step)
         in_loss(change)(step)
 
     take_step("bf16", tmp_path, monkeypatch, tamper=tamper)
-    assert found == [{"copies": 0, "waits": 0, "random": 0, what: 1}]
+    assert found == [{"copies": 1, "waits": 1, "random": 1}]
 
 
 def buffer_on_cpu(step: TrainingStep) -> None:

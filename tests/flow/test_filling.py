@@ -24,7 +24,10 @@ NOTHING = PerceptualDistances({}, {}, 32)
 def test_dealt_passes_have_few_sizes_and_few_rows_that_fill(micro_batch):
     """Over 200 steps there are 4 and 4 sizes at 64, 3 and 3 at 128, and at most 1.6 % more rows (performance.md)."""
     settings = PixelMeanFlowOptions()
-    objectives = [PixelMeanFlow(settings, num_classes=1, perceptual_max_t=0.8, few_sizes=few) for few in (False, True)]
+    objectives = [
+        PixelMeanFlow(settings, num_classes=1, perceptual=NOTHING, perceptual_max_t=0.8, few_sizes=few)
+        for few in (False, True)
+    ]
     count, sizes, rows = 1024 // micro_batch, [set(), set()], [[0, 0], [0, 0]]
     for step in range(STEPS):
         dealt = objectives[0].draw_rows(1024, count, [step % count], torch_generator(Stream.DRAWS, 42, step))
