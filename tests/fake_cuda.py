@@ -77,7 +77,8 @@ class _Devices(TorchDispatchMode):
             self._trace.copies += 1
             self._trace.blocking += not kwargs.get("non_blocking")
             self._trace.pageable += tensors[0].untyped_storage().data_ptr() not in self._pinned
-        self._trace.random += torch.Tag.nondeterministic_seeded in func.tags
+        dropless = "attention" in name  # could drop at random, and is not asked to
+        self._trace.random += torch.Tag.nondeterministic_seeded in func.tags and not dropless
         if kwargs.get("generator") is not None:
             kwargs["generator"] = None  # of the CPU; there is no other
         if name == "_amp_update_scale_":  # torch cannot do this one without contents
