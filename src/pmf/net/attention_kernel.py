@@ -139,7 +139,7 @@ class Tiles:
 
 # Registers decide: 150 a thread at 64 columns for sm_90, so that three groups of 4 warps share a multiprocessor, where
 # 64 keys would take 230 (on sm_80, 80 columns with 32 keys take all 255). Float32 takes twice the room, and without
-# tensor cores most of it for the products' factors. Triton 3.9 crashes over 16 keys in exact float32 on sm_90.
+# tensor cores most of it for the products' factors.
 TILES = {
     "half": Tiles(queries=64, keys=32, warps=4, stages=3),
     "tf32": Tiles(queries=32, keys=16, warps=8, stages=2),
