@@ -73,6 +73,7 @@ def test_the_kernel_fits_into_registers_and_shared_memory(precision, dtype, widt
     (main, rest), tiles = attention_kernel.parts_of_width(width), attention_kernel.TILES[precision]
     constants = {
         "UNIT": attention_kernel.ALIGNED,
+        "TOKENS": 276,
         "WIDTH": width,
         "MAIN": main,
         "REST": rest,

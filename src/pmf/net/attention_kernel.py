@@ -36,13 +36,13 @@ def attention_tangent_kernel(  # type: ignore[no-untyped-def]
     key_rate_row, key_rate_head, key_rate_token,
     value_rate_row, value_rate_head, value_rate_token,
     tangent_row, tangent_head, tangent_token,
-    heads, tokens, scale,
-    UNIT: tl.constexpr, WIDTH: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr,
+    heads, scale,
+    UNIT: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One tile of QUERIES tokens of a head of a row; strides are in units of UNIT numbers."""
     LOG2_E: tl.constexpr = 1.4426950408889634
-    tiles = tl.cdiv(tokens, QUERIES)
+    tiles = tl.cdiv(TOKENS, QUERIES)
     tile = tl.program_id(0) % tiles
     head = (tl.program_id(0) // tiles) % heads
     row = (tl.program_id(0) // (tiles * heads)).to(tl.int64)  # offsets of large batches are beyond 32 bits
@@ -57,7 +57,7 @@ def attention_tangent_kernel(  # type: ignore[no-untyped-def]
 
     asking = tile * QUERIES + tl.arange(0, QUERIES)
     main = tl.arange(0, MAIN)
-    asks = (asking < tokens)[:, None]
+    asks = (asking < TOKENS)[:, None]
     inside = (main < WIDTH)[None, :]
     q = tl.load(query + asking[:, None] * query_token * UNIT + main, asks & inside, 0.0)
     dq = tl.load(query_rate + asking[:, None] * query_rate_token * UNIT + main, asks & inside, 0.0)
@@ -76,9 +76,9 @@ def attention_tangent_kernel(  # type: ignore[no-untyped-def]
         output_rest = tl.zeros((QUERIES, REST), tl.float32)
         both_rest = tl.zeros((QUERIES, REST), tl.float32)
 
-    for start in range(0, tokens, KEYS):
+    for start in range(0, TOKENS, KEYS):
         asked = start + tl.arange(0, KEYS)
-        known = asked < tokens
+        known = asked < TOKENS
         given = known[:, None] & inside
         k = tl.load(key + asked[:, None] * key_token * UNIT + main, given, 0.0)
         dk = tl.load(key_rate + asked[:, None] * key_rate_token * UNIT + main, given, 0.0)
@@ -183,9 +183,9 @@ def launch(primals: Sequence[Tensor], rates: Sequence[Tensor], tangent: Tensor, 
         tangent,
         *(stride // unit for stride in strides),
         heads,
-        tokens,
         width**-0.5,
         UNIT=unit,
+        TOKENS=tokens,
         WIDTH=width,
         MAIN=main,
         REST=rest,

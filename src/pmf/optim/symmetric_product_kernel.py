@@ -16,13 +16,12 @@ from torch import Tensor
 @triton.jit
 def symmetric_product_kernel(  # type: ignore[no-untyped-def]
     x, added, product,
-    rows, columns,
     x_matrix, x_row, x_column,
     alpha, beta,
-    ADDS: tl.constexpr, TILE: tl.constexpr, INNER: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, ADDS: tl.constexpr, TILE: tl.constexpr, INNER: tl.constexpr,
 ):  # fmt: skip
     """One tile of TILE x TILE; ``added`` (if ADDS) and ``product`` are contiguous."""
-    tiles = tl.cdiv(rows, TILE)
+    tiles = tl.cdiv(ROWS, TILE)
     above = tl.program_id(0) % tiles
     right = (tl.program_id(0) // tiles) % tiles
     if above > right:
@@ -33,24 +32,24 @@ def symmetric_product_kernel(  # type: ignore[no-untyped-def]
     left_rows, right_rows = above * TILE + place, right * TILE + place
     inner = tl.arange(0, INNER)
     total = tl.zeros((TILE, TILE), tl.float32)
-    for start in range(0, columns, INNER):
-        within = (start + inner < columns)[None, :]
+    for start in range(0, COLUMNS, INNER):
+        within = (start + inner < COLUMNS)[None, :]
         column = (start + inner)[None, :] * x_column
-        left = tl.load(x + left_rows[:, None] * x_row + column, within & (left_rows < rows)[:, None], 0.0)
-        other = tl.load(x + right_rows[:, None] * x_row + column, within & (right_rows < rows)[:, None], 0.0)
+        left = tl.load(x + left_rows[:, None] * x_row + column, within & (left_rows < ROWS)[:, None], 0.0)
+        other = tl.load(x + right_rows[:, None] * x_row + column, within & (right_rows < ROWS)[:, None], 0.0)
         total = tl.dot(left, other.T, total, input_precision="ieee")
     total *= alpha
-    inside = (left_rows < rows)[:, None] & (right_rows < rows)[None, :]
-    first = matrix * rows * rows
+    inside = (left_rows < ROWS)[:, None] & (right_rows < ROWS)[None, :]
+    first = matrix * ROWS * ROWS
     if ADDS:
-        offsets = first + left_rows[:, None] * rows + right_rows[None, :]
+        offsets = first + left_rows[:, None] * ROWS + right_rows[None, :]
         total += beta * tl.load(added + offsets, inside, 0.0).to(tl.float32)
     if above == right:  # whatever the order of a tensor core's sums: symmetric to the bit
         total = tl.where(place[:, None] <= place[None, :], total, total.T)
     found = total.to(product.dtype.element_ty)
-    tl.store(product + first + left_rows[:, None] * rows + right_rows[None, :], found, inside)
+    tl.store(product + first + left_rows[:, None] * ROWS + right_rows[None, :], found, inside)
     if above != right:
-        tl.store(product + first + right_rows[:, None] * rows + left_rows[None, :], found.T, inside.T)
+        tl.store(product + first + right_rows[:, None] * ROWS + left_rows[None, :], found.T, inside.T)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,11 +78,11 @@ def launch(x: Tensor, added: Tensor | None, product: Tensor, *, alpha: float, be
         x,
         product if added is None else added,
         product,
-        rows,
-        columns,
         *x.stride(),
         alpha,
         beta,
+        ROWS=rows,
+        COLUMNS=columns,
         ADDS=added is not None,
         TILE=tiles.side,
         INNER=tiles.inner,
