@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,21 @@ class Compiled:
 
 
 def compile_kernel(
-    kernel: Any, types: Mapping[str, str], constants: Mapping[str, Any], capability: int, *, warps: int, stages: int
+    kernel: Any,
+    types: Mapping[str, str],
+    constants: Mapping[str, Any],
+    capability: int,
+    *,
+    warps: int,
+    stages: int,
+    multiples: Collection[str] = (),
 ) -> Compiled:
     """Compile for a compute capability (90 is Hopper).
 
     Args:
         types: of arguments; those that are neither here nor constants are 32-bit integers. Pointers are aligned, as
             torch allocates.
+        multiples: names of integers that are multiples of 16, which Triton finds out when it is called.
     """
     import triton
     from triton.backends.compiler import GPUTarget
@@ -51,7 +59,9 @@ def compile_kernel(
         signature,
         constexprs={(names.index(name),): value for name, value in constants.items()},
         attrs={
-            (place,): [["tt.divisibility", 16]] for place, name in enumerate(names) if signature[name].startswith("*")
+            (place,): [["tt.divisibility", 16]]
+            for place, name in enumerate(names)
+            if signature[name].startswith("*") or name in multiples
         },
     )
     options = {"num_warps": warps, "num_stages": stages}

@@ -30,7 +30,7 @@ def _exact_float32():
 @pytest.mark.parametrize("device", DEVICES)
 def test_the_tangent_is_the_derivative(device, dtype, shape):
     duals = random_duals(4, *shape, dtype, device=device)
-    assert has_kernel(duals[0].tangent) == (device == "cuda")
+    assert has_kernel(duals[0].tangent) == (device == "cuda" and (dtype != torch.float32 or shape[-1] >= 64))
     found = attention(*duals).tangent
     assert (found.dtype, found.device.type) == (dtype, device)
     assert relative_error(found, exact(duals)) < TOLERANCES[dtype]

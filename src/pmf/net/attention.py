@@ -13,8 +13,8 @@ from torch.autograd import forward_ad
 from pmf.net.dual import Dual, Operand, at_least_float32
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
-WIDEST_HEAD = 80
-"""Of the kernel: what it keeps of much wider heads does not fit into registers."""
+HEAD_WIDTHS = {torch.bfloat16: range(1, 81), torch.float16: range(1, 81), torch.float32: range(64, 81)}
+"""Of the kernel. Much wider heads do not fit into registers; narrow ones in exact float32 Triton 3.9 cannot compile."""
 
 
 def attention(query: Operand, key: Operand, value: Operand) -> Operand:
@@ -49,8 +49,8 @@ def has_kernel(tangent: Tensor) -> bool:
     return (
         HAS_TRITON
         and tangent.device.type == "cuda"
-        and tangent.dtype in (torch.bfloat16, torch.float16, torch.float32)
-        and tangent.shape[-1] <= WIDEST_HEAD
+        and tangent.dtype in HEAD_WIDTHS
+        and tangent.shape[-1] in HEAD_WIDTHS[tangent.dtype]
     )
 
 
@@ -64,7 +64,7 @@ def attention_tangent(
     """The tangent of attention by one kernel that stores nothing of T x T numbers (pmf/net/attention_kernel.py).
 
     Args:
-        query, key, value: (K, heads, T, d) in bfloat16, float16 or float32 on a CUDA device; d <= WIDEST_HEAD.
+        query, key, value: (K, heads, T, d) on a CUDA device, of the dtypes and d of HEAD_WIDTHS.
         query_tangent, key_tangent, value_tangent: the same.
 
     Returns:

@@ -36,13 +36,13 @@ def attention_tangent_kernel(  # type: ignore[no-untyped-def]
     key_rate_row, key_rate_head, key_rate_token,
     value_rate_row, value_rate_head, value_rate_token,
     tangent_row, tangent_head, tangent_token,
-    heads, tokens, scale,
-    UNIT: tl.constexpr, WIDTH: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr,
+    heads, scale,
+    UNIT: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One tile of QUERIES tokens of a head of a row; strides are in units of UNIT numbers."""
     LOG2_E: tl.constexpr = 1.4426950408889634
-    tiles = tl.cdiv(tokens, QUERIES)
+    tiles = tl.cdiv(TOKENS, QUERIES)
     tile = tl.program_id(0) % tiles
     head = (tl.program_id(0) // tiles) % heads
     row = (tl.program_id(0) // (tiles * heads)).to(tl.int64)  # offsets of large batches are beyond 32 bits
@@ -57,7 +57,7 @@ def attention_tangent_kernel(  # type: ignore[no-untyped-def]
 
     asking = tile * QUERIES + tl.arange(0, QUERIES)
     main = tl.arange(0, MAIN)
-    asks = (asking < tokens)[:, None]
+    asks = (asking < TOKENS)[:, None]
     inside = (main < WIDTH)[None, :]
     q = tl.load(query + asking[:, None] * query_token * UNIT + main, asks & inside, 0.0)
     dq = tl.load(query_rate + asking[:, None] * query_rate_token * UNIT + main, asks & inside, 0.0)
@@ -76,9 +76,9 @@ def attention_tangent_kernel(  # type: ignore[no-untyped-def]
         output_rest = tl.zeros((QUERIES, REST), tl.float32)
         both_rest = tl.zeros((QUERIES, REST), tl.float32)
 
-    for start in range(0, tokens, KEYS):
+    for start in range(0, TOKENS, KEYS):
         asked = start + tl.arange(0, KEYS)
-        known = asked < tokens
+        known = asked < TOKENS
         given = known[:, None] & inside
         k = tl.load(key + asked[:, None] * key_token * UNIT + main, given, 0.0)
         dk = tl.load(key_rate + asked[:, None] * key_rate_token * UNIT + main, given, 0.0)
@@ -139,7 +139,7 @@ class Tiles:
 
 # Registers decide: 150 a thread at 64 columns for sm_90, so that three groups of 4 warps share a multiprocessor, where
 # 64 keys would take 230 (on sm_80, 80 columns with 32 keys take all 255). Float32 takes twice the room, and without
-# tensor cores most of it for the products' factors. Triton 3.9 crashes over 16 keys in exact float32 on sm_90.
+# tensor cores most of it for the products' factors.
 TILES = {
     "half": Tiles(queries=64, keys=32, warps=4, stages=3),
     "tf32": Tiles(queries=32, keys=16, warps=8, stages=2),
@@ -183,9 +183,9 @@ def launch(primals: Sequence[Tensor], rates: Sequence[Tensor], tangent: Tensor, 
         tangent,
         *(stride // unit for stride in strides),
         heads,
-        tokens,
         width**-0.5,
         UNIT=unit,
+        TOKENS=tokens,
         WIDTH=width,
         MAIN=main,
         REST=rest,
