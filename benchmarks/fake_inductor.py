@@ -19,7 +19,7 @@ import torch._functorch.config
 import torch._inductor.config
 import torch._inductor.scheduler
 import torch.nn.functional as F
-import triton
+import triton  # type: ignore[import-untyped]
 from torch import Tensor
 from torch._dynamo.device_interface import CudaInterface
 from torch._inductor.compile_fx import compile_fx, compile_fx_inner
@@ -27,7 +27,7 @@ from torch._inductor.fx_passes.joint_graph import UniformValueConstantFolder
 from torch._inductor.graph import GraphLowering
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import get_gradient_edge
-from triton.backends.compiler import GPUTarget
+from triton.backends.compiler import GPUTarget  # type: ignore[import-untyped]
 
 NUM_MULTIPROCESSORS = 132
 

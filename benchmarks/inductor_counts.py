@@ -193,10 +193,9 @@ def _kernels_of(node: BaseSchedulerNode) -> Iterator[Kernel]:
 
 def _library_kernel(kernel: Any) -> Kernel:
     name = kernel.op_overload._opname
-    inputs = [value for value in kernel.inputs if hasattr(value, "get_size")]
     outputs = kernel.outputs if isinstance(kernel, FallbackKernel) else [kernel]
-    size = sum(_bytes(value) for value in (*inputs, *outputs) if value is not None)
-    shapes = [tuple(map(int, value.get_size())) for value in inputs]
+    size = sum(_bytes(value) for value in (*kernel.inputs, *outputs) if hasattr(value, "get_size"))
+    shapes = [tuple(map(int, value.get_size())) for value in kernel.inputs if hasattr(value, "get_size")]
     kind, flops, rate = "other", 0, math.inf
     if name in ("mm", "addmm", "bmm", "baddbmm"):
         left, right = shapes[-2:]

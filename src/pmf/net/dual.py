@@ -147,12 +147,12 @@ def concatenate(parts: Sequence[Operand], dim: int) -> Operand:
     return Dual(value, torch.cat(tangents, dim))
 
 
-def split(x: Operand, sizes: Sequence[int]) -> list[Operand]:
-    """Parts of these sizes of the last dimension."""
+def split(x: Operand, sizes: Sequence[int], dim: int = -1) -> list[Operand]:
+    """Parts of these sizes of a dimension, which is not the first."""
     if isinstance(x, Dual):
-        pairs = zip(x.value.split(sizes, -1), x.tangent.split(sizes, -1), strict=True)
+        pairs = zip(x.value.split(sizes, dim), x.tangent.split(sizes, dim), strict=True)
         return [Dual(value, tangent) for value, tangent in pairs]
-    return list(x.split(sizes, -1))
+    return list(x.split(sizes, dim))
 
 
 def silu(x: Operand) -> Operand:

@@ -13,7 +13,7 @@ from pmf.net.base import BaseBlock
 from pmf.net.dual import Conv2d, Linear, Operand, add, map_linear, multiply, scaled, silu, sinusoids, value_of
 from pmf.net.norms import RMSNorm
 from pmf.net.positions import Rotation
-from pmf.net.products import project
+from pmf.net.products import project, project_heads
 
 
 class Attention(nn.Module):
@@ -31,20 +31,16 @@ class Attention(nn.Module):
 
     def forward(self, x: Operand, rotation: Rotation) -> Operand:
         """Attend: (B, T, width) to the same shape."""
-        parts = project(x, self.value, self.query, self.key)
-        value, query, key = (map_linear(self._split_heads, part) for part in parts)  # (B, heads, T, d)
+        value, query, key = project_heads(x, self.num_heads, self.value, self.query, self.key)  # (B, T, heads, d)
         dtype = value_of(value).dtype
 
         def rotate(tensor: Tensor) -> Tensor:
             return rotation(tensor, dtype)
 
-        query = map_linear(rotate, self.query_norm(query))
+        query = map_linear(rotate, self.query_norm(query))  # (B, heads, T, d)
         key = map_linear(rotate, self.key_norm(key))
+        value = map_linear(lambda tensor: tensor.transpose(1, 2), value)
         return self.output(map_linear(merge_heads, attention(query, key, value)))  # (B, T, width)
-
-    def _split_heads(self, x: Tensor) -> Tensor:
-        return rearrange(x, "b t (heads d) -> b heads t d", heads=self.num_heads)
-
 
 class SwiGLU(nn.Module):
     """down(silu(gate(x)) * up(x)), without biases.

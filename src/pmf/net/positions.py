@@ -33,14 +33,14 @@ class Rotation(nn.Module):
         self.register_buffer("sin", table.sin(), persistent=False)
 
     def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """Rotate queries or keys, (B, heads, T, d), and round them to ``dtype``.
+        """Rotate queries or keys, (B, T, heads, d), and round them to ``dtype``, for attention: (B, heads, T, d).
 
         Fused attention lays its output out in memory as its queries are. On CUDA tokens stand there before heads, so
         that nothing is copied to merge the heads.
         """
         if x.device.type != "cuda":
-            return _rotated(x, self.cos, self.sin, dtype)
-        return _rotated(x.transpose(1, 2), self.cos[:, None], self.sin[:, None], dtype).transpose(1, 2)
+            return _rotated(x.transpose(1, 2), self.cos, self.sin, dtype)
+        return _rotated(x, self.cos[:, None], self.sin[:, None], dtype).transpose(1, 2)
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Tensor:

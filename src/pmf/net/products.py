@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from pmf.net.dual import Linear, Operand, apply_weight, split, value_of
+from pmf.net.dual import Linear, Operand, apply_weight, map_linear, split, value_of
 
 
 def project(x: Operand, *layers: Linear) -> list[Operand]:
@@ -24,3 +24,23 @@ def project(x: Operand, *layers: Linear) -> list[Operand]:
         return [layer(x) for layer in layers]
     weights = [layer.padded_weight(device) for layer in layers]
     return split(apply_weight(x, torch.cat(weights)), [len(weight) for weight in weights])
+
+
+def project_heads(x: Operand, num_heads: int, *layers: Linear) -> list[Operand]:
+    """:func:`project` for layers of the same width, whose outputs are the heads' side by side.
+
+    Args:
+        x: (B, T, in).
+
+    Returns:
+        For each layer, (B, T, heads, out / heads).
+    """
+    if value_of(x).device.type != "cuda":
+        return [_split_heads(layer(x), num_heads) for layer in layers]
+    # Into heads first, then into parts: so the code that inductor writes for their gradients has the norms' loops.
+    together = _split_heads(apply_weight(x, torch.cat([layer.weight for layer in layers])), num_heads * len(layers))
+    return split(together, [num_heads] * len(layers), dim=-2)
+
+
+def _split_heads(x: Operand, num_heads: int) -> Operand:
+    return map_linear(lambda tensor: tensor.unflatten(-1, (num_heads, -1)), x)
