@@ -28,11 +28,25 @@ def _working_attention():
         yield
 
 
+class SmallDistance(torch.nn.Module):
+    """Of the features of one convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.convolution = torch.nn.Conv2d(3, 4, 3).requires_grad_(False)
+
+    def forward(self, prediction: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            target = self.convolution(image)
+        return (self.convolution(prediction) - target).square().sum((1, 2, 3))
+
+
 STATIC = "static shapes, padded and checkpointed"
 
 
 # "aot_eager" traces, differentiates and counts graphs as the default does, and spares the machine code.
-@pytest.mark.parametrize("method", PADDED)
+@pytest.mark.parametrize("method", ["pmf", "meanflow", pytest.param("imf", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("kind", "backend"),
     [
@@ -71,7 +85,8 @@ def test_compiled_gradients_equal_the_literal_ones_and_recompilations_are_bounde
 @pytest.mark.parametrize(
     ("name", "create", "backend"),
     [
-        ("lpips", random_lpips, "aot_eager"),
+        ("small", SmallDistance, "aot_eager"),
+        pytest.param("lpips", random_lpips, "aot_eager", marks=pytest.mark.slow),
         pytest.param("convnext", random_convnext, "aot_eager", marks=pytest.mark.slow),
         pytest.param("lpips", random_lpips, "inductor", marks=pytest.mark.slow),
         pytest.param("convnext", random_convnext, "inductor", marks=pytest.mark.slow),

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from pmf.config.network import network_of
-from pmf.config.yaml_file import load_config
+from pmf.config.sections import as_plain
+from pmf.config.yaml_file import config_from_plain, load_config
 from pmf.errors import UserError
 from pmf.flow.objective import create_objective
 from pmf.training.compilation import Compilation, decide_compilation
@@ -81,3 +82,21 @@ def test_only_true_demands_a_compiler(asked, machine):
     require_compiler(load_config(ROOT / "configs" / "digits.yaml", [*TINY, f"training.compile={asked}"]).training)
     with pytest.raises(UserError, match="which needs a compiler"):
         require_compiler(load_config(ROOT / "configs" / "digits.yaml", [*TINY, "training.compile=true"]).training)
+
+
+@pytest.mark.parametrize(("recorded", "read"), [(True, True), (False, False), ("auto", "auto")])
+def test_records_of_older_runs_are_read(recorded, read):
+    config = load_config(ROOT / "configs" / "digits.yaml", TINY)
+    values = as_plain(config)
+    assert values["training"]["compile"] == "auto"
+    values["training"]["compile"] = recorded
+    assert config_from_plain(values, "state.json").training.compile is read
+
+
+def test_another_word_is_refused(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("training:\n  max_steps: 1\n  compile: yes\n")
+    with pytest.raises(
+        UserError, match=r"run.yaml:3: training.compile is 'yes': input should be 'auto', True or False"
+    ):
+        load_config(path)
