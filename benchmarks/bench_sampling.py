@@ -1,8 +1,8 @@
 """Images per second of one-step generation, and where the time goes: python benchmarks/bench_sampling.py [--json OUT]
 
 Stages of the same batch are timed one after the other, each repeat all of them: noise (one generator an image, on the
-CPU), the network as it is, in bf16 and with compiled blocks, and writing PNGs; then a whole folder of PNGs, in which they
-overlap, and its share of what the network alone does. Weights are random: they do not change the time.
+CPU), the network as it is, in bf16 and with compiled blocks, and writing PNGs; then a whole folder of PNGs, in which
+they overlap, and its share of what the network alone does. Weights are random: they do not change the time.
 """
 
 from __future__ import annotations

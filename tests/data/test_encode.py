@@ -82,8 +82,16 @@ def test_a_shard_that_was_removed_is_made_again(jpegs, autoencoder, encoded, tmp
 
     encode()
     (tmp_path / "latents" / "latents-00003.safetensors").unlink()
+    record = tmp_path / "latents" / REQUEST
+    request = json.loads(record.read_text())
+    assert request.pop("resampling") == "pillow"
+    record.write_text(json.dumps(request))  # as it was before there was a choice
     encode()
+    record.write_text(json.dumps({**request, "resampling": "pillow"}))
     assert contents(tmp_path / "latents") == contents(encoded("float16"))
+    other = jpeg_config(jpegs, autoencoder).model_copy(update={"resampling": "torch"})
+    with pytest.raises(UserError, match=r"\(resampling is pillow there, torch here\)"):
+        Encoding(other, tmp_path / "latents", dtype="float16", mirror=True, **SETTINGS).run()
 
 
 def test_the_index_describes_the_set(encoded, autoencoder):

@@ -9,9 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
+from pmf.data.options import DataConfig
 from pmf.distributed.world import ALONE
 from pmf.errors import UserError
 from pmf.evaluation.image_sets import FlatFolder, stream
+from pmf.evaluation.subjects import data_subject
 
 
 def write(folder, index: int, size: tuple[int, int] = (6, 6), mode: str = "RGB") -> None:
@@ -80,3 +82,15 @@ def test_unsuitable_folders_and_files_are_one_line(tmp_path):
         assert f"{bad}: cannot be decoded (" in refused()
     with pytest.raises(UserError, match="there is no such folder"):
         FlatFolder(tmp_path / "nowhere")
+
+
+def test_a_data_set_is_measured_with_pillows_pixels_whatever_training_uses(tmp_path):
+    (tmp_path / "class").mkdir()
+    for index in range(3):
+        write(tmp_path / "class", index, (90, 70))
+    pixels = {}
+    for resampling in ("pillow", "torch"):
+        data = DataConfig(kind="imagefolder", path=str(tmp_path), num_classes=1, image_size=32, resampling=resampling)
+        (batch,) = data_subject(data, ALONE).batches()
+        pixels[resampling] = batch.images
+    assert torch.equal(pixels["pillow"], pixels["torch"])

@@ -104,7 +104,7 @@ class SamplingConfig(Section):
     noise: Literal["ours", "official"] = "ours"
     """How image i's noise is drawn: ours, or official, as in the PyTorch evaluations of pMF and iMF (seed 42)."""
     precision: Literal["float32", "bf16"] = "float32"
-    """Of the network's products; bf16 is faster on GPUs and changes images by about a grey level."""
+    """Of the network's products: float32 (TF32 as training.tf32 has it), or bf16 by autocast, for GPUs."""
     ema: Annotated[str, BeforeValidator(number_name), Use.WEIGHTS] = "2000"
     """Which weights: a half-life in kimg, a decay, or "online" (as in checkpoint file names ema_*)."""
     batch_size: Annotated[Positive, Use.BATCHES] = 64

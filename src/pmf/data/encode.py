@@ -8,6 +8,7 @@ process computes with one thread: start as many as there are cores.
 from __future__ import annotations
 
 import argparse
+from typing import get_args
 
 from pmf.commands import CommandParser, path_text, run_command, to_path, whole_from
 from pmf.data.options import LATENT_STRIDE, DataConfig, missing_folder, section_problems
@@ -56,6 +57,12 @@ def _parser() -> CommandParser:
         images.add_argument(
             _flag(name), type=whole_from(least), default=DEFAULTS[name], help=f"default: {DEFAULTS[name]}"
         )
+    images.add_argument(
+        "--resampling",
+        choices=get_args(DataConfig.model_fields["resampling"].annotation),
+        default=DEFAULTS["resampling"],
+        help=f"what scales images to their short side; default: {DEFAULTS['resampling']}",
+    )
     images.add_argument(
         "--max-corrupt-fraction",
         type=_share,

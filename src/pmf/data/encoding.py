@@ -92,9 +92,10 @@ class Encoding:
 
     def _request(self) -> dict[str, Any]:
         """Everything that the shards are a function of."""
-        options = ("kind", "path", "split", "image_column", "label_column", "image_size", "num_classes")
+        places = ("kind", "path", "split", "image_column", "label_column")
+        preparation = ("image_size", "resampling", "num_classes")
         return {
-            **self.data.model_dump(mode="json", include=set(options)),
+            **self.data.model_dump(mode="json", include={*places, *preparation}),
             "images_found": len(self.source),
             "autoencoder": {"name": self.data.autoencoder, "sha256": autoencoder_sha256(self.data.autoencoder)},
             "dtype": self.dtype,
@@ -113,7 +114,8 @@ class Encoding:
         advice = "choose another --output, or remove it"
         wanted = printable(wanted)
         if record.exists():
-            found = read_object(record, advice)
+            # A record without it was written before there was a choice.
+            found = {"resampling": DataConfig.model_fields["resampling"].default, **read_object(record, advice)}
             if key := next((key for key in wanted if found.get(key) != wanted[key]), None):
                 raise UserError(
                     f"{folder}: was begun with other settings ({key} is {found.get(key)} there, {wanted[key]} here); "

@@ -92,7 +92,7 @@ def prepare(data: bytes | None, label: int, config: DataConfig, where: str) -> S
     if data is None:
         return CorruptImage(where, "there are no image bytes, only null")
     try:
-        return Sample(decode(data, config.channels, config.image_size), label)
+        return Sample(decode(data, config.channels, config.image_size, config.resampling), label)
     except ImageError as error:
         return CorruptImage(where, str(error))
 

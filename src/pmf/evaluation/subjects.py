@@ -141,6 +141,7 @@ def data_subject(data: DataConfig, world: World) -> Subject:
     Raises:
         UserError: the data set cannot be opened.
     """
+    data = data.model_copy(update={"resampling": "pillow"})  # as published statistics are made
     source = create_source(data, seed=0)
     images = DataImages(source, (data.channels, data.image_size, data.image_size), data.path or data.kind)
     return Subject(
