@@ -114,7 +114,10 @@ class Twice(nn.Module):
         self.first, self.second = Attention(width, heads), Attention(width, heads)
 
     def forward(self, x: Dual) -> tuple[Tensor, Tensor]:
-        x = self.second(self.first(x, lambda t: t), lambda t: t)
+        def heads_first(tensor: Tensor, dtype: torch.dtype) -> Tensor:  # of a rotation by nothing
+            return tensor.to(dtype).transpose(1, 2)
+
+        x = self.second(self.first(x, heads_first), heads_first)
         return x.value, x.tangent
 
 
