@@ -22,6 +22,7 @@ from benchmarks.environment import environment, synchronize
 from benchmarks.result_file import ResultFile
 from pmf.commands import run_command
 from pmf.distributed import owners as sharding
+from pmf.optim import symmetric_product
 from pmf.optim.optimizer import RuleOptimizer
 
 Shapes = dict[tuple[int, ...], int]
@@ -81,6 +82,17 @@ def create_muon_step(
     return optimizer.step
 
 
+def without_kernel(step: Callable[[], object]) -> Callable[[], object]:
+    """The step with symmetric products by torch, whatever their size; this is where SMALLEST comes from."""
+
+    def call() -> None:
+        shipped, symmetric_product.SMALLEST = symmetric_product.SMALLEST, 2**30
+        step()
+        symmetric_product.SMALLEST = shipped
+
+    return call
+
+
 def median_milliseconds(
     steps: dict[str, Callable[[], object]], repeats: int, device: str, record: ResultFile
 ) -> dict[str, float]:
@@ -120,7 +132,9 @@ def main() -> None:
         "Muon as shipped": create_muon_step(shapes, device, shipped),
     }
     if device == "cuda":
-        steps["Muon as shipped, bfloat16 products"] = create_muon_step(shapes, device, shipped, torch.bfloat16)
+        half = create_muon_step(shapes, device, shipped, torch.bfloat16)
+        steps["Muon as shipped, bfloat16 products"] = half
+        steps["the same, all products by torch"] = without_kernel(half)
     milliseconds = median_milliseconds(steps, arguments.repeats, device, record)
     print(f"{'':>36} {'ms':>10} {'to AdamW':>9} {'to one by one':>14}")
     for name, value in milliseconds.items():

@@ -39,7 +39,7 @@ SHARED_NAMES = {
 # Library to the files (or folders) that may know it.
 HOMES = {
     "torch.func": ["flow/derivative.py"],
-    "triton": ["net/attention_kernel.py"],
+    "triton": ["net/attention_kernel.py", "optim/symmetric_product_kernel.py"],
     "accelerate": ["distributed/world.py"],
     "yaml": ["config"],
     "pyarrow": ["data"],

@@ -98,7 +98,8 @@ def test_usual_times_are_eight_times_as_exact_as_bfloat16(derivative):
 
 def test_checkpointed_blocks_have_the_same_errors():
     kept, checkpointed = (compare("dual", -4.0, 4.0, checkpointed=flag) for flag in (False, True))
-    assert checkpointed == pytest.approx(kept, rel=1e-5)  # float32 sums in another order: 3e-7 measured
+    # Float32 sums in another order, 3e-7 measured; where such a bit turns the rounding of a float16 number, 3e-3.
+    assert checkpointed == pytest.approx(kept, rel=1e-2)
 
 
 def test_without_scaled_tangents_these_inputs_overflow(monkeypatch):

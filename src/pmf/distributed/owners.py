@@ -81,7 +81,7 @@ def _stacks(matrices: list[Tensor]) -> list[list[Tensor]]:
 class _Message:
     work: Any
     buffer: Tensor
-    targets: Sequence[Tensor]
+    targets: list[Tensor]
 
 
 class Exchange:
@@ -105,7 +105,7 @@ class Exchange:
         else:
             buffer = tensors[0].new_empty(sum(tensor.numel() for tensor in tensors))
         work = self._world.broadcast(buffer, owner)
-        self._in_flight.append(_Message(work=work, buffer=buffer, targets=() if mine else tensors))
+        self._in_flight.append(_Message(work=work, buffer=buffer, targets=[] if mine else list(tensors)))
         if len(self._in_flight) > 2 * self._world.size:  # bounds the memory of the buffers
             self._receive_oldest()
 
@@ -117,9 +117,10 @@ class Exchange:
     def _receive_oldest(self) -> None:
         message = self._in_flight.popleft()
         message.work.wait()
-        parts = message.buffer.split([tensor.numel() for tensor in message.targets]) if message.targets else ()
-        for target, part in zip(message.targets, parts, strict=True):
-            target.copy_(part.view_as(target))
+        if message.targets:
+            parts = message.buffer.split([tensor.numel() for tensor in message.targets])
+            shaped = [part.view_as(target) for target, part in zip(message.targets, parts, strict=True)]
+            torch._foreach_copy_(message.targets, shaped)
 
 
 def collect(

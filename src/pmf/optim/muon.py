@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pmf.optim.adam import look_ahead
 from pmf.optim.rule import MatrixRule, Moments, Settings
+from pmf.optim.symmetric_product import has_kernel, symmetric_product
 
 
 class Muon(MatrixRule):
@@ -59,7 +60,11 @@ def orthogonalize(matrices: Tensor, steps: int = 5, eps: float = 1e-8, dtype: to
     x = matrices / (torch.linalg.matrix_norm(matrices, keepdim=True) + eps)
     x = x.to(dtype or matrices.dtype).reshape(-1, *matrices.shape[-2:])  # (N, rows, cols), rows <= cols
     for _ in range(steps):
-        gram = x @ x.mT
-        polynomial = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+        gram = symmetric_product(x, None, 1.0, 0.0) if has_kernel(x) else x @ x.mT
+        polynomial = (
+            symmetric_product(gram, gram, 2.0315, -4.7750)
+            if has_kernel(gram)
+            else torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+        )
         x = torch.baddbmm(x, polynomial, x, beta=3.4445)
     return x.to(matrices.dtype).reshape(matrices.shape)
