@@ -42,6 +42,7 @@ class Attention(nn.Module):
         value = map_linear(lambda tensor: tensor.transpose(1, 2), value)
         return self.output(map_linear(merge_heads, attention(query, key, value)))  # (B, T, width)
 
+
 class SwiGLU(nn.Module):
     """down(silu(gate(x)) * up(x)), without biases.
 
