@@ -7,11 +7,19 @@ import torch
 from pmf.net.dual import Linear, Operand, apply_weight, map_linear, split, value_of
 
 
+def suits_gpus(device: torch.device) -> bool:
+    """Whether layers shall run in the way that is fast on GPUs: few large products, tokens before heads in memory.
+
+    On CPUs the copies that this takes cost more than it saves.
+    """
+    return device.type == "cuda"
+
+
 def project(x: Operand, *layers: Linear) -> list[Operand]:
     """What each of the layers, which have no biases, makes of ``x``.
 
-    On CUDA it is one product over their weights, one after the other: it fills the device better, and under autocast
-    the input is rounded once. Elsewhere each layer runs by itself: there to copy the weights costs more.
+    On GPUs it is one product over their weights, one after the other: it fills the device better, and under autocast
+    the input is rounded once.
 
     Args:
         x: (B, ..., in).
@@ -20,7 +28,7 @@ def project(x: Operand, *layers: Linear) -> list[Operand]:
         For each layer, (B, ..., out with its padding).
     """
     device = value_of(x).device
-    if device.type != "cuda":
+    if not suits_gpus(device):
         return [layer(x) for layer in layers]
     weights = [layer.padded_weight(device) for layer in layers]
     return split(apply_weight(x, torch.cat(weights)), [len(weight) for weight in weights])
@@ -35,7 +43,7 @@ def project_heads(x: Operand, num_heads: int, *layers: Linear) -> list[Operand]:
     Returns:
         For each layer, (B, T, heads, out / heads).
     """
-    if value_of(x).device.type != "cuda":
+    if not suits_gpus(value_of(x).device):
         return [_split_heads(layer(x), num_heads) for layer in layers]
     # Into heads first, then into parts: so the code that inductor writes for their gradients has the norms' loops.
     together = _split_heads(apply_weight(x, torch.cat([layer.weight for layer in layers])), num_heads * len(layers))
