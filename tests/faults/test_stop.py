@@ -40,7 +40,7 @@ def test_asked_to_stop_in_the_middle(rank, target, number, saved, whole, tmp_pat
 def test_asked_to_stop_in_an_evaluation(whole, tmp_path):
     """Which belongs to step 6, saved a moment before: the checkpoint that is there is kept."""
     run, overrides = tmp_path / "run", ("training.checkpoint_every=6", *EVALUATION)
-    fault = SignalAt("pmf.generation.images.ImageMaker.make", 1, TERM)
+    fault = SignalAt("pmf.generation.images.ImageMaker.batches", 1, TERM)
     with started(run, *overrides, faults={0: fault}) as stopped:
         assert stopped.wait() == [PREEMPTED_STATUS], stopped.printed()
     assert [path.name for path in list_checkpoints(run)] == ["step_00000006"]
