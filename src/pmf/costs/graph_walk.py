@@ -27,7 +27,7 @@ def backward(output: Tensor) -> None:
 
 @torch.no_grad()
 def grad(output: Tensor, inputs: Sequence[Tensor], gradient: Tensor) -> tuple[Tensor, ...]:
-    """Gradients of leaves, as ``torch.autograd.grad`` gives them; ``output`` loses its graph."""
+    """Gradients of leaves, as ``torch.autograd.grad`` gives them of these arguments; ``output`` loses its graph."""
     leaves: dict[Tensor, Tensor] = {}
     _propagate(output, gradient, leaves.__setitem__)
     return tuple(leaves[tensor] for tensor in inputs)

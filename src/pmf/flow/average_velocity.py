@@ -40,6 +40,8 @@ class AverageVelocityObjective(Objective[StandardScalars, StepDraws]):
         heads: of the network that is trained.
         drops_first_rows: as many of the first rows as a drawn count lose their label; otherwise each draws for itself.
         parameterization: what an output of the network means.
+        recordable: what a class says of itself, and not of its subclasses: its loss keeps nothing from step to step,
+            and asks tensors for no values, so that ``training.cuda_graph`` can record it.
         filling: rows of passes that nobody needs.
     """
 
@@ -47,6 +49,7 @@ class AverageVelocityObjective(Objective[StandardScalars, StepDraws]):
     heads: Literal["u", "uv"] = "uv"
     drops_first_rows = True
     parameterization: Parameterization = VelocityPrediction()
+    recordable = False
 
     def __init__(
         self,
@@ -78,7 +81,9 @@ class AverageVelocityObjective(Objective[StandardScalars, StepDraws]):
         require_derivative(network, self.settings.derivative, compiled=compiled, parallel=parallel)
 
     def require_recordable(self, network: Network) -> None:
-        """See :class:`Objective`: wherever the network carries its tangents."""
+        """See :class:`Objective`: a class that says so itself, and a network that carries its tangents."""
+        if not vars(type(self)).get("recordable"):
+            super().require_recordable(network)
         if self.settings.derivative == "jvp" or not carries_tangents(network):
             raise UserError(
                 f"training.cuda_graph is true, but du/dt of {type(network).__name__} is taken by jvp, which is not "

@@ -130,7 +130,7 @@ def require_derivative(network: Network, derivative: str, *, compiled: bool, par
         raise UserError(f"objective.derivative is dual, but {name} carries no tangents; use jvp or auto")
     needs = f"objective.derivative is auto, which is jvp for {name}, as it carries no tangents"
     if compiled:
-        raise UserError(f"{needs}; jvp cannot pass compiled blocks: set training.compile to auto or false")
+        raise UserError(f"{needs}; jvp cannot pass compiled blocks: set training.compile to false")
     if parallel != "ddp":
         raise UserError(f"{needs}; jvp needs training.parallel: ddp, which is {parallel}")
 

@@ -72,6 +72,7 @@ class ImprovedMeanFlow(AverageVelocityObjective[Draws]):
         perceptual_max_t: rows with t below it are under perceptual losses; iMF has none.
     """
 
+    recordable = True
     settings: DrawnGuidanceOptions
     compiled_methods = ("_mix", "_compound", "_target", "velocity_terms")
     perceptual_max_t: float = 0.0

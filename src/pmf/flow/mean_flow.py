@@ -79,6 +79,7 @@ class MeanFlow(AverageVelocityObjective[GuidedRows]):
 
     settings: MeanFlowOptions
     heads = "u"
+    recordable = True
     compiled_methods = ("_mix", "_guided", "_terms")
 
     @property
@@ -194,14 +195,17 @@ class MeanFlow(AverageVelocityObjective[GuidedRows]):
             v_c: of these rows; None takes it from ``own``.
         """
         v_t = v_t[part]
-        if own is None:
-            return v_t
         omega, kappa = self.settings.guidance_scale, self.settings.guidance_mixing
+        if own is None and (v_c is None or not kappa):
+            return v_t
         v_g = omega * v_t
-        if self.unconditional_factor:
+        if own is not None and self.unconditional_factor:
             v_g = v_g + self.unconditional_factor * own[draws.place_of_v_u[part]]
         if kappa:
-            v_g = v_g + kappa * (own[draws.place_of_v_c[part]] if v_c is None else v_c)
+            if v_c is None:
+                assert own is not None
+                v_c = own[draws.place_of_v_c[part]]
+            v_g = v_g + kappa * v_c
         return torch.where(per_image(draws.guided[part]), v_g, v_t)
 
     def _is_guided(self, t: Tensor) -> Tensor:

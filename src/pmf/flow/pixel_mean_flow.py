@@ -28,6 +28,7 @@ from pmf.net.interface import Network
 class PixelMeanFlow(ImprovedMeanFlow):
     """The objective of pMF, and of its ablations; see :class:`pmf.flow.objective.Objective`."""
 
+    recordable = True
     settings: PixelMeanFlowOptions
 
     def __init__(

@@ -41,14 +41,14 @@ class CudaRecorder:
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream()  # one, since what a stream has freed is kept for it
 
     def warm_up(self, run: Run) -> Logs:
         """See :class:`Recorder`; on a stream of its own, as torch wants it."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
             logs = run()
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(self._stream)
         return logs
 
     def record(self, run: Run) -> tuple[Logs, Callable[[], None]]:
@@ -62,6 +62,8 @@ class CudaRecorder:
             # The loader's thread may lock memory meanwhile, which is no part of the graph.
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 logs = run()
+        except torch.OutOfMemoryError:  # it is a RuntimeError too
+            raise
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
             raise UserError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +32,11 @@ class Compilation:
 
 
 def decide_compilation(config: Config, network: BaseNetwork, objective: Objective[Any, Any]) -> Compilation:
-    """What ``training.compile`` means here; ``auto`` never raises, and leaves out what cannot be."""
+    """What ``training.compile`` means here; ``auto`` leaves out what cannot be.
+
+    Raises:
+        UserError: the objective cannot train the network, compiled or not.
+    """
     asked = config.training.compile
     if asked != "auto":
         return Compilation(asked, f"training.compile is {str(asked).lower()}")
@@ -63,8 +69,23 @@ def _obstacle(config: Config, network: BaseNetwork, objective: Objective[Any, An
     for key, problem in config.objective.problems(compiled=True, parallel=parallel):
         if (key, problem) not in before:
             return f"objective.{key} {problem}"
+    objective.require_network(network, compiled=False, parallel=parallel)
     try:
         objective.require_network(network, compiled=True, parallel=parallel)
-    except UserError as error:
-        return str(error)
+    except UserError:
+        return f"du/dt of {type(network).__name__}, which carries no tangents, is taken by jvp"
     return None
+
+
+@contextlib.contextmanager
+def failures_in_one_line() -> Iterator[None]:
+    """What runs within was compiled, or will be.
+
+    Raises:
+        UserError: torch.compile fails.
+    """
+    try:
+        yield
+    except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UserError(f"the training step cannot be compiled ({reason}); set training.compile to false") from error

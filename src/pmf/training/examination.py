@@ -70,7 +70,7 @@ def _ask(subject: str, check: Callable[[], Generator[Verdict, None, T]]) -> Gene
 
 def _device(config: Config) -> Generator[Verdict]:
     require_device(config.training)
-    require_cuda_graph(config.training, processes=1)
+    require_cuda_graph(config.training, processes=_processes())
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         yield Verdict("ok", "device", f"{', '.join(names)}; mixed_precision {config.training.mixed_precision}")
@@ -93,8 +93,13 @@ def _compiler(config: Config) -> Generator[Verdict]:
         yield Verdict("ok", "compiler", "there")
 
 
+def _processes() -> int:
+    """One for each GPU, as they are usually launched."""
+    return max(torch.cuda.device_count(), 1)
+
+
 def _batch(config: Config) -> Generator[Verdict]:
-    processes = max(torch.cuda.device_count(), 1)
+    processes = _processes()
     accumulation = accumulation_steps(config.training.global_batch_size, config.training.micro_batch_size, processes)
     total = config.training.global_batch_size
     micro = total // processes // accumulation
@@ -124,9 +129,12 @@ def _model(config: Config, max_steps: int) -> Generator[Verdict]:
         network = network_of(config)
     training = config.training
     objective = create_objective(config.objective, num_classes=config.data.num_classes)
-    compiled = decide_compilation(config, network, objective).on
-    objective.require_network(network, compiled=compiled, parallel=training.parallel)
+    compilation = decide_compilation(config, network, objective)
+    objective.require_network(network, compiled=compilation.on, parallel=training.parallel)
+    if training.cuda_graph:
+        objective.require_recordable(network)
     yield Verdict("ok", "model", f"{config.model.name}, {sum(p.numel() for p in network.parameters()):,} parameters")
+    yield Verdict("ok", "compilation", str(compilation))
     yield from _ask("disk", lambda: _disk(config, checkpoint_bytes(network, config), max_steps))
 
 

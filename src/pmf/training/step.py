@@ -25,7 +25,7 @@ from pmf.optim.groups import create_optimizer
 from pmf.perceptual.distances import create_distances
 from pmf.randomness import Stream, torch_generator
 from pmf.training.captured import CapturedMicroBatches, CudaRecorder
-from pmf.training.compilation import compile_step, decide_compilation
+from pmf.training.compilation import compile_step, decide_compilation, failures_in_one_line
 from pmf.training.course import Course
 from pmf.training.preemption import StopRequest
 from pmf.training.state import TrainingState
@@ -216,8 +216,9 @@ class TrainingStep:
             return self._run(micro_batch)
 
     def _forward_and_backward(self, micro_batch: MicroBatch[Any]) -> dict[str, Tensor]:
-        terms: LossTerms = self.module(micro_batch.images, micro_batch.labels, micro_batch.draws)
-        self._accelerator.backward(terms.total / self._accumulation)
+        with failures_in_one_line() if self.compilation.on else contextlib.nullcontext():
+            terms: LossTerms = self.module(micro_batch.images, micro_batch.labels, micro_batch.draws)
+            self._accelerator.backward(terms.total / self._accumulation)
         return terms.logs
 
     def _update_loss_scale(self, finite: bool) -> bool:
