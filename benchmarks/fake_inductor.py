@@ -19,7 +19,7 @@ import torch._functorch.config
 import torch._inductor.config
 import torch._inductor.scheduler
 import torch.nn.functional as F
-import triton  # type: ignore[import-untyped]
+import triton
 from torch import Tensor
 from torch._dynamo.device_interface import CudaInterface
 from torch._inductor.compile_fx import compile_fx, compile_fx_inner
@@ -27,7 +27,9 @@ from torch._inductor.fx_passes.joint_graph import UniformValueConstantFolder
 from torch._inductor.graph import GraphLowering
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import get_gradient_edge
-from triton.backends.compiler import GPUTarget  # type: ignore[import-untyped]
+from triton.backends.compiler import GPUTarget
+
+from pmf.costs.graph_walk import call_node
 
 NUM_MULTIPROCESSORS = 132
 
@@ -181,10 +183,10 @@ def gradients(
     for start, gradient in zip(starts, grad_outputs, strict=True):
         _add(arrived, start.node, start.output_nr, gradient)
     for node in reversed(order):
-        if node in stops:
+        if node in stops or hasattr(node, "variable"):
             continue
         targets = [edge for edge in node.next_functions if edge[0] is not None]
-        for (target, slot), part in zip(targets, _call(node, arrived[node]), strict=True):
+        for (target, slot), part in zip(targets, call_node(node, arrived[node]), strict=True):
             if target in arrived and part is not None:
                 _add(arrived, target, slot, part)
     return tuple(arrived[end.node][end.output_nr] if end.node in arrived else None for end in ends)
@@ -211,14 +213,3 @@ def _add(arrived: dict[Any, list[Tensor | None]], node: Any, slot: int, part: Te
     part = part.sum_to_size(like.shape).to(like.dtype)
     before = arrived[node][slot]
     arrived[node][slot] = part if before is None else before + part
-
-
-def _call(node: Any, incoming: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """What a node sends to each of its inputs that need a gradient."""
-    if all(part is None for part in incoming) or hasattr(node, "variable"):
-        return [None for target, _ in node.next_functions if target is not None]
-    if hasattr(node, "needs_input_grad"):  # a Function in Python; it answers for every argument
-        return [part for part, needed in zip(node.apply(*incoming), node.needs_input_grad, strict=True) if needed]
-    outgoing = node(*incoming)
-    outgoing = outgoing if isinstance(outgoing, tuple) else (outgoing,)
-    return [part for part, (target, _) in zip(outgoing, node.next_functions) if target is not None]

@@ -13,7 +13,7 @@ SOURCE = ROOT / "src" / "pmf"
 
 # Rooms from the ground up. A room imports from lower floors and from itself, never from its own floor or above.
 FLOORS = [
-    {"errors", "tables", "randomness"},
+    {"errors", "tables", "randomness", "compilers"},
     {"files", "options"},
     {"tensors", "distributed"},
     {"commands"},

@@ -148,7 +148,7 @@ def test_a_run_trains_it_with_auto_as_with_jvp(tmp_path):
     ("overrides", "message"),
     [
         (["objective.derivative=dual"], "objective.derivative is dual, but Plain carries no tangents; use jvp or auto"),
-        (["training.compile=true"], "jvp cannot pass compiled blocks: set training.compile to auto or false"),
+        (["training.compile=true"], "jvp cannot pass compiled blocks: set training.compile to false"),
         (["training.parallel=fsdp"], "jvp needs training.parallel: ddp, which is fsdp"),
         (["training.parallel=hsdp"], "jvp needs training.parallel: ddp, which is hsdp"),
     ],

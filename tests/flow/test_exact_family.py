@@ -115,6 +115,7 @@ def test_padding_mean_flows_guidance_pass_changes_nothing(guidance, dropped):
     "changes",
     [
         {"data_proportion": 0.0},
+        {"data_proportion": 1.0, "guidance_scale": 0.4, "guidance_mixing": 0.6},  # v_c alone, of the training pass
         {"data_proportion": 1.0},
         {"data_proportion": 0.25, "time_distribution": "uniform"},
         {"time_mean": 0.6, "time_std": 1.7},

@@ -101,7 +101,7 @@ def test_the_kernel_is_the_written_out_form():
     assert result.returncode == 0, result.stderr
     errors = json.loads(result.stdout)
     wrong = {name: errors.pop(name) for name in list(errors) if name.startswith("wrong")}
-    assert len(errors) == 5 and len(wrong) == 3
+    assert len(errors) == 6 and len(wrong) == 3
     assert {name: error for name, error in errors.items() if not error < 1e-6} == {}
     assert {name: error for name, error in wrong.items() if not error > 1e-5} == {}
 

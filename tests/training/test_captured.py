@@ -17,6 +17,7 @@ from pmf.errors import UserError
 from pmf.flow.filling import Filling
 from pmf.flow.objective import MicroBatch, Objective
 from pmf.flow.options import PixelMeanFlowOptions
+from pmf.flow.pixel_mean_flow import PixelMeanFlow
 from pmf.training import step as step_module
 from pmf.training import trainer as trainer_module
 from pmf.training.captured import CapturedMicroBatches
@@ -148,12 +149,18 @@ class Other(Objective):
     pass
 
 
+class Remembering(PixelMeanFlow):
+    """Who adds to a method may keep something from step to step, which a graph would go on reading as it was."""
+
+
 def test_what_cannot_be_recorded_is_refused():
     jvp = METHODS["pmf"].objective(PixelMeanFlowOptions(derivative="jvp"))
     with pytest.raises(UserError, match="du/dt of PixelTransformer is taken by jvp, which is not recorded"):
         jvp.require_recordable(small_network())
     with pytest.raises(UserError, match="the loss Other does not say that it can be recorded"):
         Other().require_recordable(small_network())
+    with pytest.raises(UserError, match="the loss Remembering does not say that it can be recorded"):
+        Remembering(PixelMeanFlowOptions(), num_classes=5).require_recordable(small_network())
     training = config_of(Path("run"), "pmf", "training.cuda_graph=true").training
     with pytest.raises(UserError, match="which needs a CUDA device, and there is none"):
         require_cuda_graph(training, processes=1)

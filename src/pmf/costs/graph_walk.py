@@ -41,28 +41,30 @@ def _propagate(output: Tensor, gradient: Tensor, deliver: Callable[[Tensor, Tens
     arrived: dict[Any, list[Tensor | None]] = {node: [None] * len(node._input_metadata) for node in waiting}
     arrived[root][slot] = gradient
     order = itertools.count()
-    ready = [(0, next(order), root)]
+    ready: list[tuple[int, int, Any]] = [(0, next(order), root)]
     del root, gradient
-    while ready:
-        node = heapq.heappop(ready)[2]
+
+    def take(node: Any) -> None:
+        """A function of its own, so that it keeps nothing of one node while the next is called."""
         incoming = arrived.pop(node)
         del waiting[node]
         if hasattr(node, "variable"):
             if incoming[0] is not None:
                 deliver(node.variable, incoming[0])
-            continue
+            return
         targets = [edge for edge in node.next_functions if edge[0] is not None]
-        for (target, slot), part in zip(targets, _call(node, incoming), strict=True):
+        for (target, slot), part in zip(targets, call_node(node, incoming), strict=True):
             if part is not None:
                 like = target._input_metadata[slot]  # as the engine: of the forward value's shape and dtype
                 part = part.sum_to_size(like.shape).to(like.dtype)
                 before = arrived[target][slot]
                 arrived[target][slot] = part if before is None else before + part
-                del before
             waiting[target] -= 1
             if not waiting[target]:
                 heapq.heappush(ready, (-target._sequence_nr(), next(order), target))
-        node = incoming = targets = target = part = None
+
+    while ready:
+        take(heapq.heappop(ready)[2])
 
 
 def _count_edges(root: Any) -> dict[Any, int]:
@@ -79,7 +81,7 @@ def _count_edges(root: Any) -> dict[Any, int]:
     return waiting
 
 
-def _call(node: Any, incoming: Sequence[Tensor | None]) -> list[Tensor | None]:
+def call_node(node: Any, incoming: Sequence[Tensor | None]) -> list[Tensor | None]:
     """What a node sends to each of its inputs that need a gradient."""
     if all(part is None for part in incoming):
         return [None for target, _ in node.next_functions if target is not None]

@@ -106,8 +106,8 @@ class DataConfig(Section):
     channels: Literal[1, 3] = 3
     """1 for grey, 3 for RGB; images of any other mode are converted."""
     resampling: Literal["pillow", "torch"] = "pillow"
-    """What scales images to their short side: pillow, with the papers' pixels, or torch, twice as fast (docs/data.md);
-    evaluation always measures with pillow."""
+    """What scales images to their short side: pillow, with the papers' pixels, or torch, which is faster. Evaluation
+    always measures with pillow (docs/data.md)."""
     num_classes: Positive = 1000
     """Labels are 0 ... num_classes - 1; num_classes itself is the null label."""
     num_images: Positive = 1024

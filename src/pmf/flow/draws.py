@@ -92,6 +92,7 @@ class Draws(TimeDraws):
             only they need the unconditional velocity. After them rows that only fill the pass (filling.py).
         unconditional_weight: (U,) 1 - 1 / omega, 0 of a row that only fills.
         perceptual_rows: (P,) int64, ascending: rows with t below the perceptual threshold; then rows that only fill.
+            None at all where there are no perceptual distances and numbers of rows come in a few sizes.
         perceptual_weight: (P,) 1, 0 of a row that only fills.
         uniform_crop: (P, 4) uniforms of their crops.
     """

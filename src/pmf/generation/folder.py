@@ -12,7 +12,7 @@ from pmf.config.sections import sampling_section
 from pmf.data.codec import ROUNDING
 from pmf.data.image_files import is_hidden
 from pmf.distributed.world import World
-from pmf.errors import UserError
+from pmf.errors import NotFiniteError, UserError
 from pmf.files import RIGHTS, complete_or_absent, printable, read_object, write_json, writing
 from pmf.generation.beside import threads_beside
 from pmf.generation.images import ImageMaker, own_batches
@@ -45,12 +45,17 @@ def write_image_folder(maker: ImageMaker, plan: SamplingPlan, folder: Path, worl
     with threads_beside(maker.device, world) as pool:
         made = maker.batches(plan, world, asked, on_host=True, pool=pool)
         encoding: deque[list[Future[None]]] = deque()
-        for indices, absent, batch in zip(own, missing, made, strict=True):
-            if len(encoding) == BATCHES_ENCODED:
-                _wait(encoding.popleft())
-            images = dict(zip(batch.indices, batch.images))
-            encoding.append([pool.submit(save_png, images[index], folder / _file_name(index)) for index in absent])
-            yield len(indices)
+        try:
+            for indices, absent, batch in zip(own, missing, made, strict=True):
+                if len(encoding) == BATCHES_ENCODED:
+                    _wait(encoding.popleft())
+                images = dict(zip(batch.indices, batch.images))
+                encoding.append([pool.submit(save_png, images[index], folder / _file_name(index)) for index in absent])
+                yield len(indices)
+        except NotFiniteError:  # what came before it is good
+            for futures in encoding:
+                _wait(futures)
+            raise
         for futures in encoding:
             _wait(futures)
     world.barrier()

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from pmf.compilers import HAS_TRITON
 from pmf.net.dual import Dual, Operand, at_least_float32
 
-HAS_TRITON = importlib.util.find_spec("triton") is not None
 HEAD_WIDTHS = {torch.bfloat16: range(1, 81), torch.float16: range(1, 81), torch.float32: range(64, 81)}
 """Of the kernel. Much wider heads do not fit into registers; narrow ones in exact float32 Triton 3.9 cannot compile."""
 
@@ -32,9 +31,10 @@ def attention(query: Operand, key: Operand, value: Operand) -> Operand:
     """
     if isinstance(query, Dual) and isinstance(key, Dual) and isinstance(value, Dual):
         output = F.scaled_dot_product_attention(query.value, key.value, value.value)
-        if has_kernel(query.tangent):
-            primals, tangents = zip(*((part.primal, part.tangent) for part in (query, key, value)), strict=True)
-            return Dual(output, attention_tangent(*primals, *tangents))
+        if has_kernel(output):
+            parts = (query, key, value)
+            factors = (*(part.primal for part in parts), *(part.tangent for part in parts))
+            return Dual(output, attention_tangent(*(factor.to(output.dtype) for factor in factors)))
         return Dual(output, written_out_tangent(query, key, value, output))
     assert isinstance(query, Tensor) and isinstance(key, Tensor) and isinstance(value, Tensor), "tensors or duals"
     if forward_ad.unpack_dual(query).tangent is not None:
@@ -44,13 +44,13 @@ def attention(query: Operand, key: Operand, value: Operand) -> Operand:
     return F.scaled_dot_product_attention(query, key, value)
 
 
-def has_kernel(tangent: Tensor) -> bool:
-    """Whether :func:`attention_tangent` can compute a tangent like this one."""
+def has_kernel(output: Tensor) -> bool:
+    """Whether :func:`attention_tangent` can compute the tangent of such an output of attention."""
     return (
         HAS_TRITON
-        and tangent.device.type == "cuda"
-        and tangent.dtype in HEAD_WIDTHS
-        and tangent.shape[-1] in HEAD_WIDTHS[tangent.dtype]
+        and output.device.type == "cuda"
+        and output.dtype in HEAD_WIDTHS
+        and output.shape[-1] in HEAD_WIDTHS[output.dtype]
     )
 
 

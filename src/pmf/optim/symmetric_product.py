@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import torch
 from torch import Tensor
 
-HAS_TRITON = importlib.util.find_spec("triton") is not None
+from pmf.compilers import HAS_TRITON
+
 SMALLEST = 512
 """Rows from which the kernel is taken. There it leaves out 6 of 16 tiles of 128 x 128, which is predicted to outweigh
 that Triton reaches less of a GPU's peak than cuBLAS; `benchmarks/bench_optimizer.py --device cuda` measures both."""

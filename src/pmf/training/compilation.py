@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
+from pmf.compilers import missing_for_compilation
 from pmf.config.sections import Config
 from pmf.errors import UserError
 from pmf.flow.objective import Objective
 from pmf.net.base import BaseNetwork
-from pmf.training.preflight import missing_for_compilation
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def _obstacle(config: Config, network: BaseNetwork, objective: Objective[Any, An
     """Why the run cannot or need not be compiled."""
     if not torch.cuda.is_available():
         return "this is not CUDA"
-    if missing := missing_for_compilation():
+    if missing := missing_for_compilation(on_gpu=True):
         return f"compilation needs {missing}"
     parallel = config.training.parallel
     before = config.objective.problems(compiled=False, parallel=parallel)

@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
+from pmf.compilers import missing_for_compilation
 from pmf.config.network import network_of
 from pmf.config.sections import Config
 from pmf.data.order import steps_per_epoch
@@ -24,7 +25,6 @@ from pmf.optim.schedule import learning_rate
 from pmf.training.compilation import decide_compilation
 from pmf.training.metrics import wandb_problem
 from pmf.training.preflight import (
-    missing_for_compilation,
     require_compiler,
     require_cuda_graph,
     require_decoder,
@@ -87,7 +87,7 @@ def _compiler(config: Config) -> Generator[Verdict]:
         yield Verdict("ok", "compiler", "not needed: training.compile is false")
     elif asked == "auto" and not torch.cuda.is_available():
         yield Verdict("ok", "compiler", "not needed: training.compile is auto, and this is not CUDA")
-    elif missing := missing_for_compilation():
+    elif missing := missing_for_compilation(on_gpu=torch.cuda.is_available()):
         yield Verdict("warning", "compiler", f"the run would not be compiled, which needs {missing}")
     else:
         yield Verdict("ok", "compiler", "there")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
 import shutil
@@ -11,6 +10,7 @@ from pathlib import Path
 import torch
 
 from pmf.checkpoint.places import list_checkpoints
+from pmf.compilers import missing_for_compilation
 from pmf.config.sections import Config, TrainingConfig
 from pmf.data.codec import create_codec
 from pmf.errors import UserError
@@ -41,20 +41,8 @@ def require_compiler(training: TrainingConfig) -> None:
     Raises:
         UserError: it is not there.
     """
-    if training.compile is True and (missing := missing_for_compilation()):
+    if training.compile is True and (missing := missing_for_compilation(on_gpu=torch.cuda.is_available())):
         raise UserError(f"training.compile is true, which needs {missing}, or set training.compile to false")
-
-
-def missing_for_compilation() -> str | None:
-    """What torch.compile lacks on this machine, and what to do; None where it has all it needs."""
-    on_gpu = torch.cuda.is_available()
-    if on_gpu and importlib.util.find_spec("triton") is None:
-        return "Triton on a GPU, which is not installed; install triton"
-    variable, usual = ("CC", ("gcc", "clang")) if on_gpu else ("CXX", ("g++", "clang++"))
-    wanted = [os.environ[variable]] if os.environ.get(variable) else list(usual)
-    if any(shutil.which(name) for name in wanted):
-        return None
-    return f"a compiler, and {' or '.join(wanted)} is not on the PATH; install one, name it in {variable}"
 
 
 def require_cuda_graph(training: TrainingConfig, processes: int) -> None:
