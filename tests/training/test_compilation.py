@@ -77,10 +77,8 @@ def test_a_step_that_cannot_be_compiled_is_told_in_one_line():
     def body(x: torch.Tensor) -> torch.Tensor:
         return x * 2 if x.sum() > 0 else x
 
-    with pytest.raises(
-        UserError, match=r"^the training step cannot be compiled \(.+\); set training.compile to false$"
-    ):
-        with failures_in_one_line():
+    told = r"^the training step cannot be compiled \(.+\); set training.compile to false$"
+    with pytest.raises(UserError, match=told), failures_in_one_line():
         torch.compile(body, fullgraph=True, backend="eager")(torch.ones(2))
     with pytest.raises(ValueError, match="of its own"), failures_in_one_line():
         raise ValueError("of its own")
