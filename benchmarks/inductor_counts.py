@@ -145,9 +145,9 @@ def count_block(
                     operands = [Dual(x, torch.empty(rows.tangent, *x.shape[1:])) for x in operands]
             with mode, torch.autocast("cuda", torch.bfloat16), _gradients(needs_gradient):
                 written = written_graphs(block.body, *operands, *([] if context is None else [context]))
-            graphs[name] = _read(written[0])
+            graphs[name] = read_graph(written[0])
             if needs_gradient:
-                graphs["backward"] = _read(written[1])
+                graphs["backward"] = read_graph(written[1])
     return graphs
 
 
@@ -169,7 +169,8 @@ def _block_of(model: str, image_size: int) -> tuple[BaseBlock, int, nn.Module | 
     return block, int(rotation.cos.shape[0]), rotation
 
 
-def _read(graph: GraphLowering) -> Graph:
+def read_graph(graph: GraphLowering) -> Graph:
+    """The kernels of a graph that inductor has lowered."""
     with V.set_graph_handler(graph):
         return Graph([kernel for node in graph.scheduler.nodes for kernel in _kernels_of(node)])
 

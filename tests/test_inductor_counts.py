@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks.fake_inductor import fake_gpu
 from benchmarks.inductor_counts import Graph, Rows, count_block
+from benchmarks.surroundings_counts import calls_of_a_micro_batch, count
+from pmf.config.yaml_file import load_config
 from pmf.net import products
+from tests.launch import ROOT
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # inductor's own
 
@@ -48,3 +52,15 @@ def test_the_way_of_cpus_is_noticed(monkeypatch):
     monkeypatch.setattr(products, "suits_gpus", lambda _: False)
     wrong = beyond(count_block("pmf_b_16", ROWS, passes=("guidance",)), BOUNDS["pmf_b_16"])
     assert len(wrong) == 2, "kernels and bytes"
+
+
+@pytest.mark.slow
+def test_what_surrounds_the_blocks_is_fewer_kernels_when_compiled():
+    config = load_config(ROOT / "configs" / "digits_imf.yaml", ["training.mixed_precision=bf16"])
+    counts: dict[str, tuple[int, int]] = {}
+    with fake_gpu() as mode:
+        for call in calls_of_a_micro_batch(config, 16, mode):
+            eager, compiled = count(call, mode)
+            counts[call.name] = (eager.kernels, compiled.kernels)
+    assert len(counts) == 6 and all(compiled < eager for eager, compiled in counts.values()), counts
+    assert counts["ImprovedMeanFlow._mix"] == (5, 1), "z and v_t: five operations, one kernel"
