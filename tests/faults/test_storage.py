@@ -51,7 +51,7 @@ def test_a_read_only_folder_is_one_line(tmp_path):
     closed.mkdir(mode=0o555)
     with started(tmp_path / "run", f"training.output_dir={closed}/run", faults={0: NoRights()}) as refused:
         assert refused.wait() == [2], refused.printed()
-        (line,) = [line for line in refused.printed().splitlines() if "error" in line]
+        (line,) = [line for line in refused.printed().splitlines() if line.startswith("error: ")]
     # Root may write anywhere, and finds out only when the test takes its rights away.
     problem = f"{closed}/run: cannot be written (Permission denied)"
     if os.getuid() != 0:

@@ -41,7 +41,7 @@ def examine(monkeypatch, capsys):
 def test_a_good_config_passes_and_nothing_is_written(examine, tmp_path):
     status, verdicts = examine(DIGITS, *TINY, f"training.output_dir={tmp_path}/run")
     assert status == 0
-    subjects = "config software device compiler batch data schedule model disk images run folder tracker"
+    subjects = "config software device compiler batch data schedule model compilation disk images run folder tracker"
     assert " ".join(verdicts) == subjects
     assert {verdict for verdict, _ in verdicts.values()} <= {"ok", "warning"}
     assert verdicts["data"] == ("ok", "1,797 images, 112 steps an epoch; the first images decode")

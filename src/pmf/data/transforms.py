@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 import numpy as np
-import pyarrow as pa
 import torch
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
@@ -175,6 +174,8 @@ def center_crop_by_torch(image: Image.Image, size: int) -> np.ndarray:
 
 def _packed(image: Image.Image) -> np.ndarray:
     """uint8 (height, width, 1 or 4), as Pillow holds pixels: RGB in four bytes, on which torch's filter works too."""
+    import pyarrow as pa  # only this resampling needs it
+
     depth, layout = (1, "L") if image.mode == "L" else (4, "RGBX")
     try:
         held = pa.array(image)  # the very memory

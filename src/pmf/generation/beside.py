@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,12 +25,29 @@ def threads_beside(device: torch.device, world: World) -> Iterator[ThreadPoolExe
     """
     threads = world.own_cores
     if device.type == "cpu":
+        keep_freed_memory()
         threads = max(threads - torch.get_num_threads(), min(threads // 2, THREADS_BESIDE_CPU), 1)
     pool = ThreadPoolExecutor(threads, "images")
     try:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Of malloc.h."""
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory of tensors that are freed, where its C library is GNU's.
+
+    By default large tensors are given back to the system at once, and each new one is made of pages that the system
+    clears first: a third of the time of a small network on a CPU.
+    """
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        library.mallopt(M_MMAP_THRESHOLD, 2**30)
+        library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
