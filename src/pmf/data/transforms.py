@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import warnings
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -136,14 +135,8 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
     image = _halve(image, size)
     width, height = _scaled_size(image, size)
     left, top = (width - size) // 2, (height - size) // 2
-    if image.height >= 2 * image.width:  # Pillow 13 may begin with y
-        return image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
-    # Otherwise Pillow resizes along x and then along y, rounding to bytes in between. So do these two calls, which
-    # leave out most of what the cut would take away.
-    first, last = _rows_used(image.height, height, top, size)
-    wide = _cut(image, 0, first, image.width, last).resize((width, last - first), Image.Resampling.BICUBIC)
-    narrow = _cut(wide, left, -first, left + size, image.height - first)  # rows that are not used are black
-    return _cut(narrow.resize((size, height), Image.Resampling.BICUBIC), 0, top, size, top + size)
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    return image.crop((left, top, left + size, top + size))
 
 
 def center_crop_by_torch(image: Image.Image, size: int) -> np.ndarray:
@@ -186,11 +179,6 @@ def _packed(image: Image.Image) -> np.ndarray:
     return flat.reshape(image.height, image.width, depth)
 
 
-def _cut(image: Image.Image, left: int, top: int, right: int, bottom: int) -> Image.Image:
-    box = (left, top, right, bottom)
-    return image if box == (0, 0, *image.size) else image.crop(box)
-
-
 def _halve(image: Image.Image, size: int) -> Image.Image:
     while min(image.size) >= 2 * size:
         width, height = image.size
@@ -209,11 +197,3 @@ def _scaled_size(image: Image.Image, size: int) -> tuple[int, int]:
     if width * height > MAX_PIXELS:
         raise ImageError(f"{image.width} x {image.height} pixels enlarged to {_too_large((width, height))}")
     return width, height
-
-
-def _rows_used(height: int, scaled_height: int, top: int, size: int) -> tuple[int, int]:
-    """First and end of the rows that rows ``top`` ... ``top + size - 1`` of the scaled image are made of."""
-    scale = height / scaled_height
-    reach = 2 * max(scale, 1) + 1  # a cubic kernel's, and one for rounding
-    first, last = (scale * (row + 0.5) for row in (top, top + size - 1))
-    return max(0, math.floor(first - reach)), min(height, math.ceil(last + reach))
