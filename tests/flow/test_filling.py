@@ -22,7 +22,7 @@ NOTHING = PerceptualDistances({}, {}, 32)
 
 @pytest.mark.parametrize("micro_batch", [64, 128])
 def test_dealt_passes_have_few_sizes_and_few_rows_that_fill(micro_batch):
-    """Over 200 steps there are 4 and 4 sizes at 64, 3 and 3 at 128, and at most 1.6 % more rows (performance.md)."""
+    """Over 200 steps of all micro-batches docs/performance.md counts at most 1.6 % more; here are 50, of one each."""
     settings = PixelMeanFlowOptions()
     objectives = [
         PixelMeanFlow(settings, num_classes=1, perceptual=NOTHING, perceptual_max_t=0.8, few_sizes=few)

@@ -42,7 +42,7 @@ class World:
     @property
     def own_cores(self) -> int:
         """CPU cores of this process: those that it may use, shared with the other processes of this machine."""
-        return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", self.size)))
+        return max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", self.size)))
 
     def gather(self, value: Any) -> list[Any]:
         """The plain values of all processes, in order of rank; called by all of them."""
@@ -175,6 +175,11 @@ def create_accelerator(
     return accelerator
 
 
+def usable_cores() -> int:
+    """CPU cores that this process may use; systems without affinity, as macOS, say only how many there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def share_cores(num_threads: int | None, world_size: int) -> None:
     """Set the threads with which torch computes on the CPU, where all processes compute there.
 
@@ -185,7 +190,7 @@ def share_cores(num_threads: int | None, world_size: int) -> None:
     Args:
         num_threads: those asked for; None takes OMP_NUM_THREADS, or all cores but one.
     """
-    cores, processes = len(os.sched_getaffinity(0)), int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    cores, processes = usable_cores(), int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
     if num_threads is None and "OMP_NUM_THREADS" in os.environ:
         num_threads = torch.get_num_threads()
     most = (cores - 1 if num_threads is None else cores) // processes

@@ -17,7 +17,7 @@ from pmf.data.image_files import LeftOut, list_flat
 from pmf.data.loader import worker_context
 from pmf.data.source import Source, good_samples
 from pmf.data.transforms import ImageError, open_image
-from pmf.distributed.world import World
+from pmf.distributed.world import World, usable_cores
 from pmf.errors import UserError
 from pmf.evaluation.extractors import ImageShape
 from pmf.generation.plan import ImageBatch
@@ -150,7 +150,7 @@ def stream(images: ImageSet, world: World, batch_size: int) -> Iterator[ImageBat
     """
     begin, end = (len(images) * rank // world.size for rank in (world.rank, world.rank + 1))
     batch_size = min(batch_size, max(MAX_BATCH_BYTES // math.prod(images.shape), 1))
-    workers = min(MAX_WORKERS, len(os.sched_getaffinity(0)) // world.size) if len(images) >= WORKERS_FROM else 0
+    workers = min(MAX_WORKERS, usable_cores() // world.size) if len(images) >= WORKERS_FROM else 0
     batches = DataLoader(
         _Batches(images, begin, end, batch_size),
         batch_size=None,

@@ -29,7 +29,7 @@ class Filling:
     few_sizes: bool = False
 
     def guidance(self, needed: int, most: int, micro_batch: int) -> int:
-        """Rows of a guidance pass that needs so many, and never more than ``most``.
+        """Rows of a guidance pass that needs so many in this micro-batch, and at most ``most`` in any.
 
         It has two at least: in shards (FSDP) all ranks have to run the same passes, and one row would be compiled anew.
         """

@@ -6,7 +6,7 @@ import contextlib
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, library
 from torch.autograd import forward_ad
 
 from pmf.compilers import HAS_TRITON
@@ -54,10 +54,9 @@ def has_kernel(output: Tensor) -> bool:
     )
 
 
-# Opaque to compilers. As torch.library.triton_op inductor would launch the kernel itself, which spares the host a few
-# microseconds a block; but it must then find out for itself what the kernel writes to, and copies every input if that
-# fails, and Triton would have to be there to trace a network.
-@torch.library.custom_op("pmf::attention_tangent", mutates_args=())
+# Opaque to compilers. A triton_op would be launched by inductor itself; but it must then find out what the kernel
+# writes to, copies every input if that fails, and needs Triton to trace a network.
+@library.custom_op("pmf::attention_tangent", mutates_args=())
 def attention_tangent(
     query: Tensor, key: Tensor, value: Tensor, query_tangent: Tensor, key_tangent: Tensor, value_tangent: Tensor
 ) -> Tensor:

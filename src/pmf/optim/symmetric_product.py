@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from pmf.compilers import HAS_TRITON
 
@@ -27,7 +27,7 @@ def has_kernel(x: Tensor) -> bool:
     )
 
 
-@torch.library.custom_op("pmf::symmetric_product", mutates_args=())
+@library.custom_op("pmf::symmetric_product", mutates_args=())
 def symmetric_product(x: Tensor, added: Tensor | None, alpha: float, beta: float) -> Tensor:
     """alpha x x^T + beta added, symmetric to the bit.
 
