@@ -14,7 +14,7 @@ from pmf.flow.transfer import move_together
 from pmf.perceptual.distances import PerceptualDistances
 from pmf.randomness import Stream, torch_generator
 from tests.flow.methods import METHODS
-from tests.flow.small_step import CLASSES, ROWS, gradients, inputs, worst_relative_error
+from tests.flow.small_step import CLASSES, ROWS, gradients, inputs, with_drops, worst_relative_error
 
 STEPS = 50
 NOTHING = PerceptualDistances({}, {}, 32)
@@ -61,6 +61,16 @@ def test_perceptual_rows_that_nobody_looks_at_are_no_size_of_their_own():
     settings, standard = PixelMeanFlowOptions(), inputs()[2]
     objectives = [PixelMeanFlow(settings, num_classes=1, perceptual=what, few_sizes=True) for what in (None, NOTHING)]
     assert [len(objective.shape(standard).perceptual_rows) for objective in objectives] == [0, ROWS]
+
+
+def test_no_unlabelled_row_or_one_is_no_size_of_its_own():
+    """Compilers prepare both each for itself, whatever else they know."""
+    settings, standard = PixelMeanFlowOptions(), inputs()[2]
+    for few, expected in ((False, (0, 1)), (True, (2, 2))):
+        objective = PixelMeanFlow(settings, num_classes=1, few_sizes=few)
+        shaped = [objective.shape(with_drops(standard, dropped)) for dropped in (ROWS, ROWS - 1)]
+        assert tuple(len(draws.unconditional_rows) for draws in shaped) == expected
+        assert [int((draws.unconditional_weight != 0).sum()) for draws in shaped] == [0, 1]
 
 
 @pytest.mark.parametrize("method", METHODS)

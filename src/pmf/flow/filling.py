@@ -28,6 +28,11 @@ class Filling:
     static_shapes: bool = False
     few_sizes: bool = False
 
+    @property
+    def least(self) -> int:
+        """Rows that a part of a pass must have: compilers prepare no row and one row each for itself."""
+        return 2 if self.few_sizes else 0
+
     def guidance(self, needed: int, most: int, micro_batch: int) -> int:
         """Rows of a guidance pass that needs so many in this micro-batch, and at most ``most`` in any.
 

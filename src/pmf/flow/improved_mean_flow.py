@@ -90,7 +90,8 @@ class ImprovedMeanFlow(AverageVelocityObjective[Draws]):
         guided[dropped] = False
         rows = len(guided)
         unconditional_rows = guided.nonzero()[:, 0]
-        of_pass = self.filling.guidance(rows - F + len(unconditional_rows), rows - F + rows, rows) - (rows - F)
+        needed = rows - F + max(len(unconditional_rows), self.filling.least)
+        of_pass = self.filling.guidance(needed, rows - F + rows, rows) - (rows - F)
         perceptual_rows = self.perceptual_rows(times)
         under = self.filling.perceptual(len(perceptual_rows), rows)
         tensors = {
