@@ -1,0 +1,35 @@
+"""The count of an update, against the arithmetic of Newton-Schulz by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks.update_counts import MOST_CHUNKS, MOST_TENSORS, count_update, kernels_of_lists
+from pmf.config.network import network_of
+from pmf.config.yaml_file import load_config
+from pmf.optim.groups import parameter_groups
+from tests.launch import ROOT
+
+
+def test_products_are_those_of_newton_schulz_and_symmetric_ones_half_of_them():
+    config = load_config(ROOT / "configs" / "pmf_b_16.yaml", ["data.path=."])
+    with torch.device("meta"):
+        network = network_of(config)
+    matrices = next(group["params"] for group in parameter_groups(network, config.optimizer) if group["kind"] == "muon")
+    sides = [sorted(matrix.shape) for matrix in matrices]
+    # In each of five steps x x^T, the polynomial in it, and that times x.
+    by_hand = sum(5 * 2 * (a * a * b + a**3 + a * a * b) for a, b in sides)
+    last = sum(5 * 2 * a * a * b for a, b in sides)
+    by_torch, by_kernel = (count_update(config, kernel=kernel) for kernel in (False, True))
+    assert by_torch.flops == by_hand
+    # 6 x 7 / 2 of 36 tiles at 768 rows; what has fewer than 512 rows, a thousandth, goes by torch.
+    assert by_kernel.flops == pytest.approx(last + (by_hand - last) * 21 / 36, rel=2e-3)
+    assert by_torch.kernels == by_kernel.kernels
+
+
+def test_an_operation_on_lists_is_as_many_kernels_as_its_tensors_and_their_chunks_need():
+    small, large = torch.empty(10, device="meta"), torch.empty(2**26, device="meta")
+    assert [kernels_of_lists([small] * count, 1) for count in (1, MOST_TENSORS[0], MOST_TENSORS[0] + 1)] == [1, 1, 2]
+    assert kernels_of_lists([small] * MOST_TENSORS[0], 2) == 2, "more lists, fewer tensors"
+    assert kernels_of_lists([large], 1) == -(-1024 // MOST_CHUNKS)
