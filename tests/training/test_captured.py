@@ -72,7 +72,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     place = folder / "checkpoints" / f"step_{STEPS:08d}"
     return {
         f"{file}/{name}": tensor
-        for file in ("model", "optimizer", "ema_500", "ema_1000")
+        for file in ("model", "optimizer", "ema_10")
         for name, tensor in load_file(place / f"{file}.safetensors").items()
     }
 

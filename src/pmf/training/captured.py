@@ -172,9 +172,8 @@ class CapturedUpdate:
         if not same:
             self._structure, self._gradients, self._warm_ups, self._replay = structure, gradients, 0, None
             self._values = self._parameters[0].new_empty(len(values))
-        on_gpu = self._values.device.type == "cuda"
-        told = torch.tensor(values, dtype=self._values.dtype, pin_memory=on_gpu)
-        self._values.copy_(told, non_blocking=True)
+        told = torch.empty(len(values), dtype=self._values.dtype, pin_memory=self._values.device.type == "cuda")
+        self._values.copy_(told.copy_(torch.tensor(values, dtype=told.dtype)), non_blocking=True)
         if self._replay is None and self._warm_ups < WARM_UPS:
             self._warm_ups += 1
             self._recorder.warm_up(self._launch)
