@@ -95,6 +95,23 @@ def test_more_parameters_take_no_more_operations(name):
     assert any(operation.startswith("_foreach") for operation in counts[0])
 
 
+class Named(Lion):
+    """Has another rate in every second update."""
+
+    def rates(self, settings: Settings, lr: float, step: int) -> dict[str, float]:
+        return {("even", "odd")[step % 2]: 1.0}
+
+
+def test_rates_of_other_names_are_not_taken_for_those_that_were_recorded(monkeypatch):
+    monkeypatch.setitem(RULES, "named", Named)
+    monkeypatch.setitem(RULES, "lion", Lion)
+    recorder = Replaying()
+    found, expected = Updated("named", recorder).train(), Updated("lion", None).train()
+    assert recorder.replays == []
+    for ours, theirs in zip(found.network.parameters(), expected.network.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)  # as above
+
+
 class Plain(Rule):
     """Takes the rate for a number, which the host would have to wait for."""
 
