@@ -1,7 +1,8 @@
 """Milliseconds of one optimizer step: Muon with its matrices stacked, one by one, and as shipped, against AdamW.
 
 Times are interleaved (one step of each in turn) and the median is reported. ``as shipped`` stacks up to the device's
-limit in pmf/distributed/owners.py; this is where that limit comes from.
+limit in pmf/distributed/owners.py; this is where that limit comes from. ``--step`` adds what the update (optimizer and
+averages) takes within whole steps of the trainer.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,8 +20,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, the repos
 import torch
 from torch import nn
 
+from benchmarks.contact.setting import Setting
 from benchmarks.environment import environment, synchronize
 from benchmarks.result_file import ResultFile
+from benchmarks.update_share import measure_shares
 from pmf.commands import run_command
 from pmf.distributed import owners as sharding
 from pmf.optim import symmetric_product
@@ -48,6 +52,8 @@ def transformer_shapes(*, width: int, mlp: int, head_width: int, blocks: int, pa
     return counts
 
 
+MODELS = {"tiny": "pmf_tiny_2", "b16": "pmf_b_16"}
+"""Those of the presets, for whole steps."""
 PRESETS = {
     "tiny": transformer_shapes(width=64, mlp=170, head_width=16, blocks=6, patch=2, classes=11),
     "b16": transformer_shapes(width=768, mlp=2048, head_width=64, blocks=24, patch=16, classes=1001),
@@ -118,8 +124,11 @@ def main() -> None:
     parser.add_argument("--preset", choices=sorted(PRESETS), default="tiny")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--repeats", type=int, default=21)
+    parser.add_argument("--step", action="store_true", help="also the update's share of whole steps of the trainer")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    if arguments.step and arguments.device != ("cuda" if torch.cuda.is_available() else "cpu"):
+        parser.error("--step: the trainer takes the GPU if there is one, and --device names another")
     shapes, device = PRESETS[arguments.preset], arguments.device
     settings = {"preset": arguments.preset, "device": device, "repeats": arguments.repeats}
     record = ResultFile(arguments.json, {**environment(device), **settings})
@@ -140,6 +149,13 @@ def main() -> None:
     for name, value in milliseconds.items():
         to_adamw, to_looped = value / milliseconds["torch AdamW"], value / milliseconds["Muon one by one"]
         print(f"{name:>36} {value:>10.2f} {to_adamw:>9.2f} {to_looped:>14.2f}")
+    if arguments.step:
+        with tempfile.TemporaryDirectory() as scratch:
+            setting = Setting(device=device, model=MODELS[arguments.preset], scratch=Path(scratch))
+            shares = measure_shares(setting, arguments.repeats, record)
+        print(f"{'in a whole step':>36} {'update ms':>10} {'step ms':>9} {'share':>14}")
+        for name, of_run in shares.items():
+            print(f"{name:>36} {of_run['update_ms']:>10.2f} {of_run['step_ms']:>9.1f} {of_run['share']:>14.2%}")
 
 
 if __name__ == "__main__":

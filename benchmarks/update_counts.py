@@ -2,7 +2,8 @@
 
     python benchmarks/update_counts.py --config configs/pmf_b_16.yaml
 
-One update by the shipped code on tensors without contents, with symmetric products by our kernel and by torch.
+One update by the shipped code on tensors without contents: with symmetric products by torch, with those by our kernel,
+and as it is recorded for a CUDA graph, with its rates on the device.
 Milliseconds are predicted, as in inductor_counts.py. Nothing here runs on a GPU.
 """
 
@@ -21,9 +22,10 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from benchmarks.inductor_counts import BYTES_PER_SECOND, LAUNCH_SECONDS, PRODUCT_FLOPS
+from pmf.commands import run_command
 from pmf.config.network import network_of
 from pmf.config.sections import Config
 from pmf.config.yaml_file import load_config
@@ -101,11 +103,12 @@ def symmetric_flops(x: Tensor) -> int:
     return count * tiles * (tiles + 1) // 2 * 2 * HALF.side**2 * columns
 
 
-def count_update(config: Config, *, kernel: bool) -> Count:
+def count_update(config: Config, *, kernel: bool, recorded: bool = False) -> Count:
     """One update of a run on one GPU.
 
     Args:
         kernel: symmetric products by our kernel where it is for them.
+        recorded: rates are tensors, as in a CUDA graph.
     """
     with torch.device("meta"):
         network = network_of(config)
@@ -117,27 +120,34 @@ def count_update(config: Config, *, kernel: bool) -> Count:
             for parameter in network.parameters():
                 parameter.grad = torch.empty_like(parameter)
             optimizer, averages = create_optimizer(network, config.optimizer), WeightAverages(network, config.ema)
+            rates = (optimizer.next_rates(), averages.rates(images_seen=1024, images_per_step=1024))
+            if recorded:
+                rates = tree_map(lambda _: torch.empty((), device="cuda"), rates)
             with Operations() as operations:
-                optimizer.step()
-                averages.update(network, images_seen=1024, images_per_step=1024)
+                optimizer.move(rates[0])
+                averages.move(network, rates[1])
     finally:
         symmetric_product.SMALLEST = smallest
     return operations.count
 
 
 def main() -> None:
-    """Print both rows."""
+    """Print a row for each way."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=Path("configs/pmf_b_16.yaml"))
     options = parser.parse_args()
     config = load_config(options.config, ["data.path=."])
-    print("| symmetric products | kernels | GB | TFLOP | ms |")
+    ways = {
+        "products by torch": count_update(config, kernel=False),
+        "symmetric ones by our kernel": count_update(config, kernel=True),
+        "the same, recorded": count_update(config, kernel=True, recorded=True),
+    }
+    print("| | kernels | GB | TFLOP | ms |")
     print("|---" * 5 + "|")
-    for kernel in (False, True):
-        count = count_update(config, kernel=kernel)
+    for name, count in ways.items():
         numbers = f"{count.kernels} | {count.bytes / 1e9:.1f} | {count.flops / 1e12:.2f} | {1e3 * count.seconds:.1f}"
-        print(f"| {'our kernel' if kernel else 'torch'} | {numbers} |")
+        print(f"| {name} | {numbers} |")
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -74,9 +74,9 @@ class _Devices(TorchDispatchMode):
         if name in PRODUCTS:
             self._trace.products.add((name, tensors[-1].dtype))
         if name == "_to_copy" and not on_gpu:
-            self._trace.copies += 1
-            self._trace.blocking += not kwargs.get("non_blocking")
-            self._trace.pageable += tensors[0].untyped_storage().data_ptr() not in self._pinned
+            self._count_copy(tensors[0], kwargs.get("non_blocking"))
+        if name == "copy_" and on_gpu and not isinstance(tensors[1], FakeTensor):
+            self._count_copy(tensors[1], args[2:] == (True,) or kwargs.get("non_blocking"))
         dropless = "attention" in name  # could drop at random, and is not asked to
         self._trace.random += torch.Tag.nondeterministic_seeded in func.tags and not dropless
         if kwargs.get("generator") is not None:
@@ -84,6 +84,11 @@ class _Devices(TorchDispatchMode):
         if name == "_amp_update_scale_":  # torch cannot do this one without contents
             return args[0]
         return func(*args, **kwargs)
+
+    def _count_copy(self, source: Tensor, non_blocking: bool | None) -> None:
+        self._trace.copies += 1
+        self._trace.blocking += not non_blocking
+        self._trace.pageable += source.untyped_storage().data_ptr() not in self._pinned
 
     @staticmethod
     def _check(name: str, tensors: list[Tensor], target: Any) -> None:

@@ -27,6 +27,7 @@ from pmf.training.captured import Logs, Run
 from pmf.training.course import Course
 from pmf.training.preemption import StopRequest
 from pmf.training.step import TrainingStep
+from pmf.training.update import WeightUpdate
 from tests.fake_cuda import MixedDevicesError, Trace, fake_cuda
 from tests.flow.methods import METHODS
 from tests.flow.small_step import in_float32, inputs
@@ -116,11 +117,11 @@ def take_step(
             step.objective.perceptual = PerceptualDistances(networks, {"lpips": 0.4, "convnext": 0.1}, 32)
         step.trace = trace
         tamper(step)
-        done, move = Done(step, trace), step.state.optimizer.step
+        done, move = Done(step, trace), step.state.optimizer.move
 
-        def spy() -> None:
+        def spy(rates: Any) -> None:
             done.gradients.update({name: p.grad for name, p in step.state.network.named_parameters()})
-            move()
+            move(rates)
 
         draw_rows = step._draw_rows
 
@@ -129,7 +130,7 @@ def take_step(
             return draw_rows(number)
 
         step._draw_rows = draw
-        step.state.optimizer.step = spy
+        step.state.optimizer.move = spy
         trace.blocking = trace.copies = trace.pageable = 0  # weights may be
         step([batch() for _ in range(ACCUMULATION)])
     return done
@@ -290,6 +291,44 @@ def test_a_recorded_micro_batch_neither_copies_nor_waits_nor_draws(method, tmp_p
     assert found == [{"copies": 0, "waits": 0, "random": 0}]
     assert placed(done.gradients) == ON_GPU
     assert done.trace.copies == 3 * ACCUMULATION
+
+
+def record_update(monkeypatch: pytest.MonkeyPatch, found: list[dict[str, int]]) -> Callable[[TrainingStep], None]:
+    """The first update is recorded."""
+    monkeypatch.setattr(captured, "WARM_UPS", 0)
+
+    def tamper(step: TrainingStep) -> None:
+        state, recorder = step.state, Watching(step.trace, found)
+        step.update = WeightUpdate(state.network, state.optimizer, state.averages, gradient_clip=1.0, recorder=recorder)
+
+    return tamper
+
+
+def test_a_recorded_update_neither_copies_nor_waits_nor_draws(tmp_path, monkeypatch):
+    found: list[dict[str, int]] = []
+    changes = ("optimizer.weight_decay=0.1", "ema.decays=[0.9]")
+    done = take_step("bf16", tmp_path, monkeypatch, *changes, tamper=record_update(monkeypatch, found))
+    assert found == [{"copies": 0, "waits": 0, "random": 0}]
+    assert placed(done.gradients) == ON_GPU
+    # Beside those of the micro-batches one, of the update's numbers, from page-locked memory; nothing waits for it.
+    assert (done.trace.copies, done.trace.pageable) == (3 * ACCUMULATION + 1, 2 * ACCUMULATION)
+    assert (done.trace.waits, done.trace.blocking) == (1, 0)
+
+
+def test_it_notices_what_a_recorded_update_must_not_do(tmp_path, monkeypatch):
+    found: list[dict[str, int]] = []
+
+    def tamper(step: TrainingStep) -> None:
+        record_update(monkeypatch, found)(step)
+        move = step.state.averages.move
+
+        def changed(network: nn.Module, rates: dict[str, Tensor]) -> None:
+            move(network, {name: torch.tensor(rate.tolist()).to(GPU) for name, rate in rates.items()})
+
+        step.state.averages.move = changed
+
+    take_step("bf16", tmp_path, monkeypatch, "ema.half_lives_kimg=[10]", tamper=tamper)
+    assert found == [{"copies": 1, "waits": 1, "random": 0}]
 
 
 def test_it_notices_what_a_graph_must_not_hold(tmp_path, monkeypatch):

@@ -137,12 +137,12 @@ class Run:
         return call
 
     def optimizer_call(self) -> Callable[[], None]:
-        """The optimizer's step and the averages, on the gradients that are there."""
-        state, images = self.trainer.state, self.config.training.global_batch_size
+        """The optimizer's step and the averages, recorded if the config says so, on the gradients that are there."""
+        update, images = self.trainer.train_step.update, self.config.training.global_batch_size
+        norm = torch.ones((), device=self.device)
 
         def call() -> None:
-            state.optimizer.step()
-            state.averages.update(state.network, images, images)
+            update(norm, 1.0, images_seen=images, images_per_step=images)
 
         return call
 

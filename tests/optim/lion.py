@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pmf.optim.rates import Rates, add_
 from pmf.optim.rule import MatrixRule, Moments, Rule, Settings
 
 
@@ -13,11 +14,13 @@ class Lion(Rule):
 
     moments = ("momentum",)
 
-    def update(self, settings: Settings, weights: list[Tensor], gradients: list[Tensor], moments: Moments) -> None:
+    def update(
+        self, settings: Settings, rates: Rates, weights: list[Tensor], gradients: list[Tensor], moments: Moments
+    ) -> None:
         b1, b2 = settings["betas"]
-        directions = torch._foreach_lerp(moments["momentum"], gradients, 1 - b1)
+        directions = list(torch._foreach_lerp(moments["momentum"], gradients, 1 - b1))
         torch._foreach_sign_(directions)
-        torch._foreach_add_(weights, directions, alpha=-settings["lr"])
+        add_(weights, directions, rates["lr"], -1.0)
         torch._foreach_lerp_(moments["momentum"], gradients, 1 - b2)
 
 
@@ -26,7 +29,7 @@ class UnitMatrices(MatrixRule):
 
     rest = "lion"
 
-    def advance(self, settings: Settings, gradients: list[Tensor], moments: Moments) -> list[Tensor]:
+    def advance(self, settings: Settings, rates: Rates, gradients: list[Tensor], moments: Moments) -> list[Tensor]:
         return gradients
 
     def direct(self, settings: Settings, matrices: Tensor) -> Tensor:

@@ -50,15 +50,15 @@ def train(run: Path, batch: int, until: int, *overrides: str) -> list[list[int]]
 def changed(tmp_path_factory):
     """The run, its samples, and what its averages were told."""
     run, samples, told = tmp_path_factory.mktemp("changed") / "run", [], []
-    update = WeightAverages.update
+    rates = WeightAverages.rates
 
-    def look_and_update(self, network, images_seen, images_per_step):
+    def look_and_tell(self, images_seen, images_per_step):
         told.append((images_seen, images_per_step))
-        update(self, network, images_seen, images_per_step)
+        return rates(self, images_seen, images_per_step)
 
     evaluation = (f"evaluation.every_images={EVERY}", "evaluation.num_images=10", "evaluation.reference=digits")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(WeightAverages, "update", look_and_update)
+        patched.setattr(WeightAverages, "rates", look_and_tell)
         for batch, until in STRETCHES:
             samples += train(run, batch, until, *evaluation)
     return run, samples, told

@@ -61,8 +61,8 @@ class TrainingConfig(Section):
     static_shapes: bool = False
     """Pad the guidance pass to a constant number of rows: more work, for compilers that take changing shapes badly."""
     cuda_graph: bool = False
-    """Record forward and backward of a micro-batch as a CUDA graph for each size of its passes: less work for the host
-    and up to twice the memory of activations. One process, bf16 or no mixed precision."""
+    """Record forward and backward of a micro-batch as a CUDA graph for each size of its passes, and the update: less
+    work for the host and up to twice the memory of activations. One process, bf16 or no mixed precision."""
     parallel: Literal["ddp", "fsdp", "hsdp"] = "ddp"
     """Weights whole on every rank (ddp), in shards over all (fsdp) or over groups of them (hsdp): docs/fsdp.md."""
     shard_size: Positive | None = None

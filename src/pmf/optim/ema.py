@@ -17,6 +17,7 @@ from pmf.distributed.shards import is_sharded, local, placed_like
 from pmf.distributed.world import ALONE, World
 from pmf.errors import UserError
 from pmf.optim.options import AVERAGES, EmaConfig, kept_averages
+from pmf.optim.rates import Rates, approach_
 from pmf.tables import find_row
 from pmf.tensors import require_same_tensors
 
@@ -70,11 +71,8 @@ class WeightAverages:
         """``500`` for a half-life of 500 kimg, ``0.9999`` for a decay: those of :func:`pmf.optim.options.ema_names`."""
         return list(self._tensors)
 
-    @torch.no_grad()
     def update(self, network: nn.Module, images_seen: int, images_per_step: int) -> None:
         """Average in the weights after an optimizer step: average = beta average + (1 - beta) weights.
-
-        One fused operation moves all averages.
 
         Args:
             network: the one that the averages were made of.
@@ -84,12 +82,24 @@ class WeightAverages:
         Raises:
             UserError: a rule gives a beta that is not in [0, 1].
         """
+        self.move(network, self.rates(images_seen, images_per_step))
+
+    def rates(self, images_seen: int, images_per_step: int) -> dict[str, float]:
+        """1 - beta of each average in the update after a step, for :meth:`move`; see :meth:`update`."""
+        return {name: 1 - self._beta(name, images_seen, images_per_step) for name in self._tensors}
+
+    @torch.no_grad()
+    def move(self, network: nn.Module, rates: Rates) -> None:
+        """Average in the weights. Where rates are numbers, one fused operation moves all averages.
+
+        Args:
+            network: the one that the averages were made of.
+            rates: those of :meth:`rates`, or tensors of their values.
+        """
         weights = [local(p.detach()).float() for key, p in network.named_parameters() if self._is_mine(key, p)]
-        averages = [local(tensor) for tensors in self._tensors.values() for tensor in tensors.values()]
-        betas = [self._beta(name, images_seen, images_per_step) for name in self._tensors]
-        steps = [1 - beta for beta in betas for _ in weights]
-        if averages:
-            torch._foreach_lerp_(averages, weights * len(self._tensors), steps)
+        averages = [[local(tensor) for tensor in tensors.values()] for tensors in self._tensors.values()]
+        if weights and averages:
+            approach_(averages, weights, [rates[name] for name in self._tensors])
 
     def state(self, name: str, *, everywhere: bool = False) -> dict[str, Tensor]:
         """One average by parameter name; called by all ranks.

@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from pmf.optim.adam import look_ahead
+from pmf.optim.adam import look_ahead, look_ahead_rates
+from pmf.optim.rates import Rates
 from pmf.optim.rule import MatrixRule, Moments, Settings
 from pmf.optim.symmetric_product import has_kernel, symmetric_product
 
@@ -23,11 +24,15 @@ class Muon(MatrixRule):
     moments = ("momentum",)
     rest = "nadamw"
 
-    def advance(self, settings: Settings, gradients: list[Tensor], moments: Moments) -> list[Tensor]:
+    def rates(self, settings: Settings, lr: float, step: int) -> dict[str, float]:  # noqa: ARG002
+        """Those of Nesterov's estimate."""
+        return look_ahead_rates(settings["momentum"], step)
+
+    def advance(self, settings: Settings, rates: Rates, gradients: list[Tensor], moments: Moments) -> list[Tensor]:
         """Average in the gradients; returns what is to be orthogonalised."""
-        beta, momenta = settings["momentum"], moments["momentum"]
-        torch._foreach_lerp_(momenta, gradients, 1 - beta)
-        return look_ahead(momenta, gradients, beta, settings["step"])
+        momenta = moments["momentum"]
+        torch._foreach_lerp_(momenta, gradients, 1 - settings["momentum"])
+        return look_ahead(momenta, gradients, rates)
 
     def direct(self, settings: Settings, matrices: Tensor) -> Tensor:
         """Roughly the nearest orthogonal matrices; see :func:`orthogonalize`."""

@@ -12,7 +12,8 @@ from pmf.distributed.owners import Exchange, Share, collect, divide
 from pmf.distributed.shards import local, placed_like
 from pmf.distributed.world import ALONE, World
 from pmf.optim.options import RULES
-from pmf.optim.rule import MatrixRule, Rule, create_rule, decay
+from pmf.optim.rates import Rates, add_
+from pmf.optim.rule import CONSTANTS, MatrixRule, Numbers, Rule, create_rule
 from pmf.tensors import require_same_tensors
 
 
@@ -102,10 +103,28 @@ class RuleOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self.move(self.next_rates())
+        return loss
+
+    def next_rates(self) -> dict[str, dict[str, float]]:
+        """Count an update; its rates, by kind, for :meth:`move`."""
+        rates = {}
         for group in self.param_groups:
             group["step"] += 1
-        self._move({group["kind"]: group for group in self.param_groups})
-        return loss
+            lr, rule = float(group["lr"]), self._rules[group["kind"]]
+            own = rule.rates(_settings(group), lr, group["step"])
+            rates[group["kind"]] = {"lr": lr, "weights_kept": 1 - lr * group["weight_decay"], **own}
+        return rates
+
+    @torch.no_grad()
+    def move(self, rates: Mapping[str, Rates]) -> None:
+        """One update of all groups that has been counted.
+
+        Args:
+            rates: those of :meth:`next_rates`, or tensors of their values on the parameters' device.
+        """
+        groups = {group["kind"]: group for group in self.param_groups}
+        self._move({kind: Numbers(settings=_settings(groups[kind]), rates=own) for kind, own in rates.items()})
 
     def named_state(self, network: nn.Module) -> dict[str, Tensor]:
         """Everything to continue from, flat, for a file; called by all ranks.
@@ -161,13 +180,13 @@ class RuleOptimizer(torch.optim.Optimizer):
             if share.owner == self._world.rank:
                 self._allocate(kind, share)
 
-    def _move(self, groups: Mapping[str, dict[str, Any]]) -> None:
-        """Update all parameters; ``groups`` by kind."""
+    def _move(self, numbers: Mapping[str, Numbers]) -> None:
+        """Update all parameters; ``numbers`` by kind."""
         exchange = Exchange(self._world)
         for kind, shares in self._shares.items():
             for share in shares:
                 if share.owner == self._world.rank:
-                    self._update(kind, groups[kind], trained(share))
+                    self._update(kind, numbers[kind], trained(share))
                 exchange.send(share.parameters, share.owner)
         exchange.finish()
 
@@ -199,30 +218,29 @@ class RuleOptimizer(torch.optim.Optimizer):
     def _step_counts(self) -> dict[str, Tensor]:
         return {f"step/{group['kind']}": torch.tensor(group["step"]) for group in self.param_groups}
 
-    def _update(self, kind: str, group: dict[str, Any], parameters: list[Tensor]) -> None:
+    def _update(self, kind: str, numbers: Numbers, parameters: list[Tensor]) -> None:
         """One update of parameters that have gradients, of one group; under a rule for matrices, of one shape."""
         if not parameters:
             return
         rule = self._rules[kind]
         if isinstance(rule, MatrixRule):
-            directions = rule.direct(group, torch.stack(self._advance(rule, group, parameters)))
-            self._follow(rule, group, parameters, directions.unbind())
+            directions = rule.direct(numbers.settings, torch.stack(self._advance(rule, numbers, parameters)))
+            self._follow(rule, numbers, parameters, directions.unbind())
         else:
             weights = [local(parameter) for parameter in parameters]
-            decay(group, weights)
-            rule.update(group, weights, _gradients(parameters), self._moments(rule, parameters))
+            _decay(numbers, weights)
+            moments = self._moments(rule, parameters)
+            rule.update(numbers.settings, numbers.rates, weights, _gradients(parameters), moments)
 
-    def _advance(self, rule: MatrixRule, group: dict[str, Any], matrices: list[Tensor]) -> list[Tensor]:
+    def _advance(self, rule: MatrixRule, numbers: Numbers, matrices: list[Tensor]) -> list[Tensor]:
         """Take in the gradients; returns what directions are made of, or this rank's parts of it."""
-        return rule.advance(group, _gradients(matrices), self._moments(rule, matrices))
+        return rule.advance(numbers.settings, numbers.rates, _gradients(matrices), self._moments(rule, matrices))
 
-    def _follow(
-        self, rule: MatrixRule, group: dict[str, Any], matrices: list[Tensor], directions: Iterable[Tensor]
-    ) -> None:
+    def _follow(self, rule: MatrixRule, numbers: Numbers, matrices: list[Tensor], directions: Iterable[Tensor]) -> None:
         """Move matrices of one shape, or this rank's parts of them, against their directions."""
         weights = [local(matrix) for matrix in matrices]
-        decay(group, weights)
-        torch._foreach_add_(weights, list(directions), alpha=-group["lr"] * rule.factor(*matrices[0].shape))
+        _decay(numbers, weights)
+        add_(weights, list(directions), numbers.rates["lr"], -rule.factor(*matrices[0].shape))
 
     def _moments(self, rule: Rule | MatrixRule, parameters: list[Tensor]) -> dict[str, list[Tensor]]:
         return {name: [local(self.state[parameter][name]) for parameter in parameters] for name in rule.moments}
@@ -231,6 +249,16 @@ class RuleOptimizer(torch.optim.Optimizer):
 def trained(share: Share) -> list[Tensor]:
     """The parameters of a share that have a gradient."""
     return [parameter for parameter in share.parameters if parameter.grad is not None]
+
+
+def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: group[name] for name in CONSTANTS}
+
+
+def _decay(numbers: Numbers, weights: list[Tensor]) -> None:
+    """Decoupled weight decay, in place: ``weights *= 1 - lr weight_decay``."""
+    if numbers.settings["weight_decay"]:
+        torch._foreach_mul_(weights, numbers.rates["weights_kept"])
 
 
 def _gradients(parameters: list[Tensor]) -> list[Tensor]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from pmf.distributed.owners import Share, divide
 from pmf.distributed.shards import is_sharded, local
 from pmf.optim.optimizer import RuleOptimizer, trained
-from pmf.optim.rule import MatrixRule
+from pmf.optim.rule import MatrixRule, Numbers
 
 
 class ShardGroup:
@@ -88,50 +88,48 @@ class ShardedRuleOptimizer(RuleOptimizer):
             for moment in self._rules[kind].moments:
                 self.state[parameter][moment] = torch.zeros_like(parameter)
 
-    def _move(self, groups: Mapping[str, dict[str, Any]]) -> None:
+    def _move(self, numbers: Mapping[str, Numbers]) -> None:
         for kind, shares in self._shares.items():
             rule = self._rules[kind]
             if isinstance(rule, MatrixRule):
-                self._move_stacks(rule, shares, groups[kind])
+                self._move_stacks(rule, shares, numbers[kind])
             else:
                 for share in shares:
-                    self._update(kind, groups[kind], trained(share))
+                    self._update(kind, numbers[kind], trained(share))
 
-    def _move_stacks(self, rule: MatrixRule, shares: list[Share], group: dict[str, Any]) -> None:
+    def _move_stacks(self, rule: MatrixRule, shares: list[Share], numbers: Numbers) -> None:
         """Turn by turn; the rows of the next turn travel while this one is computed."""
         ranks = ShardGroup(shares[0].parameters[0])
         queues = [[trained(share) for share in shares if share.owner == rank] for rank in range(ranks.size)]
         under_way: deque[_Turn] = deque()
         for turn in itertools.zip_longest(*queues, fillvalue=[]):
-            under_way.append(self._start_turn(ranks, list(turn), rule, group))
+            under_way.append(self._start_turn(ranks, list(turn), rule, numbers))
             if len(under_way) > 1:
-                self._finish_turn(ranks, under_way.popleft(), rule, group)
+                self._finish_turn(ranks, under_way.popleft(), rule, numbers)
         while under_way:
-            self._finish_turn(ranks, under_way.popleft(), rule, group)
+            self._finish_turn(ranks, under_way.popleft(), rule, numbers)
 
-    def _start_turn(
-        self, ranks: ShardGroup, stacks: list[list[Tensor]], rule: MatrixRule, group: dict[str, Any]
-    ) -> _Turn:
+    def _start_turn(self, ranks: ShardGroup, stacks: list[list[Tensor]], rule: MatrixRule, numbers: Numbers) -> _Turn:
         like = local(next(stack[0] for stack in stacks if stack))
         parcels = [like.new_empty(0)] * ranks.size
         for owner, stack in enumerate(stacks):
             if stack:
-                parcels[owner] = torch.stack(self._advance(rule, group, stack)).flatten()
+                parcels[owner] = torch.stack(self._advance(rule, numbers, stack)).flatten()
         return _Turn(stacks=stacks, gathering=ranks.start_exchange(parcels, _parcel_sizes(ranks, stacks[ranks.rank])))
 
-    def _finish_turn(self, ranks: ShardGroup, turn: _Turn, rule: MatrixRule, group: dict[str, Any]) -> None:
+    def _finish_turn(self, ranks: ShardGroup, turn: _Turn, rule: MatrixRule, numbers: Numbers) -> None:
         parcels = turn.gathering.wait()
         mine = turn.stacks[ranks.rank]
         if mine:
             columns = mine[0].shape[1]
             rows = ranks.rows(mine[0].shape[0])
             parts = [parcel.view(len(mine), count, columns) for parcel, count in zip(parcels, rows, strict=True)]
-            directions = rule.direct(group, torch.cat(parts, dim=1))  # (N, rows, columns)
+            directions = rule.direct(numbers.settings, torch.cat(parts, dim=1))  # (N, rows, columns)
             parcels = [part.flatten() for part in directions.split(rows, dim=1)]
         sizes = [sum(local(matrix).numel() for matrix in stack) for stack in turn.stacks]
         for stack, parcel in zip(turn.stacks, ranks.start_exchange(parcels, sizes).wait(), strict=True):
             if stack:
-                self._follow(rule, group, stack, parcel.view(len(stack), *local(stack[0]).shape).unbind())
+                self._follow(rule, numbers, stack, parcel.view(len(stack), *local(stack[0]).shape).unbind())
 
 
 def _parcel_sizes(ranks: ShardGroup, stack: list[Tensor]) -> list[int]:

@@ -1,19 +1,21 @@
-"""A micro-batch as a CUDA graph: forward and backward are recorded once for each size of the passes, then replayed.
+"""Parts of a step as CUDA graphs: forward and backward of a micro-batch for each size of the passes, and the update.
 
 A graph does the same on the same memory whenever it is replayed. So what a micro-batch is made of is copied to tensors
 that stay, gradients add up in tensors that stay (they are set to zero between steps, not dropped), and what the loss
-logs is copied out. Draws and noise are made outside.
+logs is copied out. Draws and noise are made outside. The numbers of an update are copied to one tensor that stays.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from pmf.errors import UserError
 from pmf.flow.objective import MicroBatch
@@ -22,7 +24,7 @@ Logs = dict[str, Tensor]
 Run = Callable[[], Logs]
 
 WARM_UPS = 2
-"""Times that a size is run before it is recorded: what is compiled, planned or loaded at first use must be there, and
+"""Times that a part is run before it is recorded: what is compiled, planned or loaded at first use must be there, and
 so must gradients."""
 
 
@@ -67,8 +69,8 @@ class CudaRecorder:
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
             raise UserError(
-                f"training.cuda_graph is true, but a micro-batch cannot be recorded as a CUDA graph ({reason}); set it "
-                "to false"
+                f"training.cuda_graph is true, but the step cannot be recorded as CUDA graphs ({reason}); set it to "
+                "false"
             ) from error
         return logs, graph.replay
 
@@ -136,6 +138,54 @@ class CapturedMicroBatches:
         self._gradients = self._gradients or gradients
         if any(one is not other for one, other in zip(gradients, self._gradients, strict=True)):
             raise RuntimeError("a gradient was replaced by another tensor; recorded graphs add to the first")
+
+
+class CapturedUpdate:
+    """An update of the weights by one graph; it reads its numbers from a tensor that is written before."""
+
+    def __init__(self, run: Callable[[Any], None], parameters: Sequence[Tensor], recorder: Recorder) -> None:
+        """Record nothing yet.
+
+        Args:
+            run: the update by the gradients of the parameters, given the numbers of a call, in the structure of the
+                call, as tensors of shape () on the device, of the parameters' dtype.
+        """
+        self._run, self._parameters, self._recorder = run, parameters, recorder
+        self._gradients: list[Tensor | None] = []
+        self._structure: TreeSpec | None = None
+        self._values = parameters[0].new_empty(0)
+        self._warm_ups = 0
+        self._replay: Callable[[], None] | None = None
+
+    def __call__(self, numbers: Any) -> None:
+        """Run, record or replay; anew where other parameters have gradients, or the numbers other names.
+
+        Args:
+            numbers: a structure of dicts and tuples.
+
+        Raises:
+            UserError: it cannot be recorded.
+        """
+        values, structure = tree_flatten(numbers)
+        gradients = [parameter.grad for parameter in self._parameters]
+        same = structure == self._structure and all(map(operator.is_, gradients, self._gradients))
+        if not same:
+            self._structure, self._gradients, self._warm_ups, self._replay = structure, gradients, 0, None
+            self._values = self._parameters[0].new_empty(len(values))
+        told = torch.empty(len(values), dtype=self._values.dtype, pin_memory=self._values.device.type == "cuda")
+        self._values.copy_(told.copy_(torch.tensor(values, dtype=told.dtype)), non_blocking=True)
+        if self._replay is None and self._warm_ups < WARM_UPS:
+            self._warm_ups += 1
+            self._recorder.warm_up(self._launch)
+            return
+        if self._replay is None:
+            _, self._replay = self._recorder.record(self._launch)
+        self._replay()
+
+    def _launch(self) -> Logs:
+        assert self._structure is not None, "numbers were given"
+        self._run(tree_unflatten(self._values.unbind(), self._structure))
+        return {}
 
 
 def _parts(micro_batch: MicroBatch[Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -29,6 +29,7 @@ from pmf.training.compilation import compile_step, decide_compilation, failures_
 from pmf.training.course import Course
 from pmf.training.preemption import StopRequest
 from pmf.training.state import TrainingState
+from pmf.training.update import WeightUpdate
 
 MAX_SKIPPED_IN_A_ROW = 20
 MIN_LOSS_SCALE = 1.0
@@ -58,6 +59,7 @@ class TrainingStep:
         objective: the loss and its random numbers.
         module: network and objective as DDP, FSDP and autocast wrap them.
         compilation: whether all this is compiled.
+        update: from gradients to weights and averages.
         flops: operations of a step for each image, on the main rank; None where they could not be counted.
     """
 
@@ -119,9 +121,14 @@ class TrainingStep:
         self.module = accelerator.prepare_model(module, device_placement=not sharded, evaluation_mode=sharded)
         accelerator.prepare_optimizer(optimizer, device_placement=not sharded)  # so that it can unscale the gradients
         self._run: Callable[[MicroBatch[Any]], dict[str, Tensor]] = self._forward_and_backward
+        recorder = None
         if training.cuda_graph:
             self.objective.require_recordable(network)
-            self._run = CapturedMicroBatches(self._run, list(network.parameters()), CudaRecorder())
+            recorder = CudaRecorder()
+            self._run = CapturedMicroBatches(self._run, list(network.parameters()), recorder)
+        self.update = WeightUpdate(
+            network, optimizer, averages, gradient_clip=training.gradient_clip, recorder=recorder
+        )
         self.state = TrainingState(network, optimizer, averages, accelerator.scaler, self.objective)
 
     def _count_flops(self, network: nn.Module, objective: Objective[Any, Any]) -> StepFlops | None:
@@ -153,16 +160,14 @@ class TrainingStep:
         # The only wait for the device in a step.
         *values, norm_value, stopping = torch.stack([*means.values(), norm, self._stop.flag()]).tolist()
         finite = math.isfinite(norm_value)  # gradients are averaged over ranks, so all ranks agree
-        if finite and training.gradient_clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(network.parameters(), training.gradient_clip, norm)
-        if finite:
-            self.state.optimizer.step()  # itself: Accelerate's wrapper would ask the device again what is known here
-        scale_was_too_large = self._update_loss_scale(finite)
-        self.state.optimizer.zero_grad(set_to_none=not training.cuda_graph)  # a graph adds to tensors that stay
         progress.count_step(training.global_batch_size)
         if finite:
+            # The optimizer itself: Accelerate's wrapper would ask the device again what is known here.
+            self.update(norm, norm_value, images_seen=progress.images, images_per_step=progress.last_images)
+        scale_was_too_large = self._update_loss_scale(finite)
+        self.state.optimizer.zero_grad(set_to_none=not training.cuda_graph)  # a graph adds to tensors that stay
+        if finite:
             progress.skipped_in_a_row = 0
-            self.state.averages.update(network, progress.images, training.global_batch_size)
             corrupt = sum(len(batch.corrupt) for batch in batches) / sum(len(batch.labels) for batch in batches)
             logged = dict(zip(means, values, strict=True))
             progress.add({**logged, "grad_norm": norm_value, "corrupt_fraction": corrupt})
