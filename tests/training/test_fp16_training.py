@@ -54,13 +54,13 @@ def first_gradients(run, precision: str) -> dict[str, Tensor]:
     AcceleratorState._reset_state(reset_partial_state=True)
     trainer = Trainer(tiny_config(run, f"training.mixed_precision={precision}", "training.seed=3"))
     seen: dict[str, Tensor] = {}
-    step = trainer.state.optimizer.step
+    move = trainer.state.optimizer.move
 
-    def spy() -> None:
+    def spy(rates) -> None:
         seen.update({name: p.grad.clone() for name, p in trainer.state.network.named_parameters()})
-        step()
+        move(rates)
 
-    trainer.state.optimizer.step = spy
+    trainer.state.optimizer.move = spy
     batches = list(trainer._batches())
     trainer.train_step(batches[:2])
     trainer.train_step(batches[2:4])
