@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,16 +50,16 @@ def decode(data: bytes, channels: int, size: int, resampling: str = "pillow") ->
     """
     with _image_errors():
         image = _open_header(io.BytesIO(data))
-        pixels = _decode_jpeg(image, data, "RGB" if resampling == "torch" else "RGBX") if channels == 3 else None
-        if pixels is None:
-            image.load()
-            image = _convert(image, "L" if channels == 1 else "RGB")
+        if resampling == "torch" and channels == 3 and (pixels := _decode_jpeg(image, data)) is not None:
+            return center_crop_by_torch(pixels, size)
+        image.load()
+        image = _convert(image, "L" if channels == 1 else "RGB")
         if resampling == "torch":
-            return center_crop_by_torch(np.asarray(image) if pixels is None else pixels, size)
-        if pixels is not None:
-            image = Image.frombytes("RGB", image.size, pixels, "raw", "RGBX")
-        cropped = np.asarray(center_crop(image, size)).reshape(size, size, channels)
-        return np.ascontiguousarray(cropped.transpose(2, 0, 1))
+            return center_crop_by_torch(np.array(image), size)
+        image = center_crop(image, size)
+        # One plane after the other: as pixels they would be copied twice more.
+        planes = bytearray().join(image.tobytes("raw", band) for band in image.getbands())
+    return np.frombuffer(planes, np.uint8).reshape(channels, size, size)
 
 
 def open_image(file: BinaryIO | Path) -> Image.Image:
@@ -99,8 +100,8 @@ def _open_header(file: BinaryIO) -> Image.Image:
     return image
 
 
-def _decode_jpeg(image: Image.Image, data: bytes, layout: str) -> np.ndarray | None:
-    """Pillow's pixels of a colour JPEG, in about two thirds of its time, or None where Pillow has to decide.
+def _decode_jpeg(image: Image.Image, data: bytes) -> np.ndarray | None:
+    """Pillow's pixels of a colour JPEG, where torch can take them as they are; None where Pillow has to decide.
 
     Both decode with libjpeg-turbo, in the same way. Here its least warning counts as a failure, so that which files are
     broken, and what is said of them, is Pillow's alone.
@@ -108,16 +109,15 @@ def _decode_jpeg(image: Image.Image, data: bytes, layout: str) -> np.ndarray | N
     Args:
         image: what Pillow made of the header.
         data: the file.
-        layout: ``RGB``, or ``RGBX`` for a fourth byte a pixel, of any value.
 
     Returns:
-        uint8 (height, width, 3 or 4).
+        uint8 (height, width, 3).
     """
     if image.format != "JPEG" or image.mode != "RGB":
         return None
-    shape = (image.height, image.width, len(layout))
-    try:  # a buffer of that size: the libraries may take the size from different markers of a broken header
-        pixels = simplejpeg.decode_jpeg(data, layout, buffer=np.empty(shape, np.uint8))
+    shape = (image.height, image.width, 3)
+    try:  # a buffer of that size: of a broken header the libraries may take different markers for the size
+        pixels: np.ndarray = simplejpeg.decode_jpeg(data, "RGB", buffer=np.empty(shape, np.uint8))
     except ValueError:
         return None
     return pixels if pixels.shape == shape else None
@@ -175,15 +175,31 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
     image = _halve(image, size)
     width, height = _scaled_size(image.size, size)
     left, top = (width - size) // 2, (height - size) // 2
-    image = image.resize((width, height), Image.Resampling.BICUBIC)
-    return image.crop((left, top, left + size, top + size))
+    cubic = Image.Resampling.BICUBIC
+    # One call resizes along x, rounds to bytes, and resizes along y. So do two calls, without most of what is cut off.
+    if image.width > image.height:
+        narrow = image.resize((width, image.height), cubic).crop((left, 0, left + size, image.height))
+        return narrow.resize((size, size), cubic)
+    if image.height < 2 * image.width:  # beyond that Pillow 13 may begin with y
+        first, last = _rows_used(image.height, height, top, size)
+        narrow = image.crop((0, first, image.width, last)).resize((size, last - first), cubic)
+        narrow = narrow.crop((0, -first, size, image.height - first))  # the rows that are not used are black
+        return narrow.resize((size, height), cubic).crop((0, top, size, top + size))
+    return image.resize((width, height), cubic).crop((left, top, left + size, top + size))
+
+
+def _rows_used(height: int, scaled_height: int, top: int, size: int) -> tuple[int, int]:
+    """First and last + 1 of the rows that rows ``top`` ... ``top + size - 1`` of the scaled image are made of."""
+    scale = height / scaled_height
+    reach = 2 * max(scale, 1) + 1  # the bicubic filter's, and one row for rounding
+    return max(0, math.floor(top * scale - reach)), min(height, math.ceil((top + size) * scale + reach))
 
 
 def center_crop_by_torch(pixels: np.ndarray, size: int) -> np.ndarray:
     """:func:`center_crop` with torch's bicubic filter in place of Pillow's; docs/data.md says how they differ.
 
     Args:
-        pixels: uint8 (height, width) or (height, width, 3).
+        pixels: uint8 (height, width) or (height, width, 3), of any height and width; writable, but not written to.
         size: side of the result in pixels.
 
     Returns:
@@ -193,12 +209,10 @@ def center_crop_by_torch(pixels: np.ndarray, size: int) -> np.ndarray:
         ImageError: as for :func:`center_crop`.
     """
     if min(pixels.shape[:2]) >= 2 * size:
-        pixels = np.asarray(_halve(Image.fromarray(pixels), size))
+        pixels = np.array(_halve(Image.fromarray(pixels), size))
     width, height = _scaled_size((pixels.shape[1], pixels.shape[0]), size)
     left, top = (width - size) // 2, (height - size) // 2
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nor is it written to
-        planes = torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
+    planes = torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
     scaled = torch.nn.functional.interpolate(planes[None], (height, width), mode="bicubic", antialias=True)
     return np.ascontiguousarray(scaled[0, :, top : top + size, left : left + size].numpy())
 
