@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 import numpy as np
-import simplejpeg
 import torch
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
@@ -86,7 +85,7 @@ def _image_errors() -> Iterator[None]:
             # Pillow only warns up to twice its limit, also where a frame turns out larger than the header said.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             yield
-    except (MemoryError, ImageError):
+    except (MemoryError, ImportError, ImageError):
         raise
     except Exception as error:  # OSError, SyntaxError, struct.error, zlib.error, ...
         raise ImageError(_one_line(error)) from None
@@ -113,6 +112,8 @@ def _decode_jpeg(image: Image.Image, data: bytes) -> np.ndarray | None:
     Returns:
         uint8 (height, width, 3).
     """
+    import simplejpeg  # only this resampling needs it
+
     if image.format != "JPEG" or image.mode != "RGB":
         return None
     shape = (image.height, image.width, 3)
