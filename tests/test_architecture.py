@@ -44,6 +44,7 @@ HOMES = {
     "yaml": ["config"],
     "pyarrow": ["data"],
     "datasets": ["data"],
+    "simplejpeg": ["data/transforms.py"],
     "sklearn": ["data"],
     "wandb": ["training/metrics.py"],
     "pydantic": ["options.py", "tables.py", "config", "flow/objective.py", "*/options.py"],

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -44,17 +47,18 @@ def decode(data: bytes, channels: int, size: int, resampling: str = "pillow") ->
         ImageError: for anything that cannot be decoded, and for images that have more than ``MAX_PIXELS`` pixels, or
             would have after the crop's enlargement of a short side.
     """
-    try:
-        image = _convert(open_image(io.BytesIO(data)), "L" if channels == 1 else "RGB")
+    with _image_errors():
+        image = _open_header(io.BytesIO(data))
+        if resampling == "torch" and channels == 3 and (pixels := _decode_jpeg(image, data)) is not None:
+            return center_crop_by_torch(pixels, size)
+        image.load()
+        image = _convert(image, "L" if channels == 1 else "RGB")
         if resampling == "torch":
-            return center_crop_by_torch(image, size)
-        cropped = center_crop(image, size)
-    except (MemoryError, ImageError):
-        raise
-    except Exception as error:
-        raise ImageError(_one_line(error)) from None
-    pixels = np.asarray(cropped)
-    return np.ascontiguousarray(pixels[None] if channels == 1 else pixels.transpose(2, 0, 1))
+            return center_crop_by_torch(np.array(image), size)
+        image = center_crop(image, size)
+        # One plane after the other: as pixels they would be copied twice more.
+        planes = bytearray().join(image.tobytes("raw", band) for band in image.getbands())
+    return np.frombuffer(planes, np.uint8).reshape(channels, size, size)
 
 
 def open_image(file: BinaryIO | Path) -> Image.Image:
@@ -67,20 +71,57 @@ def open_image(file: BinaryIO | Path) -> Image.Image:
     if isinstance(file, Path):
         with file.open("rb") as stream:
             return open_image(stream)
+    with _image_errors():
+        image = _open_header(file)
+        image.load()
+    return image
+
+
+@contextmanager
+def _image_errors() -> Iterator[None]:
+    """Makes an ``ImageError`` of whatever broken files make the libraries raise, and of Pillow's warning of a bomb."""
     try:
         with warnings.catch_warnings():
             # Pillow only warns up to twice its limit, also where a frame turns out larger than the header said.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(file, formats=FORMATS)
-            for width, height in _unpacked_sizes(image):  # Pillow's own limit can be moved, and knows nothing of tiles
-                if width * height > MAX_PIXELS:
-                    raise ImageError(_too_large((width, height)))
-            image.load()
-    except (MemoryError, ImageError):
+            yield
+    except (MemoryError, ImportError, ImageError):
         raise
-    except Exception as error:  # Broken files make Pillow raise OSError, SyntaxError, struct.error, zlib.error, ...
+    except Exception as error:  # OSError, SyntaxError, struct.error, zlib.error, ...
         raise ImageError(_one_line(error)) from None
+
+
+def _open_header(file: BinaryIO) -> Image.Image:
+    image = Image.open(file, formats=FORMATS)
+    for width, height in _unpacked_sizes(image):  # Pillow's own limit can be moved, and knows nothing of tiles
+        if width * height > MAX_PIXELS:
+            raise ImageError(_too_large((width, height)))
     return image
+
+
+def _decode_jpeg(image: Image.Image, data: bytes) -> np.ndarray | None:
+    """Pillow's pixels of a colour JPEG, where torch can take them as they are; None where Pillow has to decide.
+
+    Both decode with libjpeg-turbo, in the same way. Here its least warning counts as a failure, so that which files are
+    broken, and what is said of them, is Pillow's alone.
+
+    Args:
+        image: what Pillow made of the header.
+        data: the file.
+
+    Returns:
+        uint8 (height, width, 3).
+    """
+    import simplejpeg  # only this resampling needs it
+
+    if image.format != "JPEG" or image.mode != "RGB":
+        return None
+    shape = (image.height, image.width, 3)
+    try:  # a buffer of that size: of a broken header the libraries may take different markers for the size
+        pixels: np.ndarray = simplejpeg.decode_jpeg(data, "RGB", buffer=np.empty(shape, np.uint8))
+    except ValueError:
+        return None
+    return pixels if pixels.shape == shape else None
 
 
 def _one_line(error: Exception) -> str:
@@ -133,17 +174,33 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
         ImageError: the enlarged image would have more than ``MAX_PIXELS`` pixels, as that of 60000 x 1 would have.
     """
     image = _halve(image, size)
-    width, height = _scaled_size(image, size)
+    width, height = _scaled_size(image.size, size)
     left, top = (width - size) // 2, (height - size) // 2
-    image = image.resize((width, height), Image.Resampling.BICUBIC)
-    return image.crop((left, top, left + size, top + size))
+    cubic = Image.Resampling.BICUBIC
+    # One call resizes along x, rounds to bytes, and resizes along y. So do two calls, without most of what is cut off.
+    if image.width > image.height:
+        narrow = image.resize((width, image.height), cubic).crop((left, 0, left + size, image.height))
+        return narrow.resize((size, size), cubic)
+    if image.height < 2 * image.width:  # beyond that Pillow 13 may begin with y
+        first, last = _rows_used(image.height, height, top, size)
+        narrow = image.crop((0, first, image.width, last)).resize((size, last - first), cubic)
+        narrow = narrow.crop((0, -first, size, image.height - first))  # the rows that are not used are black
+        return narrow.resize((size, height), cubic).crop((0, top, size, top + size))
+    return image.resize((width, height), cubic).crop((left, top, left + size, top + size))
 
 
-def center_crop_by_torch(image: Image.Image, size: int) -> np.ndarray:
+def _rows_used(height: int, scaled_height: int, top: int, size: int) -> tuple[int, int]:
+    """First and last + 1 of the rows that rows ``top`` ... ``top + size - 1`` of the scaled image are made of."""
+    scale = height / scaled_height
+    reach = 2 * max(scale, 1) + 1  # the bicubic filter's, and one row for rounding
+    return max(0, math.floor(top * scale - reach)), min(height, math.ceil((top + size) * scale + reach))
+
+
+def center_crop_by_torch(pixels: np.ndarray, size: int) -> np.ndarray:
     """:func:`center_crop` with torch's bicubic filter in place of Pillow's; docs/data.md says how they differ.
 
     Args:
-        image: mode L or RGB, any width and height.
+        pixels: uint8 (height, width) or (height, width, 3), of any height and width; writable, but not written to.
         size: side of the result in pixels.
 
     Returns:
@@ -152,31 +209,13 @@ def center_crop_by_torch(image: Image.Image, size: int) -> np.ndarray:
     Raises:
         ImageError: as for :func:`center_crop`.
     """
-    image = _halve(image, size)
-    width, height = _scaled_size(image, size)
+    if min(pixels.shape[:2]) >= 2 * size:
+        pixels = np.array(_halve(Image.fromarray(pixels), size))
+    width, height = _scaled_size((pixels.shape[1], pixels.shape[0]), size)
     left, top = (width - size) // 2, (height - size) // 2
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nor is it written to
-        pixels = torch.from_numpy(_packed(image))
-    scaled = torch.nn.functional.interpolate(
-        pixels.permute(2, 0, 1)[None], (height, width), mode="bicubic", antialias=True
-    )
-    channels = len(image.getbands())
-    return np.ascontiguousarray(scaled[0, :channels, top : top + size, left : left + size].numpy())
-
-
-def _packed(image: Image.Image) -> np.ndarray:
-    """uint8 (height, width, 1 or 4), as Pillow holds pixels: RGB in four bytes, on which torch's filter works too."""
-    import pyarrow as pa  # only this resampling needs it
-
-    depth, layout = (1, "L") if image.mode == "L" else (4, "RGBX")
-    try:
-        held = pa.array(image)  # the very memory
-    except ValueError:  # a large image lies in several places
-        flat = np.frombuffer(image.tobytes("raw", layout), np.uint8)
-    else:
-        flat = (held.flatten() if depth == 4 else held).to_numpy()
-    return flat.reshape(image.height, image.width, depth)
+    planes = torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
+    scaled = torch.nn.functional.interpolate(planes[None], (height, width), mode="bicubic", antialias=True)
+    return np.ascontiguousarray(scaled[0, :, top : top + size, left : left + size].numpy())
 
 
 def _halve(image: Image.Image, size: int) -> Image.Image:
@@ -186,14 +225,14 @@ def _halve(image: Image.Image, size: int) -> Image.Image:
     return image
 
 
-def _scaled_size(image: Image.Image, size: int) -> tuple[int, int]:
+def _scaled_size(unscaled: tuple[int, int], size: int) -> tuple[int, int]:
     """Width and height with the short side at ``size``.
 
     Raises:
         ImageError: they have more than ``MAX_PIXELS`` pixels.
     """
-    scale = size / min(image.size)
-    width, height = (round(side * scale) for side in image.size)
+    scale = size / min(unscaled)
+    width, height = (round(side * scale) for side in unscaled)
     if width * height > MAX_PIXELS:
-        raise ImageError(f"{image.width} x {image.height} pixels enlarged to {_too_large((width, height))}")
+        raise ImageError(f"{unscaled[0]} x {unscaled[1]} pixels enlarged to {_too_large((width, height))}")
     return width, height
