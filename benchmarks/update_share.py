@@ -37,12 +37,12 @@ def measure_shares(setting: Setting, rounds: int, record: ResultFile) -> dict[st
     """Whole steps of each kind in turn, after a warm-up over the same draws; recorded after each round.
 
     Returns:
-        ``launched``, and on CUDA ``recorded`` (a run with ``training.cuda_graph``): medians of ``update_ms`` and
+        ``launched``, and on CUDA ``recorded`` (a run with ``training.cuda_graph: step``): medians of ``update_ms`` and
         ``step_ms``, and ``share``, the median over the rounds of their ratio.
     """
     runs, updates = {}, {}
     for name in ("launched", "recorded") if setting.on_gpu else ("launched",):
-        micro_batch, graph = setting.micro_batch(64), name == "recorded"
+        micro_batch, graph = setting.micro_batch(64), "step" if name == "recorded" else False
         config = run_config(setting, micro_batch, compiled=True, perceptual=NO_PERCEPTUAL, cuda_graph=graph)
         runs[name] = Run(config)
         updates[name] = TimedUpdate(runs[name])

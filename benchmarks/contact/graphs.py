@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,21 +19,24 @@ STEPS = 5
 def measure(setting: Setting, report: Report) -> None:
     """Largest relative difference of any weight; without graphs twice, as sums on a GPU may have no fixed order.
 
-    The rates of a recorded update are rounded otherwise. So the same operations are launched too: replayed, they give
-    the same bits, as far as sums have a fixed order. The perceptual networks are there too, so that graphs of several
-    sizes are recorded.
+    The rates of a recorded update are rounded otherwise. So its operations are launched too: replayed, they give the
+    same bits, as far as sums have a fixed order. The perceptual networks are there too, so that graphs of several sizes
+    are recorded.
     """
     plain = weights(setting, cuda_graph=False)
     report(steps=STEPS, without_graphs_again=difference(weights(setting, cuda_graph=False), plain))
     found = weights(setting, cuda_graph=True)
-    report(with_graphs=difference(found, plain))
+    report(with_graphs=difference(found, plain), equal_to_the_bit=all(map(torch.equal, found, plain)))
+    found = weights(setting, cuda_graph="step")
+    report(update_too=difference(found, plain))
     warm_ups, captured.WARM_UPS = captured.WARM_UPS, 10**9
-    launched = weights(setting, cuda_graph=True)
+    launched = weights(setting, cuda_graph="step")
     captured.WARM_UPS = warm_ups
-    report(launched=difference(found, launched), equal_to_the_bit=all(map(torch.equal, found, launched)))
+    same = all(map(torch.equal, found, launched))
+    report(update_launched=difference(found, launched), update_equal_to_the_bit=same)
 
 
-def weights(setting: Setting, *, cuda_graph: bool) -> list[Tensor]:
+def weights(setting: Setting, *, cuda_graph: bool | Literal["step"]) -> list[Tensor]:
     """Of a run from its start, after ``STEPS`` steps."""
     perceptual = random_perceptual(setting) if setting.on_gpu else NO_PERCEPTUAL
     run = Run(run_config(setting, setting.micro_batch(64), compiled=True, perceptual=perceptual, cuda_graph=cuda_graph))

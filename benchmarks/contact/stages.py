@@ -63,13 +63,13 @@ STAGES = (
     ),
     Stage(
         name="steps_64_graph",
-        run=partial(steps.measure, micro_batch=64, cuda_graph=True),
+        run=partial(steps.measure, micro_batch=64, cuda_graph="step"),
         limit=120,
         needs_cuda=True,
     ),
     Stage(
         name="steps_128_graph",
-        run=partial(steps.measure, micro_batch=128, cuda_graph=True),
+        run=partial(steps.measure, micro_batch=128, cuda_graph="step"),
         limit=120,
         needs_cuda=True,
     ),

@@ -35,7 +35,7 @@ DEFAULTS = Config(data=DataConfig(kind="synthetic"), training=TrainingConfig(max
 
 
 def run_config(
-    setting: Setting, micro_batch: int, *, compiled: bool, perceptual: PerceptualConfig, **training: bool
+    setting: Setting, micro_batch: int, *, compiled: bool, perceptual: PerceptualConfig, **training: bool | str
 ) -> Config:
     """The model's recipe (the defaults if it has none) on made-up images, with nothing but steps in it.
 
@@ -164,7 +164,7 @@ def measure(
     compiled: bool = True,
     perceptual: bool = False,
     attention: str = "default",
-    **training: bool,
+    **training: bool | str,
 ) -> None:
     """Time whole steps, dealt as in a run; the timed ones are those of the warm-up, so each row count was seen.
 

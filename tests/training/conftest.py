@@ -31,7 +31,7 @@ def recorded(monkeypatch) -> Recorded:
         recorder.parameters = parameters
         return CapturedMicroBatches(run, parameters, recorder)
 
-    def capture_update(run, parameters, _):
+    def capture_update(run, parameters, _recorder):
         made.updates.append(Replaying())
         return CapturedUpdate(run, parameters, made.updates[-1])
 

@@ -132,7 +132,7 @@ def test_the_losses_of_a_recorded_run_are_those_on_file(recorded, tmp_path):
     """The whole trainer in float64, with clipping, a step that is skipped, a warm-up and decay."""
     steps = SKIPPED + 2
     lines = [line for line in json.loads((GOLDEN / TRACES["pmf"].file).read_text())["metrics"] if "fid" not in line]
-    changes = ("training.cuda_graph=true", "evaluation.every_images=0", f"training.max_steps={steps}")
+    changes = ("training.cuda_graph=step", "evaluation.every_images=0", f"training.max_steps={steps}")
     found = record("pmf", tmp_path / "run", *changes)["metrics"]
     assert recorded.updates[0].replays == [steps - 1 - captured.WARM_UPS]
     assert [line["step"] for line in found if "loss" not in line] == [SKIPPED]

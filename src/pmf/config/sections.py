@@ -60,9 +60,10 @@ class TrainingConfig(Section):
     """Keep only the input of each transformer block and compute the block again for its gradients: less memory."""
     static_shapes: bool = False
     """Pad the guidance pass to a constant number of rows: more work, for compilers that take changing shapes badly."""
-    cuda_graph: bool = False
-    """Record forward and backward of a micro-batch as a CUDA graph for each size of its passes, and the update: less
-    work for the host and up to twice the memory of activations. One process, bf16 or no mixed precision."""
+    cuda_graph: bool | Literal["step"] = False
+    """Record forward and backward of a micro-batch as a CUDA graph for each size of its passes: less work for the host
+    and up to twice the memory of activations; the run is the same to the bit. With ``step`` the update is recorded too,
+    whose numbers are then rounded otherwise. One process, bf16 or no mixed precision."""
     parallel: Literal["ddp", "fsdp", "hsdp"] = "ddp"
     """Weights whole on every rank (ddp), in shards over all (fsdp) or over groups of them (hsdp): docs/fsdp.md."""
     shard_size: Positive | None = None
@@ -196,7 +197,7 @@ def cross_field_problems(config: Config) -> list[tuple[str, str]]:
     if training.parallel != "ddp" and training.mixed_precision == "fp16":
         problems.append(("training.mixed_precision", "is fp16, which needs training.parallel: ddp; use bf16 or no"))
     if training.cuda_graph and training.mixed_precision == "fp16":
-        problems.append(("training.cuda_graph", "is true, but mixed_precision fp16 changes its scale; use bf16 or no"))
+        problems.append(("training.cuda_graph", "is on, but mixed_precision fp16 changes its scale; use bf16 or no"))
     if training.shard_size and training.parallel != "hsdp":
         problems.append(("training.shard_size", f"needs training.parallel: hsdp; it is {training.parallel}"))
     problems += section_problems(config.data)

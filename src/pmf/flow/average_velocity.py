@@ -86,7 +86,7 @@ class AverageVelocityObjective(Objective[StandardScalars, StepDraws]):
             super().require_recordable(network)
         if self.settings.derivative == "jvp" or not carries_tangents(network):
             raise UserError(
-                f"training.cuda_graph is true, but du/dt of {type(network).__name__} is taken by jvp, which is not "
+                f"training.cuda_graph is on, but du/dt of {type(network).__name__} is taken by jvp, which is not "
                 "recorded; set it to false"
             )
 

@@ -161,7 +161,7 @@ class Objective(Generic[Scalars, Draws]):
             UserError: it cannot, as is assumed unless a subclass overrides this.
         """
         raise UserError(
-            f"training.cuda_graph is true, but the loss {type(self).__name__} does not say that it can be recorded; "
+            f"training.cuda_graph is on, but the loss {type(self).__name__} does not say that it can be recorded; "
             "set it to false"
         )
 

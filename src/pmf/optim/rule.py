@@ -2,8 +2,8 @@
 
 A new rule is a class here or in a file of its own, and a row of ``RULES`` in pmf/optim/options.py. Which tensors there
 are, where they are kept, and among which processes they are divided is the work of pmf/optim/optimizer.py. What
-``training.cuda_graph`` records of a rule is its operations: a number of the host stays what it was, so that all that
-changes from update to update comes as a rate.
+``training.cuda_graph: step`` records of a rule is its operations: a number of the host stays what it was, so that all
+that changes from update to update comes as a rate.
 """
 
 from __future__ import annotations

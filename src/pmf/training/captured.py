@@ -69,8 +69,7 @@ class CudaRecorder:
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
             raise UserError(
-                f"training.cuda_graph is true, but the step cannot be recorded as CUDA graphs ({reason}); set it to "
-                "false"
+                f"training.cuda_graph is on, but the step cannot be recorded as CUDA graphs ({reason}); set it to false"
             ) from error
         return logs, graph.replay
 

@@ -54,9 +54,9 @@ def require_cuda_graph(training: TrainingConfig, processes: int) -> None:
     if not training.cuda_graph:
         return
     if not torch.cuda.is_available():
-        raise UserError("training.cuda_graph is true, which needs a CUDA device, and there is none; set it to false")
+        raise UserError("training.cuda_graph is on, which needs a CUDA device, and there is none; set it to false")
     if processes > 1:
-        raise UserError(f"training.cuda_graph is true, which needs a single process, not {processes}; set it to false")
+        raise UserError(f"training.cuda_graph is on, which needs a single process, not {processes}; set it to false")
 
 
 def require_decoder(config: Config) -> str:

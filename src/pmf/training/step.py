@@ -102,7 +102,7 @@ class TrainingStep:
         )
         self.compilation = decide_compilation(config, network, create(config.objective))
         say(str(self.compilation))
-        few_sizes = self.compilation.on or training.cuda_graph
+        few_sizes = self.compilation.on or bool(training.cuda_graph)
         self.objective = create(config.objective, static_shapes=training.static_shapes, few_sizes=few_sizes)
         self.objective.require_network(network, compiled=self.compilation.on, parallel=training.parallel)
         # Before checkpointing, and without rows that only fill: what is needed counts.
@@ -127,7 +127,11 @@ class TrainingStep:
             recorder = CudaRecorder()
             self._run = CapturedMicroBatches(self._run, list(network.parameters()), recorder)
         self.update = WeightUpdate(
-            network, optimizer, averages, gradient_clip=training.gradient_clip, recorder=recorder
+            network,
+            optimizer,
+            averages,
+            gradient_clip=training.gradient_clip,
+            recorder=recorder if training.cuda_graph == "step" else None,
         )
         self.state = TrainingState(network, optimizer, averages, accelerator.scaler, self.objective)
 
