@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 
 from pmf.checkpoint.official.exports import export_pytorch
-from pmf.checkpoint.official.families import network_without_values
 from pmf.checkpoint.official.layouts import load_official
 from pmf.checkpoint.saved_weights import SavedWeights, load_weights
 from pmf.config.sections import Config
@@ -72,9 +71,9 @@ def load_all(monkeypatch, tmp_path):
 
     def load(content, config: Config, weights, key: str | None = None) -> dict[str, torch.Tensor]:
         loaded = load_official(write(tmp_path / "w.pth", content), config, key=key).weights
-        network = network_without_values(config)
-        whole = any(name.startswith("v_") for name in weights)
-        own = {name: t.shape for name, t in network.state_dict().items() if whole or not network.is_training_only(name)}
+        own = shapes_of(config.model.name)
+        if not any(name.startswith("v_") for name in weights):
+            own = {name: shape for name, shape in own.items() if not name.startswith("v_")}
         assert {name: tensor.shape for name, tensor in loaded.items()} == own
         assert numbers_of(loaded) == numbers_of(weights)
         return loaded
