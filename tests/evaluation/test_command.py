@@ -18,6 +18,8 @@ from pmf.generation.pictures import save_png
 from pmf.net.sizes import create_network
 from tests.launch import ROOT, run_command
 
+pytestmark = pytest.mark.usefixtures("one_fit")
+
 SMALL = "tests.evaluation.networks:create"
 SETTINGS = ["--num-images", "100", "--seed", "5", "--omega", "2", "--interval", "0.1", "0.6", "--num-steps", "2"]
 
@@ -113,7 +115,7 @@ def test_the_average_is_recorded_where_one_was_chosen_and_only_there(weights, ca
     (tmp_path / "copied").mkdir()
     for name in ("model", "ema_10", "ema_20"):
         save_weights(tmp_path / "copied" / f"{name}.safetensors", tensors, digits)
-    few = ("--reference", "digits", "--num-images", "10", "--num-steps", "1", "--extractor", SMALL)
+    few = ("--reference", "digits", "--num-images", "10", "--num-steps", "1")
     recipe = ("--config", ROOT / "configs" / "digits.yaml")
     assert call("fid", "--checkpoint", tmp_path / "weights", *recipe, *few)["images"]["ema"] is None
     for average in ("10", "20", "online"):
