@@ -4,9 +4,10 @@ The tests' tensors are small, and threads of two processes on two cores block ea
 """
 
 import fcntl
+import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing import forkserver
 from pathlib import Path
 
@@ -69,6 +70,16 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[P
         return path
 
     return get
+
+
+@pytest.fixture(scope="module")
+def one_fit() -> Iterator[None]:
+    """Evaluations in this process share one fit of the digits' features: seconds, and the same numbers each time."""
+    from pmf.evaluation import extractor_table
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(extractor_table, "fit_digit_features", functools.cache(extractor_table.fit_digit_features))
+        yield
 
 
 @pytest.fixture(scope="session")

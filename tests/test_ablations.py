@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ import torch
 from pmf.config.yaml_file import load_config
 from pmf.training.trainer import Trainer
 from tests.launch import ROOT, TINY
-from tests.perceptual.published import write_weights
+from tests.perceptual.published import thin_lpips, write_weights
 
 DOCUMENT = (ROOT / "docs" / "recipes.md").read_text().partition("## Ablations")[2]
 # | what | `key=value ...` | FID |
@@ -34,8 +35,9 @@ PAPER = {
 
 
 @pytest.fixture(scope="module")
-def perceptual(tmp_path_factory) -> list[str]:
-    return write_weights(tmp_path_factory.mktemp("weights"))
+def perceptual(tmp_path_factory) -> Iterator[list[str]]:
+    with thin_lpips():  # in the file and in the runs
+        yield write_weights(tmp_path_factory.mktemp("weights"))
 
 
 def test_the_document_has_the_papers_numbers():
@@ -49,6 +51,7 @@ def test_an_ablation_trains_and_samples(switch, perceptual, tmp_path):
         *perceptual,
         *TINY,
         *switch.split(),
+        "training.global_batch_size=8",
         "training.max_steps=3",
         "training.log_every=1",
         "training.sample_every=3",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Hashable, Mapping
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from pmf.flow.draws import Draws, StandardDraws, draw_standard
-from pmf.flow.options import PixelMeanFlowOptions
+from pmf.flow.options import AverageVelocityOptions, PixelMeanFlowOptions
 from pmf.flow.pixel_mean_flow import PixelMeanFlow
 from pmf.net.diffusion_transformer import DiffusionTransformer
 from pmf.net.imf_transformer import ImfTransformer
@@ -70,6 +71,12 @@ def gradients(loss: Tensor, network: nn.Module) -> dict[str, Tensor]:
 
 def worst_relative_error(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
     return max(float((ours[name] - theirs[name]).norm() / theirs[name].norm()) for name in theirs)
+
+
+def key_of(settings: AverageVelocityOptions, standard: StandardDraws, fault: Mapping[str, float]) -> Hashable:
+    """All that a literal step on :func:`inputs` depends on: not on how our step takes the derivative."""
+    numbers = tuple(tensor.numpy().tobytes() for tensor in vars(standard).values())
+    return settings.model_dump_json(exclude={"derivative"}), numbers, tuple(fault.items())
 
 
 def with_drops(standard: StandardDraws, count: int) -> StandardDraws:

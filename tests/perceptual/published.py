@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
+from timm.models.convnext import ConvNeXt
 from torch import Tensor
 
+from pmf.perceptual import lpips
 from pmf.perceptual.convnext import ConvNextDistance, create_convnext
 from pmf.perceptual.lpips import Lpips
 
@@ -37,10 +42,34 @@ def random_lpips() -> Lpips:
 def random_convnext() -> ConvNextDistance:
     """The smallest ConvNeXt-V2, its normalisations moved from their neutral start."""
     torch.manual_seed(0)
-    distance = create_convnext("convnextv2_atto")
+    return moved(create_convnext("convnextv2_atto"))
+
+
+def moved(distance: ConvNextDistance) -> ConvNextDistance:
+    """Every weight off its start, and frozen."""
     for parameter in distance.parameters():
         parameter.add_(torch.randn_like(parameter), alpha=0.1)
     return distance.requires_grad_(False).eval()
+
+
+# An eighth of VGG16's channels, for tests that are not about VGG16: its own take seconds a step in float64.
+THIN_STAGES = tuple((channels // 8, depth) for channels, depth in lpips.STAGES)
+
+
+@contextmanager
+def thin_lpips() -> Iterator[None]:
+    """LPIPS networks that are built meanwhile have an eighth of the channels, ours and those in files alike."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lpips, "STAGES", THIN_STAGES)
+        yield
+
+
+@torch.no_grad()
+def thin_convnext() -> ConvNextDistance:
+    """A ConvNeXt-V2 below the smallest, its normalisations moved from their neutral start."""
+    torch.manual_seed(0)
+    shape = {"depths": (1, 1, 1, 1), "dims": (8, 16, 32, 64)}
+    return moved(ConvNextDistance(ConvNeXt(**shape, use_grn=True, ls_init_value=None, num_classes=0)))
 
 
 def published_lpips(network: Lpips) -> dict[str, Tensor]:
