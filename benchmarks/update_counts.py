@@ -79,6 +79,8 @@ class Operations(TorchDispatchMode):
         if name.startswith("_foreach"):
             written = list(args[0]) if name.endswith("_") else list(result)
             kernels = kernels_of_lists(written, len(tensors) // len(written))
+            if result is None:  # what is written in place is among the tensors once, as what is read
+                size += sum(tensor.numel() * tensor.element_size() for tensor in written)
             self.count.add(kernels, size)
         elif name in PRODUCTS:
             left, right = args[-2:]

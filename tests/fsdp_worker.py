@@ -61,15 +61,15 @@ def run(folder: Path, *overrides: str, config: str = "digits") -> dict[str, Tens
     start_elsewhere(trainer)
     network = trainer.state.network
     found: dict[str, Tensor] = {}
-    step = trainer.state.optimizer.step
+    move = trainer.state.optimizer.move
 
-    def look_and_step(*args, **kwargs):
+    def look_and_move(rates):
         if not found:
             gradients = {f"gradient/{name}": p.grad for name, p in network.named_parameters()}
             found.update({name: g.clone() for name, g in complete(gradients, everywhere=True).items()})
-        return step(*args, **kwargs)
+        move(rates)
 
-    trainer.state.optimizer.step = look_and_step
+    trainer.state.optimizer.move = look_and_move
     batches = iter(trainer._batches())
     for _ in range(STEPS):
         trainer.train_step([next(batches) for _ in range(trainer.accumulation)])

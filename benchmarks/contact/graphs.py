@@ -19,9 +19,9 @@ STEPS = 5
 def measure(setting: Setting, report: Report) -> None:
     """Largest relative difference of any weight; without graphs twice, as sums on a GPU may have no fixed order.
 
-    The rates of a recorded update are rounded otherwise. So its operations are launched too: replayed, they give the
-    same bits, as far as sums have a fixed order. The perceptual networks are there too, so that graphs of several sizes
-    are recorded.
+    The rates of a recorded update are rounded otherwise. So the operations of such a run are launched too, those of
+    micro-batches and updates: replayed, they give the same bits, as far as sums have a fixed order. The perceptual
+    networks are there too, so that graphs of several sizes are recorded.
     """
     plain = weights(setting, cuda_graph=False)
     report(steps=STEPS, without_graphs_again=difference(weights(setting, cuda_graph=False), plain))
@@ -30,8 +30,10 @@ def measure(setting: Setting, report: Report) -> None:
     found = weights(setting, cuda_graph="step")
     report(update_too=difference(found, plain))
     warm_ups, captured.WARM_UPS = captured.WARM_UPS, 10**9
-    launched = weights(setting, cuda_graph="step")
-    captured.WARM_UPS = warm_ups
+    try:
+        launched = weights(setting, cuda_graph="step")
+    finally:
+        captured.WARM_UPS = warm_ups
     same = all(map(torch.equal, found, launched))
     report(update_launched=difference(found, launched), update_equal_to_the_bit=same)
 

@@ -73,7 +73,7 @@ STAGES = (
         limit=120,
         needs_cuda=True,
     ),
-    Stage(name="graph_equals_no_graph", run=graphs.measure, limit=240, needs_cuda=True),
+    Stage(name="graph_equals_no_graph", run=graphs.measure, limit=360, needs_cuda=True),
     Stage(name="sampling", run=sampling.measure, limit=60),
     Stage(name="train_kill_resume", run=processes.measure, limit=120, worthwhile=30),
 )

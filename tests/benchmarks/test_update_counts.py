@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
+from torch._subclasses import FakeTensorMode
 
-from benchmarks.update_counts import MOST_CHUNKS, MOST_TENSORS, count_update, kernels_of_lists
+from benchmarks.update_counts import MOST_CHUNKS, MOST_TENSORS, Operations, count_update, kernels_of_lists
 from pmf.config.network import network_of
 from pmf.config.yaml_file import load_config
 from pmf.net.sizes import PIXEL_TRANSFORMER, SIZES, NetworkSize
@@ -37,3 +38,13 @@ def test_an_operation_on_lists_is_as_many_kernels_as_its_tensors_and_their_chunk
     assert [kernels_of_lists([small] * count, 1) for count in (1, MOST_TENSORS[0], MOST_TENSORS[0] + 1)] == [1, 1, 2]
     assert kernels_of_lists([small] * MOST_TENSORS[0], 2) == 2, "more lists, fewer tensors"
     assert kernels_of_lists([large], 1) == -(-1024 // MOST_CHUNKS)
+
+
+def test_bytes_are_those_that_are_read_and_written():
+    with FakeTensorMode():
+        one, other = ([torch.empty(10, device="cuda") for _ in range(3)] for _ in range(2))
+        with Operations() as operations:
+            torch._foreach_lerp_(one, other, 0.5)  # reads two, writes one
+            torch._foreach_mul(one, 2.0)  # reads one, writes one
+            one[0].add(other[0])
+    assert operations.count.bytes == 4 * 10 * (3 * 3 + 3 * 2 + 3)

@@ -41,8 +41,8 @@ from tests.official import (
 from tests.parity.golden import RELATIVE, Golden
 
 CPU = torch.device("cpu")
-# Made once for each name; the larger ones take a second.
-NETWORKS: dict[str, BaseNetwork] = {}
+# Made once; the larger ones take a second.
+NETWORKS: dict[tuple[str, int, int], BaseNetwork] = {}
 
 
 @pytest.fixture
@@ -75,9 +75,10 @@ def load_all(monkeypatch, tmp_path):
 
     def load(content, config: Config, weights, key: str | None = None) -> dict[str, torch.Tensor]:
         loaded = load_official(write(tmp_path / "w.pth", content), config, key=key).weights
-        if config.model.name not in NETWORKS:
-            NETWORKS[config.model.name] = network_without_values(config)
-        network = NETWORKS[config.model.name]
+        kind = config.model.name, config.data.image_size, config.data.num_classes
+        if kind not in NETWORKS:
+            NETWORKS[kind] = network_without_values(config)
+        network = NETWORKS[kind]
         whole = any(name.startswith("v_") for name in weights)
         own = {name: t.shape for name, t in network.state_dict().items() if whole or not network.is_training_only(name)}
         assert {name: tensor.shape for name, tensor in loaded.items()} == own

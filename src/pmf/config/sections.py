@@ -60,10 +60,11 @@ class TrainingConfig(Section):
     """Keep only the input of each transformer block and compute the block again for its gradients: less memory."""
     static_shapes: bool = False
     """Pad the guidance pass to a constant number of rows: more work, for compilers that take changing shapes badly."""
-    cuda_graph: bool | Literal["step"] = False
+    cuda_graph: Literal["step", True, False] = False
     """Record forward and backward of a micro-batch as a CUDA graph for each size of its passes: less work for the host
     and up to twice the memory of activations; the run is the same to the bit. With ``step`` the update is recorded too,
-    whose numbers are then rounded otherwise. One process, bf16 or no mixed precision."""
+    which rounds otherwise and takes the memory of some more copies of the weights. One process, bf16 or no mixed
+    precision."""
     parallel: Literal["ddp", "fsdp", "hsdp"] = "ddp"
     """Weights whole on every rank (ddp), in shards over all (fsdp) or over groups of them (hsdp): docs/fsdp.md."""
     shard_size: Positive | None = None

@@ -36,7 +36,8 @@ class Filling:
     def guidance(self, needed: int, most: int, micro_batch: int) -> int:
         """Rows of a guidance pass that needs so many in this micro-batch, and at most ``most`` in any.
 
-        It has two at least: in shards (FSDP) all ranks have to run the same passes, and one row would be compiled anew.
+        Where it needs none it has two: in shards (FSDP) all ranks have to run the same passes, and one row would be
+        compiled anew.
         """
         return most if self.static_shapes else self._rounded(needed or 2, micro_batch)
 

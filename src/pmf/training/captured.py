@@ -69,7 +69,8 @@ class CudaRecorder:
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
             raise UserError(
-                f"training.cuda_graph is on, but the step cannot be recorded as CUDA graphs ({reason}); set it to false"
+                f"training.cuda_graph is on, but a part of the step cannot be recorded as a CUDA graph ({reason}); set "
+                "it to true if it is step, which leaves the update out, or to false"
             ) from error
         return logs, graph.replay
 
