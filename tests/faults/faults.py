@@ -7,6 +7,7 @@ the call returns.
 from __future__ import annotations
 
 import functools
+import itertools
 import multiprocessing
 import os
 import pkgutil
@@ -202,22 +203,23 @@ class InfiniteAverage:
 
     def __call__(self) -> None:
         whole: list[Any] = []
+        steps = itertools.count(1)
 
         def wrapper(original: Callable[..., Any]) -> Callable[..., Any]:
-            def wrapped(averages: Any, network: Any, images_seen: int, images_per_step: int) -> None:
+            def wrapped(averages: Any, network: Any, rates: Any) -> None:
                 own = list(averages._tensors[self.name].values())
                 for tensor, before in zip(own, whole):
                     tensor.copy_(before)
                 whole.clear()
-                original(averages, network, images_seen, images_per_step)
-                if images_seen // images_per_step % 2:
+                original(averages, network, rates)
+                if next(steps) % 2:
                     whole.extend(tensor.clone() for tensor in own)
                     for tensor in own:
                         tensor.fill_(float("inf"))
 
             return wrapped
 
-        wrap("pmf.optim.ema.WeightAverages.update", wrapper)
+        wrap("pmf.optim.ema.WeightAverages.move", wrapper)
 
 
 @dataclass(frozen=True)

@@ -165,7 +165,7 @@ def test_what_cannot_be_recorded_is_refused():
         require_cuda_graph(training, processes=1)
     with pytest.raises(UserError, match="mixed_precision fp16"):
         config_of(Path("run"), "pmf", "training.cuda_graph=true", "training.mixed_precision=fp16")
-    with pytest.raises(UserError, match=r"training\.cuda_graph is 'update'.*step.*true.*false"):
+    with pytest.raises(UserError, match="takes step or true or false"):
         config_of(Path("run"), "pmf", "training.cuda_graph=update")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -118,7 +119,10 @@ class TrainingStep:
         optimizer = create_optimizer(network, config.optimizer, world)
         averages = WeightAverages(network, config.ema, world)
         # Shards stay where they are, and "evaluation" is Accelerate's word for autocast alone, without DDP.
-        self.module = accelerator.prepare_model(module, device_placement=not sharded, evaluation_mode=sharded)
+        with warnings.catch_warnings():
+            # DDP's option that sends no buffers; torch 2.15 warns of its name, and has no other yet that does this.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")
+            self.module = accelerator.prepare_model(module, device_placement=not sharded, evaluation_mode=sharded)
         accelerator.prepare_optimizer(optimizer, device_placement=not sharded)  # so that it can unscale the gradients
         self._run: Callable[[MicroBatch[Any]], dict[str, Tensor]] = self._forward_and_backward
         recorder = None
