@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Hashable, Mapping
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,16 @@ from pmf.net.imf_transformer import ImfTransformer
 from pmf.net.pixel_transformer import PixelTransformer
 
 N = TypeVar("N", bound=nn.Module)
+
+
+class LiteralStep(Protocol):
+    """What the literal steps of benchmarks/ have in common."""
+
+    @property
+    def loss(self) -> Tensor: ...
+
+
+S = TypeVar("S", bound=LiteralStep)
 
 ROWS, CLASSES = 8, 5
 SHAPE = {"image_size": 8, "patch_size": 2, "channels": 3, "num_classes": CLASSES}
@@ -77,6 +87,20 @@ def key_of(settings: AverageVelocityOptions, standard: StandardDraws, fault: Map
     """All that a literal step on :func:`inputs` depends on: not on how our step takes the derivative."""
     numbers = tuple(tensor.numpy().tobytes() for tensor in vars(standard).values())
     return settings.model_dump_json(exclude={"derivative"}), numbers, tuple(fault.items())
+
+
+def computed_once(
+    known: dict[Hashable, tuple[S, dict[str, Tensor]]],
+    key: Hashable,
+    network: nn.Module,
+    literal: Callable[[nn.Module, Tensor, Tensor], S],
+) -> tuple[S, dict[str, Tensor]]:
+    """A literal step on the images and labels of :func:`inputs`, and the gradients of its loss."""
+    if key not in known:
+        images, labels, _ = inputs()
+        step = literal(network, images, labels)
+        known[key] = step, gradients(step.loss, network)
+    return known[key]
 
 
 def with_drops(standard: StandardDraws, count: int) -> StandardDraws:

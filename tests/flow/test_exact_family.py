@@ -27,6 +27,7 @@ from tests.flow.small_step import (
     CLASSES,
     EXACT,
     ROWS,
+    computed_once,
     gradients,
     inputs,
     key_of,
@@ -61,27 +62,26 @@ def literal_mean_flow(
     settings: MeanFlowOptions, standard: StandardDraws, **fault: Any
 ) -> tuple[MeanFlowStep, dict[str, Tensor]]:
     """The literal step and its gradients, computed once for all ways to take ours."""
-    key = key_of(settings, standard, fault)
-    if key not in MEAN_FLOW:
-        images, labels, _ = inputs()
-        network = small_diffusion_network()
-        step = mean_flow_step(network, settings, CLASSES, images, labels, standard, MeanFlowFault(**fault))
-        MEAN_FLOW[key] = step, gradients(step.loss, network)
-    return MEAN_FLOW[key]
+    told = MeanFlowFault(**fault)
+    return computed_once(
+        MEAN_FLOW,
+        key_of(settings, standard, fault),
+        small_diffusion_network(),
+        lambda network, x, y: mean_flow_step(network, settings, CLASSES, x, y, standard, told),
+    )
 
 
 def literal_improved(
     settings: ImprovedMeanFlowOptions, standard: StandardDraws, **fault: Any
 ) -> tuple[ImprovedMeanFlowStep, dict[str, Tensor]]:
     """The same for iMF."""
-    key = key_of(settings, standard, fault)
-    if key not in IMPROVED:
-        images, labels, _ = inputs()
-        network = small_imf_network()
-        told = ImprovedMeanFlowFault(**fault)
-        step = improved_mean_flow_step(network, settings, CLASSES, images, labels, standard, told)
-        IMPROVED[key] = step, gradients(step.loss, network)
-    return IMPROVED[key]
+    told = ImprovedMeanFlowFault(**fault)
+    return computed_once(
+        IMPROVED,
+        key_of(settings, standard, fault),
+        small_imf_network(),
+        lambda network, x, y: improved_mean_flow_step(network, settings, CLASSES, x, y, standard, told),
+    )
 
 
 def compare_mean_flow(

@@ -23,6 +23,7 @@ from tests.flow.small_step import (
     CLASSES,
     EXACT,
     ROWS,
+    computed_once,
     gradients,
     inputs,
     key_of,
@@ -39,13 +40,12 @@ def literal_step(
     settings: PixelMeanFlowOptions, standard: StandardDraws, **fault: float
 ) -> tuple[ReferenceStep, dict[str, Tensor]]:
     """The literal step and its gradients, computed once for both ways to take ours."""
-    key = key_of(settings, standard, fault)
-    if key not in LITERAL:
-        images, labels, _ = inputs()
-        network = small_network()
-        step = reference_step(network, settings, CLASSES, images, labels, standard, Fault(**fault))
-        LITERAL[key] = step, gradients(step.loss, network)
-    return LITERAL[key]
+    return computed_once(
+        LITERAL,
+        key_of(settings, standard, fault),
+        small_network(),
+        lambda network, x, y: reference_step(network, settings, CLASSES, x, y, standard, Fault(**fault)),
+    )
 
 
 def compare(settings: PixelMeanFlowOptions, standard: StandardDraws, **fault: float) -> float:
