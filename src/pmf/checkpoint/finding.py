@@ -21,11 +21,13 @@ class WeightsFile:
     Attributes:
         sha256: of its bytes, in hex.
         average: ``online`` or the name of the average that it was chosen as; None for a file that a user named.
+        averages: those that its checkpoint has, and ``online``; () for a file that a user named.
     """
 
     path: Path
     sha256: str
     average: str | None = None
+    averages: tuple[str, ...] = ()
 
 
 def find_weights(path: Path, wanted: Sequence[str | None]) -> list[WeightsFile]:
@@ -83,6 +85,7 @@ def _find_in(folder: Path, manifest: Mapping[str, Any], wanted: Sequence[str | N
     """Files of a checkpoint folder; its manifest is empty where a user has copied some files without it."""
     there = manifest or dict.fromkeys(path.name for path in folder.glob("*"))
     averages = sorted(name[len("ema_") : -len(".safetensors")] for name in there if name.startswith("ema_"))
+    choices = (*averages, "online")
     if not averages:
         raise UserError(f"{folder}: is neither a run folder, a checkpoint folder nor a .safetensors file")
     files: dict[str, WeightsFile] = {}
@@ -93,10 +96,13 @@ def _find_in(folder: Path, manifest: Mapping[str, Any], wanted: Sequence[str | N
         if name not in there and (folder / name).exists():
             raise DamageError(f"{MANIFEST} is damaged")
         if name not in there:
-            raise UserError(f"{folder}: has no average '{average}'; choose one of: {', '.join((*averages, 'online'))}")
+            raise UserError(f"{folder}: has no average '{average}'; choose one of: {', '.join(choices)}")
         if name not in files:
             files[name] = WeightsFile(
-                path=folder / name, sha256=check_file(folder / name, there[name]), average=average
+                path=folder / name,
+                sha256=check_file(folder / name, there[name]),
+                average=average,
+                averages=choices,
             )
         names.append(name)
     return [files[name] for name in names]

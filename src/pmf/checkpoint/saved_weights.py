@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -28,6 +29,8 @@ class SavedWeights:
         source: names the weights in records: folder, file and the start of its sha256.
         sha256: of the file; of names and values where the checkpoint is not one file.
         average: ``online`` or the name of the average they were chosen as; None for a file that is what it is.
+        averages: what they could be chosen from; () for a file that is what it is.
+        class_names: of the data they were trained on, by label; () where they were not recorded.
     """
 
     weights: dict[str, Tensor]
@@ -35,6 +38,8 @@ class SavedWeights:
     source: str
     sha256: str
     average: str | None
+    averages: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
 
 
 def load_weights(path: Path, which: str | None, world: World = ALONE) -> SavedWeights:
@@ -74,7 +79,15 @@ def read_weights(file: WeightsFile) -> SavedWeights:
             "network: --config configs/NAME.yaml"
         )
     source = printable(f"{path.parent.name}/{path.name} {file.sha256[:16]}")
-    return SavedWeights(weights=weights, config=config, source=source, sha256=file.sha256, average=file.average)
+    return SavedWeights(
+        weights=weights,
+        config=config,
+        source=source,
+        sha256=file.sha256,
+        average=file.average,
+        averages=file.averages,
+        class_names=recorded_names(metadata),
+    )
 
 
 def recorded_config(metadata: Mapping[str, str], where: str) -> Config | None:
@@ -86,10 +99,30 @@ def recorded_config(metadata: Mapping[str, str], where: str) -> Config | None:
     return config_from_plain(values, where) if isinstance(values, dict) else None
 
 
-def save_weights(path: Path, weights: Mapping[str, Tensor], config: Config) -> None:
-    """Write one ``.safetensors`` file that carries its config, as :func:`load_weights` reads it."""
+def recorded_names(metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """The names of the classes that a safetensors file of ours carries; () where it carries none."""
+    try:
+        names = json.loads(metadata["class_names"])
+    except (KeyError, ValueError, RecursionError):
+        return ()
+    return tuple(map(str, names)) if isinstance(names, list) else ()
+
+
+def save_weights(path: Path, weights: Mapping[str, Tensor], config: Config, class_names: Sequence[str] = ()) -> None:
+    """Write one ``.safetensors`` file that carries its config and class names, as :func:`load_weights` reads it."""
     with complete_or_absent(path) as temporary:
-        save_safetensors(weights, temporary, {"config": json.dumps(as_plain(config))})
+        save_safetensors(weights, temporary, metadata_of(as_plain(config), class_names))
+
+
+def metadata_of(config: Mapping[str, Any], class_names: Sequence[str]) -> dict[str, str]:
+    """What a safetensors file of ours carries beside its tensors.
+
+    Args:
+        config: as plain values.
+        class_names: by label; none where they are not known.
+    """
+    names = {"class_names": json.dumps(printable(class_names))} if class_names else {}
+    return {"config": json.dumps(config), **names}
 
 
 def load_strictly(module: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
