@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal, SupportsIndex, overload
 
 import torch
@@ -20,11 +18,10 @@ from pmf.config.sections import Config, sampling_section
 from pmf.data.class_names import check_label, find_class, resolve_names
 from pmf.distributed.world import ALONE, World, float32_precision
 from pmf.errors import UserError
-from pmf.generation.command import PlannedImages, plan_images, with_sampling
+from pmf.generation.command import PlannedImages, with_sampling
 from pmf.generation.plan import SamplingPlan, plan_samples
-from pmf.generation.sampling_request import SamplingRequest
 from pmf.generator.between import classes_between, noise_between
-from pmf.options import expand_path, number_name
+from pmf.generator.opening import Opening, PathLike, open_weights
 
 Label = str | SupportsIndex
 """A class by its number or by its name."""
@@ -58,31 +55,17 @@ class Generator:
     @classmethod
     def from_pretrained(
         cls,
-        source: str | os.PathLike[str],
+        source: PathLike,
         *,
         ema: str | float | None = None,
-        config: str | os.PathLike[str] | None = None,
+        config: PathLike | None = None,
         key: str | None = None,
-        autoencoder: str | os.PathLike[str] | None = None,
+        autoencoder: PathLike | None = None,
         device: str | torch.device | None = None,
     ) -> Generator:
         """See :func:`pmf.load`, which this is."""
-        request = SamplingRequest(
-            checkpoint=Path(expand_path(os.fspath(source))),
-            recipe=None if config is None else Path(expand_path(os.fspath(config))),
-            num_images=1,
-            labels="all",
-            seed=0,
-            ema=number_name(ema),
-            overrides={},
-            key=key,
-            autoencoder=None if autoencoder is None else os.fspath(autoencoder),
-        )
-        if not request.checkpoint.exists():
-            raise UserError(f"{request.checkpoint}: there is no such file or folder")
-        world = replace(ALONE, device=_device(device))
-        with float32_precision(tf32=False):  # which loading sets
-            return cls(plan_images(request, world))
+        wanted = Opening(source=source, ema=ema, config=config, key=key, autoencoder=autoencoder, device=device)
+        return cls(open_weights(wanted))
 
     def __repr__(self) -> str:
         return f"<pmf.Generator {self.config.model.name} of {self.weights_source} on {self.device}>"
@@ -279,15 +262,6 @@ class Generator:
         if seed < 0:
             raise UserError(f"{what}: seed is {seed}; give 0 or more")
         return plan_samples(config, num_images=num_images, seed=seed, weights=self.weights_source, labels=labels)
-
-
-def _device(device: str | torch.device | None) -> torch.device:
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.device(device)
-    except RuntimeError:
-        raise UserError(f"device {device}: is none; give cpu, cuda or cuda:0, ...") from None
 
 
 def _require_output(output: str) -> None:
