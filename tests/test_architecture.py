@@ -23,6 +23,7 @@ FLOORS = [
     {"checkpoint"},
     {"generation"},
     {"evaluation", "costs"},
+    {"report"},
     {"training"},
     {"auto_batch", "doctor", "convert"},
 ]
