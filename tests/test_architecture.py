@@ -23,6 +23,7 @@ FLOORS = [
     {"checkpoint"},
     {"generation"},
     {"evaluation", "costs"},
+    {"report"},
     {"generator"},
     {"training"},
     {"auto_batch", "doctor", "convert"},

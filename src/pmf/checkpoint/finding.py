@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pmf.checkpoint.integrity import DamageError, check_file, newest_intact, read_manifest
-from pmf.checkpoint.places import MANIFEST, STATE, run_or_checkpoint
+from pmf.checkpoint.places import MANIFEST, PRETRAINED, STATE, WEIGHTS, run_or_checkpoint
 from pmf.errors import UserError
 from pmf.files import file_format, read_object
 
@@ -37,7 +37,7 @@ def find_weights(path: Path, wanted: Sequence[str | None]) -> list[WeightsFile]:
     all.
 
     Args:
-        path: a run folder, a checkpoint folder or one safetensors file; also what
+        path: a run folder, a checkpoint folder, a folder for the Hugging Face hub or one safetensors file; also what
             :func:`pmf.checkpoint.places.run_or_checkpoint` understands.
         wanted: of each, ``online`` or the name of an average, or None for what the run's config samples with.
 
@@ -45,6 +45,8 @@ def find_weights(path: Path, wanted: Sequence[str | None]) -> list[WeightsFile]:
         UserError: nothing there, damaged, or no such average (those there are listed).
     """
     path = run_or_checkpoint(path)
+    if (path / PRETRAINED).is_file() and (path / WEIGHTS).is_file():
+        path = path / WEIGHTS
     if path.is_file():
         return [_find_file(path, which) for which in wanted[:1]] * len(wanted)
     if (path / "checkpoints").is_dir():

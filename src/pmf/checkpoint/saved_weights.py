@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
 from pmf.checkpoint.finding import WeightsFile, find_weights
+from pmf.checkpoint.places import PRETRAINED, STATE
 from pmf.config.sections import Config, as_plain
 from pmf.config.yaml_file import config_from_plain
 from pmf.distributed.shards import placed_like
 from pmf.distributed.world import ALONE, World
 from pmf.errors import UserError
-from pmf.files import complete_or_absent, printable
+from pmf.files import complete_or_absent, printable, read_object
 from pmf.net.base import BaseNetwork
 from pmf.tensors import read_safetensors, require_finite, require_same_tensors, save_safetensors
 
@@ -86,7 +87,7 @@ def read_weights(file: WeightsFile) -> SavedWeights:
         sha256=file.sha256,
         average=file.average,
         averages=file.averages,
-        class_names=recorded_names(metadata),
+        class_names=_names_beside(path),
     )
 
 
@@ -99,30 +100,25 @@ def recorded_config(metadata: Mapping[str, str], where: str) -> Config | None:
     return config_from_plain(values, where) if isinstance(values, dict) else None
 
 
-def recorded_names(metadata: Mapping[str, str]) -> tuple[str, ...]:
-    """The names of the classes that a safetensors file of ours carries; () where it carries none."""
-    try:
-        names = json.loads(metadata["class_names"])
-    except (KeyError, ValueError, RecursionError):
-        return ()
-    return tuple(map(str, names)) if isinstance(names, list) else ()
-
-
-def save_weights(path: Path, weights: Mapping[str, Tensor], config: Config, class_names: Sequence[str] = ()) -> None:
-    """Write one ``.safetensors`` file that carries its config and class names, as :func:`load_weights` reads it."""
+def save_weights(path: Path, weights: Mapping[str, Tensor], config: Config) -> None:
+    """Write one ``.safetensors`` file that carries its config, as :func:`load_weights` reads it."""
     with complete_or_absent(path) as temporary:
-        save_safetensors(weights, temporary, metadata_of(as_plain(config), class_names))
+        save_safetensors(weights, temporary, {"config": json.dumps(as_plain(config))})
 
 
-def metadata_of(config: Mapping[str, Any], class_names: Sequence[str]) -> dict[str, str]:
-    """What a safetensors file of ours carries beside its tensors.
+def _names_beside(file: Path) -> tuple[str, ...]:
+    """The class names in the record of a file's folder; () where there is none, or none that can be read.
 
-    Args:
-        config: as plain values.
-        class_names: by label; none where they are not known.
+    They do not stand in the file itself: of several texts safetensors keeps no order, and equal weights are equal bytes.
     """
-    names = {"class_names": json.dumps(printable(class_names))} if class_names else {}
-    return {"config": json.dumps(config), **names}
+    for record in (STATE, PRETRAINED):
+        with contextlib.suppress(UserError):
+            names = (
+                read_object(file.parent / record, "").get("class_names") if (file.parent / record).exists() else None
+            )
+            if isinstance(names, list):
+                return tuple(map(str, names))
+    return ()
 
 
 def load_strictly(module: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:

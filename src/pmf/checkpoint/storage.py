@@ -18,7 +18,6 @@ from torch import Tensor
 
 from pmf.checkpoint.integrity import find_damage
 from pmf.checkpoint.places import MANIFEST, STATE, list_checkpoints
-from pmf.checkpoint.saved_weights import metadata_of
 from pmf.errors import UserError
 from pmf.files import (
     RIGHTS,
@@ -108,7 +107,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 def _write_durably(folder: Path, checkpoint: Checkpoint) -> bytes:
     """All files of a checkpoint, flushed to disk; returns the manifest."""
-    metadata = metadata_of(checkpoint.state["config"], checkpoint.state.get("class_names", ()))
+    metadata = {"config": json.dumps(checkpoint.state["config"])}
     for stem, tensors in checkpoint.tensors.items():
         save_safetensors(tensors, folder / f"{stem}.safetensors", metadata)
     (folder / STATE).write_text(json.dumps(checkpoint.state, indent=1))
