@@ -33,6 +33,7 @@ FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in room
 # File names that stand in several rooms, and mean the same in each.
 SHARED_NAMES = {
     "__init__": "what lives in the room",
+    "__main__": "what python -m pmf.ROOM calls",
     "options": "the room's section of the config",
     "command": "what a command at the top calls",
     "record": "what a command leaves as JSON",
@@ -42,13 +43,16 @@ SHARED_NAMES = {
 HOMES = {
     "torch.func": ["flow/derivative.py"],
     "triton": ["net/attention_kernel.py", "optim/symmetric_product_kernel.py"],
-    "accelerate": ["distributed/world.py"],
+    "accelerate": ["distributed/world.py", "training/trackers.py", "training/tracker_kinds.py"],
     "yaml": ["config"],
     "pyarrow": ["data"],
     "datasets": ["data"],
     "simplejpeg": ["data/transforms.py"],
     "sklearn": ["data"],
-    "wandb": ["training/metrics.py"],
+    "wandb": ["training/tracker_kinds.py"],
+    "tensorboard": ["training/tracker_kinds.py"],
+    "trackio": ["training/tracker_kinds.py"],
+    "matplotlib": ["report/curves.py", "evaluation/sweep.py"],
     "pydantic": ["options.py", "tables.py", "config", "flow/objective.py", "*/options.py"],
     "safetensors": ["tensors.py", "perceptual/weights.py"],
     "torch_fidelity": ["evaluation"],
