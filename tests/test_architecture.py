@@ -25,12 +25,15 @@ FLOORS = [
     {"evaluation", "costs"},
     {"training"},
     {"auto_batch", "doctor", "convert"},
+    {"cli"},
+    {"__main__"},
 ]
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 # File names that stand in several rooms, and mean the same in each.
 SHARED_NAMES = {
     "__init__": "what lives in the room",
+    "__main__": "what python -m calls",
     "options": "the room's section of the config",
     "command": "what a command at the top calls",
     "record": "what a command leaves as JSON",
@@ -53,6 +56,7 @@ HOMES = {
     "timm": ["perceptual/convnext.py", "evaluation"],
     "diffusers": ["data/autoencoder.py"],
     "flax": ["checkpoint/official/jax_checkpoint.py"],
+    "argcomplete": ["commands.py", "config/command_line.py", "cli/completion.py"],
     "orbax": ["checkpoint/official/jax_checkpoint.py"],
     "jax": ["checkpoint/official/jax_checkpoint.py"],
 }
