@@ -27,13 +27,15 @@ FLOORS = [
     {"generator"},
     {"training"},
     {"auto_batch", "doctor", "convert"},
+    {"cli"},
+    {"__main__"},
 ]
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 # File names that stand in several rooms, and mean the same in each.
 SHARED_NAMES = {
     "__init__": "what lives in the room",
-    "__main__": "what python -m pmf.ROOM calls",
+    "__main__": "what python -m calls",
     "options": "the room's section of the config",
     "command": "what a command at the top calls",
     "record": "what a command leaves as JSON",
@@ -59,6 +61,7 @@ HOMES = {
     "timm": ["perceptual/convnext.py", "evaluation", "data/class_names.py"],
     "diffusers": ["data/autoencoder.py"],
     "flax": ["checkpoint/official/jax_checkpoint.py"],
+    "argcomplete": ["commands.py", "config/command_line.py", "cli/completion.py"],
     "orbax": ["checkpoint/official/jax_checkpoint.py"],
     "jax": ["checkpoint/official/jax_checkpoint.py"],
 }
