@@ -23,6 +23,8 @@ FLOORS = [
     {"checkpoint"},
     {"generation"},
     {"evaluation", "costs"},
+    {"report"},
+    {"generator"},
     {"training"},
     {"auto_batch", "doctor", "convert"},
 ]
@@ -50,7 +52,7 @@ HOMES = {
     "pydantic": ["options.py", "tables.py", "config", "flow/objective.py", "*/options.py"],
     "safetensors": ["tensors.py", "perceptual/weights.py"],
     "torch_fidelity": ["evaluation"],
-    "timm": ["perceptual/convnext.py", "evaluation"],
+    "timm": ["perceptual/convnext.py", "evaluation", "data/class_names.py"],
     "diffusers": ["data/autoencoder.py"],
     "flax": ["checkpoint/official/jax_checkpoint.py"],
     "orbax": ["checkpoint/official/jax_checkpoint.py"],

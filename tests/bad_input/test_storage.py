@@ -106,7 +106,7 @@ def test_every_writer_says_that_the_disk_is_full(tmp_path, monkeypatch):
     full_disk(tmp_path / f".a.png.{os.getpid()}")
     for write, place in (
         (lambda: log.write({"step": 1}), run / "metrics.jsonl"),
-        (lambda: RunFolder(run).open(config, device="cpu", world_size=1), run),
+        (lambda: RunFolder(run).open(config, {}), run),
         (lambda: save_png(torch.zeros(1, 8, 8, dtype=torch.uint8), tmp_path / "a.png"), tmp_path / "a.png"),
     ):
         with pytest.raises(UserError, match=r"\(No space left on device\); make room") as error:

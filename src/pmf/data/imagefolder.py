@@ -46,6 +46,7 @@ class ImageFolderSource:
                 f"{self.root}: there are {len(classes)} class folders ({first_names(classes)}) but data.num_classes is "
                 f"{config.num_classes}; correct one of them, or data.path"
             )
+        self.class_names = tuple(classes)
         names: list[bytes] = []
         counts = []
         for name in classes:

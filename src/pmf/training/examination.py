@@ -23,6 +23,7 @@ from pmf.errors import CrossFieldError, UserError
 from pmf.flow.objective import create_objective
 from pmf.optim.schedule import learning_rate
 from pmf.training.compilation import decide_compilation
+from pmf.training.environment import RECORDED_PACKAGES
 from pmf.training.metrics import wandb_problem
 from pmf.training.preflight import (
     require_compiler,
@@ -31,7 +32,7 @@ from pmf.training.preflight import (
     require_device,
     require_storage,
 )
-from pmf.training.run_folder import RECORDED_PACKAGES, RunFolder
+from pmf.training.run_folder import RunFolder
 from pmf.training.state import checkpoint_bytes
 
 T = TypeVar("T")

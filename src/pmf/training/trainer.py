@@ -18,10 +18,11 @@ from pmf.config.sections import Config, TrainingConfig
 from pmf.costs.arithmetic import decoding_summary
 from pmf.data.codec import create_codec
 from pmf.data.loader import Loader, create_loader
-from pmf.data.source import Source, create_source, require_first_images
+from pmf.data.source import Source, class_names, create_source, require_first_images
 from pmf.distributed.batching import accumulation_steps
 from pmf.errors import CrossFieldError, Preempted, UserError
 from pmf.training.course import Course
+from pmf.training.environment import environment_record
 from pmf.training.metrics import MetricsLog
 from pmf.training.periodic_evaluation import TrainingEvaluation
 from pmf.training.preemption import StopRequest
@@ -124,7 +125,7 @@ class Trainer:
         progress = self.state.progress
         progress.average_window(self.world)
         progress.place = asdict(self.course.place(progress.step))
-        checkpoint = self.state.to_checkpoint(self.config, self.world.size)
+        checkpoint = self.state.to_checkpoint(self.config, self.world.size, class_names(self.source))
         problem = None
         if self.world.is_main:
             try:
@@ -215,7 +216,13 @@ class Trainer:
 
     def _prepare_run_folder(self, step: int) -> None:
         self.run_folder.set_aside_after(step, self.say)
-        self.run_folder.open(self.config, device=str(self.world.device), world_size=self.world.size)
+        environment = environment_record(
+            device=str(self.world.device),
+            world_size=self.world.size,
+            num_images=len(self.source),
+            max_steps=self.course.max_steps,
+        )
+        self.run_folder.open(self.config, environment)
         if self.run_folder.clear_preempted():
             self.say("this run had been asked to stop, and goes on")
 
