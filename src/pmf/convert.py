@@ -12,9 +12,8 @@ from pathlib import Path
 
 from pmf.commands import CommandParser, path_text, program, run_command, to_path
 from pmf.config.command_line import takes_config
-from pmf.config.inputs import require_model, require_there
+from pmf.config.inputs import require_free, require_model, require_there
 from pmf.config.yaml_file import load_config
-from pmf.errors import UserError
 from pmf.files import writing
 
 LAYOUTS = ("pytorch", "jax")
@@ -57,7 +56,7 @@ def main() -> None:
 
 
 def _import(arguments: argparse.Namespace) -> None:
-    _require_free(arguments.output, ".safetensors")
+    require_free("--output", arguments.output, ".safetensors")
     config = load_config(arguments.config)
     require_model(config)
 
@@ -81,7 +80,7 @@ def _import(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    _require_free(arguments.output, *(() if arguments.layout == "jax" else (".pt", ".pth")))
+    require_free("--output", arguments.output, *(() if arguments.layout == "jax" else (".pt", ".pth")))
 
     from pmf.checkpoint.official.exports import EXPORTS
     from pmf.checkpoint.saved_weights import load_weights
@@ -90,15 +89,6 @@ def _export(arguments: argparse.Namespace) -> None:
     with writing(f"--output {arguments.output}"):
         EXPORTS[arguments.layout](arguments.output, saved, inference=arguments.inference)
     print(f"{arguments.output}: {saved.config.model.name} from {saved.source}")
-
-
-def _require_free(output: Path, *suffixes: str) -> None:
-    if suffixes and output.suffix not in suffixes:
-        raise UserError(f"--output {output}: give a file name that ends in {' or '.join(suffixes)}")
-    if output.exists():
-        raise UserError(f"--output {output}: exists already; remove it or choose another name")
-    if not output.absolute().parent.is_dir():
-        raise UserError(f"--output {output}: there is no folder {output.absolute().parent}; create it first")
 
 
 if __name__ == "__main__":
