@@ -67,8 +67,8 @@ def log_two_steps(run_folder: Path, config) -> list[str]:
 def test_without_login_it_goes_offline(wandb_config, tmp_path):
     run = tmp_path / "run"
     assert log_two_steps(run, wandb_config) == [
-        "warning: tracking.trackers: wandb: there is no login; run `wandb login` or set WANDB_API_KEY; logging offline, "
-        f"upload later with `wandb sync {run}/wandb/offline-run-*`"
+        "warning: tracking.trackers: wandb: there is no login; run `wandb login` or set WANDB_API_KEY; logging "
+        f"offline, upload later with `wandb sync {run}/wandb/offline-run-*`"
     ]
     assert len(list(run.glob("wandb/offline-run-*/*.wandb"))) == 1
 

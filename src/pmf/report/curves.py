@@ -6,9 +6,12 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pmf.files import complete_or_absent
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MOST_POINTS = 1500
 """Of a line; of longer ones, this many neighbours are averaged into each point."""
@@ -39,14 +42,21 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def draw_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw losses, FID, gradient norm, learning rate and speed against the images seen, as a PNG.
-
-    Args:
-        records: as :func:`read_metrics` gives them; there may be few or none.
-        path: of the PNG, complete or absent.
+    """Write :func:`curves` as a PNG, complete or absent.
 
     Raises:
         OSError: it cannot be written.
+    """
+    figure = curves(records)
+    with complete_or_absent(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def curves(records: Sequence[Mapping[str, Any]]) -> Figure:
+    """Losses, FID, gradient norm, learning rate and speed against the images seen.
+
+    Args:
+        records: as :func:`read_metrics` gives them; there may be few or none.
     """
     from matplotlib.figure import Figure  # only here: it takes a second
 
@@ -65,8 +75,7 @@ def draw_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     for axes in figure.axes:
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
-    with complete_or_absent(path) as temporary:
-        figure.savefig(temporary, format="png")
+    return figure
 
 
 def _panel(axes: Any, title: str, records: Sequence[Mapping[str, Any]], names: list[str], log: bool = False) -> None:
