@@ -25,7 +25,8 @@ FLOORS = [
     {"evaluation", "costs"},
     {"report"},
     {"generator"},
-    {"training"},
+    {"export"},
+    {"demo", "training"},
     {"auto_batch", "doctor", "convert"},
 ]
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
@@ -33,6 +34,7 @@ FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in room
 # File names that stand in several rooms, and mean the same in each.
 SHARED_NAMES = {
     "__init__": "what lives in the room",
+    "__main__": "the room's command",
     "options": "the room's section of the config",
     "command": "what a command at the top calls",
     "record": "what a command leaves as JSON",
@@ -54,6 +56,9 @@ HOMES = {
     "torch_fidelity": ["evaluation"],
     "timm": ["perceptual/convnext.py", "evaluation", "data/class_names.py"],
     "diffusers": ["data/autoencoder.py"],
+    "onnx": ["export/files.py"],
+    "onnxruntime": ["export/files.py"],
+    "gradio": ["demo/app.py"],
     "flax": ["checkpoint/official/jax_checkpoint.py"],
     "orbax": ["checkpoint/official/jax_checkpoint.py"],
     "jax": ["checkpoint/official/jax_checkpoint.py"],
