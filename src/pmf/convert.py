@@ -1,4 +1,4 @@
-"""Official checkpoints to our safetensors, and back: python -m pmf.convert import|export --help.
+"""Official checkpoints to our safetensors, and back: %(prog)s import|export --help.
 
 Reads and writes the PyTorch files (.pt, .pth) and the JAX checkpoints of pMF, iMF and MeanFlow, and reads FD-Loss's of
 the first two; JAX needs uv sync --extra jax. Every tensor is accounted for by name and shape; what does not fit is
@@ -10,10 +10,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pmf.commands import CommandParser, path_text, run_command, to_path
-from pmf.config.inputs import require_model, require_there
+from pmf.commands import CommandParser, path_text, program, run_command, to_path
+from pmf.config.command_line import takes_config
+from pmf.config.inputs import require_free, require_model, require_there
 from pmf.config.yaml_file import load_config
-from pmf.errors import UserError
 from pmf.files import writing
 
 LAYOUTS = ("pytorch", "jax")
@@ -22,7 +22,7 @@ LAYOUTS = ("pytorch", "jax")
 def main() -> None:
     """Parse and call the verb."""
     parser = CommandParser(
-        prog="python -m pmf.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program("python -m pmf.convert"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     verbs = parser.add_subparsers(dest="verb", required=True)
     into = verbs.add_parser("import", help="official checkpoint to one .safetensors that eval.py sample reads")
@@ -32,7 +32,9 @@ def main() -> None:
         required=True,
         help="PyTorch or safetensors file, or JAX checkpoint (unzipped folder)",
     )
-    into.add_argument("--config", type=path_text, required=True, help="recipe of the model, e.g. configs/pmf_b_16.yaml")
+    takes_config(
+        into.add_argument("--config", type=path_text, required=True, help="recipe of the model, e.g. pmf_b_16")
+    )
     into.add_argument("--ema", help='JAX only: which average, e.g. 1000 or 0.9999, or "online"; default: the recipe\'s')
     into.add_argument(
         "--key", help="which set of weights of a PyTorch file that holds several, e.g. ema or state.model"
@@ -54,7 +56,7 @@ def main() -> None:
 
 
 def _import(arguments: argparse.Namespace) -> None:
-    _require_free(arguments.output, ".safetensors")
+    require_free("--output", arguments.output, ".safetensors")
     config = load_config(arguments.config)
     require_model(config)
 
@@ -78,7 +80,7 @@ def _import(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    _require_free(arguments.output, *(() if arguments.layout == "jax" else (".pt", ".pth")))
+    require_free("--output", arguments.output, *(() if arguments.layout == "jax" else (".pt", ".pth")))
 
     from pmf.checkpoint.official.exports import EXPORTS
     from pmf.checkpoint.saved_weights import load_weights
@@ -87,15 +89,6 @@ def _export(arguments: argparse.Namespace) -> None:
     with writing(f"--output {arguments.output}"):
         EXPORTS[arguments.layout](arguments.output, saved, inference=arguments.inference)
     print(f"{arguments.output}: {saved.config.model.name} from {saved.source}")
-
-
-def _require_free(output: Path, *suffixes: str) -> None:
-    if suffixes and output.suffix not in suffixes:
-        raise UserError(f"--output {output}: give a file name that ends in {' or '.join(suffixes)}")
-    if output.exists():
-        raise UserError(f"--output {output}: exists already; remove it or choose another name")
-    if not output.absolute().parent.is_dir():
-        raise UserError(f"--output {output}: there is no folder {output.absolute().parent}; create it first")
 
 
 if __name__ == "__main__":

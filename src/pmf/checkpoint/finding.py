@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pmf.checkpoint.integrity import DamageError, check_file, newest_intact, read_manifest
-from pmf.checkpoint.places import MANIFEST, STATE, run_or_checkpoint
+from pmf.checkpoint.places import MANIFEST, PRETRAINED, STATE, WEIGHTS, run_or_checkpoint
 from pmf.errors import UserError
 from pmf.files import file_format, read_object
 
@@ -21,11 +21,13 @@ class WeightsFile:
     Attributes:
         sha256: of its bytes, in hex.
         average: ``online`` or the name of the average that it was chosen as; None for a file that a user named.
+        averages: those that its checkpoint has, and ``online``; () for a file that a user named.
     """
 
     path: Path
     sha256: str
     average: str | None = None
+    averages: tuple[str, ...] = ()
 
 
 def find_weights(path: Path, wanted: Sequence[str | None]) -> list[WeightsFile]:
@@ -35,7 +37,7 @@ def find_weights(path: Path, wanted: Sequence[str | None]) -> list[WeightsFile]:
     all.
 
     Args:
-        path: a run folder, a checkpoint folder or one safetensors file; also what
+        path: a run folder, a checkpoint folder, a folder for the Hugging Face hub or one safetensors file; also what
             :func:`pmf.checkpoint.places.run_or_checkpoint` understands.
         wanted: of each, ``online`` or the name of an average, or None for what the run's config samples with.
 
@@ -43,6 +45,8 @@ def find_weights(path: Path, wanted: Sequence[str | None]) -> list[WeightsFile]:
         UserError: nothing there, damaged, or no such average (those there are listed).
     """
     path = run_or_checkpoint(path)
+    if (path / PRETRAINED).is_file() and (path / WEIGHTS).is_file():
+        path = path / WEIGHTS
     if path.is_file():
         return [_find_file(path, which) for which in wanted[:1]] * len(wanted)
     if (path / "checkpoints").is_dir():
@@ -83,6 +87,7 @@ def _find_in(folder: Path, manifest: Mapping[str, Any], wanted: Sequence[str | N
     """Files of a checkpoint folder; its manifest is empty where a user has copied some files without it."""
     there = manifest or dict.fromkeys(path.name for path in folder.glob("*"))
     averages = sorted(name[len("ema_") : -len(".safetensors")] for name in there if name.startswith("ema_"))
+    choices = (*averages, "online")
     if not averages:
         raise UserError(f"{folder}: is neither a run folder, a checkpoint folder nor a .safetensors file")
     files: dict[str, WeightsFile] = {}
@@ -93,10 +98,13 @@ def _find_in(folder: Path, manifest: Mapping[str, Any], wanted: Sequence[str | N
         if name not in there and (folder / name).exists():
             raise DamageError(f"{MANIFEST} is damaged")
         if name not in there:
-            raise UserError(f"{folder}: has no average '{average}'; choose one of: {', '.join((*averages, 'online'))}")
+            raise UserError(f"{folder}: has no average '{average}'; choose one of: {', '.join(choices)}")
         if name not in files:
             files[name] = WeightsFile(
-                path=folder / name, sha256=check_file(folder / name, there[name]), average=average
+                path=folder / name,
+                sha256=check_file(folder / name, there[name]),
+                average=average,
+                averages=choices,
             )
         names.append(name)
     return [files[name] for name in names]

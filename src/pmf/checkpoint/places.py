@@ -10,6 +10,8 @@ from pmf.errors import UserError
 
 # The files of a checkpoint that stand for all of it; each of the others is a set of tensors of its own.
 MANIFEST, STATE = RECORDS = ("manifest.json", "state.json")
+# Those of a folder for the Hugging Face hub.
+PRETRAINED, WEIGHTS = "config.json", "model.safetensors"
 
 
 def list_checkpoints(run_folder: Path) -> list[Path]:

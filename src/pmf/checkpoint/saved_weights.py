@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,12 +11,13 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from pmf.checkpoint.finding import WeightsFile, find_weights
+from pmf.checkpoint.places import PRETRAINED, STATE
 from pmf.config.sections import Config, as_plain
 from pmf.config.yaml_file import config_from_plain
 from pmf.distributed.shards import placed_like
 from pmf.distributed.world import ALONE, World
 from pmf.errors import UserError
-from pmf.files import complete_or_absent, printable
+from pmf.files import complete_or_absent, printable, read_object
 from pmf.net.base import BaseNetwork
 from pmf.tensors import read_safetensors, require_finite, require_same_tensors, save_safetensors
 
@@ -28,6 +30,8 @@ class SavedWeights:
         source: names the weights in records: folder, file and the start of its sha256.
         sha256: of the file; of names and values where the checkpoint is not one file.
         average: ``online`` or the name of the average they were chosen as; None for a file that is what it is.
+        averages: what they could be chosen from; () for a file that is what it is.
+        class_names: of the data they were trained on, by label; () where they were not recorded.
     """
 
     weights: dict[str, Tensor]
@@ -35,6 +39,8 @@ class SavedWeights:
     source: str
     sha256: str
     average: str | None
+    averages: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
 
 
 def load_weights(path: Path, which: str | None, world: World = ALONE) -> SavedWeights:
@@ -74,7 +80,15 @@ def read_weights(file: WeightsFile) -> SavedWeights:
             "network: --config configs/NAME.yaml"
         )
     source = printable(f"{path.parent.name}/{path.name} {file.sha256[:16]}")
-    return SavedWeights(weights=weights, config=config, source=source, sha256=file.sha256, average=file.average)
+    return SavedWeights(
+        weights=weights,
+        config=config,
+        source=source,
+        sha256=file.sha256,
+        average=file.average,
+        averages=file.averages,
+        class_names=_names_beside(path),
+    )
 
 
 def recorded_config(metadata: Mapping[str, str], where: str) -> Config | None:
@@ -90,6 +104,21 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], config: Config) -> N
     """Write one ``.safetensors`` file that carries its config, as :func:`load_weights` reads it."""
     with complete_or_absent(path) as temporary:
         save_safetensors(weights, temporary, {"config": json.dumps(as_plain(config))})
+
+
+def _names_beside(file: Path) -> tuple[str, ...]:
+    """The class names in the record of a file's folder; () where there is none, or none that can be read.
+
+    They do not stand in the file itself: of several texts safetensors keeps no order, and equal weights are equal bytes.
+    """
+    for record in (STATE, PRETRAINED):
+        with contextlib.suppress(UserError):
+            names = (
+                read_object(file.parent / record, "").get("class_names") if (file.parent / record).exists() else None
+            )
+            if isinstance(names, list):
+                return tuple(map(str, names))
+    return ()
 
 
 def load_strictly(module: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:

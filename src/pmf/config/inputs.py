@@ -92,3 +92,17 @@ def require_there(option: str, path: str | Path | None) -> None:
     """
     if path is not None and not os.path.exists(path):
         raise UserError(f"{option} {path}: there is no such file or folder")
+
+
+def require_free(option: str, output: Path, *suffixes: str) -> None:
+    """A file can be written there that does not exist yet, and its name ends in one of the suffixes, if there are any.
+
+    Raises:
+        UserError: it exists, its folder does not, or its name ends otherwise.
+    """
+    if suffixes and output.suffix not in suffixes:
+        raise UserError(f"{option} {output}: give a file name that ends in {' or '.join(suffixes)}")
+    if output.exists():
+        raise UserError(f"{option} {output}: exists already; remove it or choose another name")
+    if not output.absolute().parent.is_dir():
+        raise UserError(f"{option} {output}: there is no folder {output.absolute().parent}; create it first")

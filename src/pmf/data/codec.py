@@ -126,4 +126,9 @@ def to_uint8(images: Tensor) -> Tensor:
     Returns:
         uint8 of the same shape.
     """
-    return ((images + 1) / 2 * 255).clamp(0, 255).round().to(torch.uint8)
+    return to_levels(images).round().to(torch.uint8)
+
+
+def to_levels(images: Tensor) -> Tensor:
+    """[-1, 1] of any shape to grey levels in [0, 255] before they are rounded, clipped."""
+    return ((images + 1) / 2 * 255).clamp(0, 255)

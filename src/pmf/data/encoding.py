@@ -24,7 +24,7 @@ from pmf.data.encoding_parts import Part, read_parts
 from pmf.data.image_files import is_hidden
 from pmf.data.latent_shards import INDEX, REQUEST, Index, Shard, describe_shard, read_index, shard_name, write_shard
 from pmf.data.options import LATENT_CHANNELS, LATENT_STRIDE, DataConfig
-from pmf.data.source import create_source, require_first_images
+from pmf.data.source import class_names, create_source, require_first_images
 from pmf.distributed.world import join_world, set_float32_precision
 from pmf.errors import UserError
 from pmf.files import printable, read_object, write_json, writing
@@ -233,6 +233,7 @@ class Encoding:
             num_images=sum(len(shard["labels"]) for shard, _ in described),
             corrupt=corrupt,
             shards=[Shard(**shard) for shard, _ in described],
+            class_names=list(class_names(self.source)),
         )
         with writing(f"--output {self.output}", again=True):
             write_json(self.output / INDEX, asdict(index))

@@ -41,6 +41,7 @@ class ImageFolderSource:
         beside, classes = scan_folder(self.root, "", left_out)
         if self.root != path:
             left_out.add("images beside the folder of the split", list_flat(path, LeftOut()))
+        self.class_names = tuple(classes)
         names: list[bytes] = []
         counts = []
         for found in self._images_by_class(beside, classes, left_out):

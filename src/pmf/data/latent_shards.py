@@ -4,7 +4,7 @@ encoding.json           what was asked for, written first
 latents-00000.safetensors ...
                         ``moments`` (n, 8, h, w) float16 or float32: means, then standard deviations; ``mirrored``,
                         the same of the mirrored images, where asked for; ``labels`` (n,) int64
-index.json              written last: image_size, num_classes, mirrored, dtype, autoencoder, num_images, the images
+index.json              written last: image_size, num_classes, class_names, mirrored, dtype, autoencoder, num_images, the images
                         that could not be decoded, and of each shard file, bytes, sha256 and labels
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,7 @@ class Index:
         autoencoder: ``name`` and ``sha256`` of its weights.
         num_images: in all shards.
         corrupt: images that could not be decoded, so that no shard has them: where, and why.
+        class_names: what the images' data set calls the classes, by label; empty where it does not say.
     """
 
     image_size: int
@@ -75,6 +76,7 @@ class Index:
     num_images: int
     corrupt: list[str]
     shards: list[Shard]
+    class_names: list[str] = field(default_factory=list)
 
 
 def shard_name(number: int) -> str:

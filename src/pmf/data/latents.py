@@ -80,6 +80,7 @@ class LatentShards:
             if made_by == config.autoencoder
             else [f"{folder}: was encoded by {made_by}, and data.autoencoder, which decodes, is {config.autoencoder}"]
         )
+        self.class_names = tuple(index.class_names)
         self._shape = (2 * network_shape(config)[0], *network_shape(config)[1:])
         self._flip = config.horizontal_flip
         # Workers get a copy of this object, so it keeps the labels once, and as an array.

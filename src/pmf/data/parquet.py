@@ -56,6 +56,7 @@ class ParquetSource:
     def __init__(self, config: DataConfig, _seed: int = 0) -> None:
         self.config = config
         self.files = find_files(config)
+        self.class_names: tuple[str, ...] = ()
         self.row_groups = [group for number in range(len(self.files)) for group in self._scan(number)]
         sizes = np.array([group.num_rows for group in self.row_groups], np.int64)
         self._block_ends = np.cumsum(sizes)
@@ -114,6 +115,7 @@ class ParquetSource:
             raise _unreadable(path, error) from None
         _check_columns(path, schema, self.config)
         _check_labels(path, footer, self.config)
+        self.class_names = self.class_names or _recorded_classes(footer, self.config.label_column)
         first_row = 0
         for group in range(footer.num_row_groups):
             num_rows = footer.row_group(group).num_rows
@@ -172,10 +174,10 @@ def _check_columns(path: str, schema: pa.Schema, config: DataConfig) -> None:
 def _check_labels(path: str, footer: pq.FileMetaData, config: DataConfig) -> None:
     """What the footer tells of the labels: their number as Hugging Face records it, and their range."""
     recorded = _recorded_classes(footer, config.label_column)
-    if recorded is not None and recorded != config.num_classes:
+    if recorded and len(recorded) != config.num_classes:
         raise UserError(
-            f"{path}: column {config.label_column!r} has {recorded} classes but data.num_classes is "
-            f"{config.num_classes}; set data.num_classes={recorded}, or choose another data.label_column"
+            f"{path}: column {config.label_column!r} has {len(recorded)} classes but data.num_classes is "
+            f"{config.num_classes}; set data.num_classes={len(recorded)}, or choose another data.label_column"
         )
     leaves = [footer.schema.column(leaf).path for leaf in range(footer.num_columns)]
     column = leaves.index(config.label_column)
@@ -188,13 +190,13 @@ def _check_labels(path: str, footer: pq.FileMetaData, config: DataConfig) -> Non
                 raise label_error(f"{path}, row group {group}", label, config)
 
 
-def _recorded_classes(footer: pq.FileMetaData, column: str) -> int | None:
-    """Classes of a ClassLabel column, from the metadata that the ``datasets`` library writes, if it did."""
+def _recorded_classes(footer: pq.FileMetaData, column: str) -> tuple[str, ...]:
+    """Names of a ClassLabel column, from the metadata that the ``datasets`` library writes; () if it did not."""
     try:
         feature = json.loads((footer.metadata or {})[b"huggingface"])["info"]["features"][column]
-        return len(feature["names"])
+        return tuple(map(str, feature["names"]))
     except (KeyError, TypeError, ValueError):
-        return None
+        return ()
 
 
 def _unreadable(path: str, error: Exception) -> UserError:

@@ -56,7 +56,10 @@ class CorruptImage:
 
 
 class Source(Protocol):
-    """A data set of ``len(source)`` images with random access by index. Picklable: workers get a copy."""
+    """A data set of ``len(source)`` images with random access by index. Picklable: workers get a copy.
+
+    One that knows what its classes are called says so by an attribute ``class_names``, in the order of the labels.
+    """
 
     @property
     def block_starts(self) -> np.ndarray | None:
@@ -79,6 +82,11 @@ class Source(Protocol):
             UserError: naming file and row, for a label out of range and for files that cannot be read.
         """
         ...
+
+
+def class_names(source: Source) -> tuple[str, ...]:
+    """What the data set calls its classes, by label; () where it does not say."""
+    return tuple(getattr(source, "class_names", ()))
 
 
 def prepare(data: bytes | None, label: int, config: DataConfig, where: str) -> Sample | CorruptImage:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar, cast
@@ -201,6 +202,18 @@ def set_float32_precision(*, tf32: bool) -> None:
     """How the float32 matrix products and convolutions that remain under autocast run on CUDA."""
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = tf32
+
+
+@contextmanager
+def float32_precision(*, tf32: bool) -> Iterator[None]:
+    """A context in which it is as :func:`set_float32_precision` has it; afterwards it is as before."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    set_float32_precision(tf32=tf32)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def meeting_point(timeout: timedelta) -> torch.distributed.Store:

@@ -6,15 +6,13 @@ import hashlib
 import importlib
 import inspect
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from pmf.distributed.world import ALONE, World, set_float32_precision
+from pmf.distributed.world import ALONE, World, float32_precision
 from pmf.errors import UserError
 from pmf.files import file_sha256
 
@@ -67,7 +65,7 @@ class Extractor:
         if images.dtype != torch.uint8:
             raise TypeError(f"images are {images.dtype}; extractors take uint8, without any resizing before")
         try:
-            with torch.no_grad(), torch.autocast(self.device.type, enabled=False), _exact_float32():
+            with torch.no_grad(), torch.autocast(self.device.type, enabled=False), float32_precision(tf32=False):
                 output = self.module(images.to(self.device))
         except (RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[-200:]
@@ -155,14 +153,3 @@ def weights_sha256(network: nn.Module, source: bytes = b"") -> str:
         digest.update(name.encode())
         digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-@contextmanager
-def _exact_float32() -> Iterator[None]:
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    set_float32_precision(tf32=False)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]

@@ -52,8 +52,8 @@ def generate(
     noise: Tensor,
     labels: Tensor,
     *,
-    omega: float,
-    interval: Sequence[float],
+    omega: float | Tensor,
+    interval: Sequence[float] | Sequence[Tensor],
     num_steps: int = 1,
     sampler: str = "equal_steps",
     **options: Any,
@@ -63,8 +63,8 @@ def generate(
     Args:
         noise: (B, C, H, W) normal with the noise scale that the network was trained with.
         labels: (B,) int64.
-        omega: guidance scale, >= 1.
-        interval: guidance interval [t_min, t_max].
+        omega: guidance scale, >= 1; a tensor (B,) has one for each image.
+        interval: guidance interval [t_min, t_max], two numbers or two tensors (B,).
         num_steps: network evaluations.
         sampler: a row of ``SAMPLERS``.
         **options: what else the sampling section has; for the sampler.

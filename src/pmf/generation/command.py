@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -141,9 +142,19 @@ def write_images(planned: PlannedImages, output: Path, world: World) -> None:
             bar.update(min(count * world.size, num_images - bar.n))  # the others are about as far
 
 
-def _with_overrides(config: Config, request: SamplingRequest) -> Config:
+def with_sampling(config: Config, options: Mapping[str, Any], where: str) -> Config:
+    """The config with other values of its sampling section; ``where`` says in errors where they were given.
+
+    Raises:
+        UserError: one cannot be.
+    """
     values = as_plain(config)
-    values["sampling"] |= request.overrides
+    values["sampling"] |= options
+    return config_from_plain(values, where)
+
+
+def _with_overrides(config: Config, request: SamplingRequest) -> Config:
+    values = as_plain(with_sampling(config, request.overrides, "command line"))
     if request.autoencoder is not None:
         if network_shape(config.data) == pixel_space(config.data):
             raise UserError(

@@ -63,8 +63,15 @@ class ImageMaker:
         """Of each image: channels, height, width."""
         return self._codec.image_shape
 
-    def make(self, plan: SamplingPlan, indices: Sequence[int]) -> Tensor:
+    def noise(self, plan: SamplingPlan, indices: Sequence[int]) -> Tensor:
+        """What the network makes images ``indices`` of a plan of: (len(indices), C, H, W) float32 on the CPU."""
+        return image_noise(self._noise_options(plan), indices)
+
+    def make(self, plan: SamplingPlan, indices: Sequence[int], noise: Tensor | None = None) -> Tensor:
         """Images ``indices`` of a plan, at least one.
+
+        Args:
+            noise: in place of the plan's, of the shape of :meth:`noise`.
 
         Returns:
             (len(indices), C, H, W) uint8 on the device.
@@ -72,7 +79,7 @@ class ImageMaker:
         Raises:
             NotFiniteError: naming the first image that holds NaN or infinity, which would become black or white pixels.
         """
-        images, wrong = self._launch(plan, indices, image_noise(self._noise_options(plan), indices))
+        images, wrong = self._launch(plan, indices, self.noise(plan, indices) if noise is None else noise)
         if problem := self._problem(plan, indices, wrong):
             raise NotFiniteError(problem)
         return images

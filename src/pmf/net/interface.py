@@ -83,7 +83,7 @@ def head(output: Tensor | None) -> Tensor:
     return output
 
 
-def constant_conditions(labels: Tensor, like: Tensor, **values: float) -> Conditions:
-    """The same numbers for all rows, with the dtype and device of ``like``."""
+def constant_conditions(labels: Tensor, like: Tensor, **values: float | Tensor) -> Conditions:
+    """The same numbers for all rows, or one for each in a tensor (B,), with the dtype and device of ``like``."""
     row = torch.ones(labels.shape, dtype=like.dtype, device=like.device)
     return Conditions(labels=labels, **{name: row * value for name, value in values.items()})

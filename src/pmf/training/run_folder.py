@@ -5,17 +5,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import platform
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from pmf.checkpoint.integrity import find_resumable, require_intact
 from pmf.checkpoint.places import MANIFEST, list_checkpoints, run_or_checkpoint
@@ -27,7 +22,6 @@ from pmf.files import NO_LOCKS, complete_or_absent, flush, require_reachable, st
 
 PREEMPTED = "preempted"
 IN_USE = "in use"
-RECORDED_PACKAGES = ("torch", "accelerate", "numpy", "pillow", "pyarrow", "safetensors")
 
 
 @dataclass(frozen=True)
@@ -71,21 +65,12 @@ class RunFolder:
         require_intact(named)
         return named
 
-    def open(self, config: Config, *, device: str, world_size: int) -> None:
-        """Create the folder and record config and environment."""
+    def open(self, config: Config, environment: dict[str, Any]) -> None:
+        """Create the folder and record config and environment (:func:`environment_record`)."""
         with writing(f"training.output_dir {self.path}"):
             (self.path / "samples").mkdir(parents=True, exist_ok=True)
             with complete_or_absent(self.path / "config.yaml") as temporary:
                 save_config(config, temporary)
-            environment = {
-                "command": sys.argv,
-                "python": platform.python_version(),
-                "platform": platform.platform(),
-                "packages": {name: version(name) for name in RECORDED_PACKAGES},
-                "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
-                "world_size": world_size,
-                "threads": torch.get_num_threads(),
-            }
             write_json(self.path / "environment.json", environment)
 
     def lock(self, say: Callable[[str], None]) -> None:

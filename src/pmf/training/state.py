@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from pmf.config.sections import Config, as_plain
 from pmf.distributed.shards import complete
 from pmf.distributed.world import World
 from pmf.errors import UserError
+from pmf.files import printable
 from pmf.flow.objective import Objective
 from pmf.optim.ema import WeightAverages
 from pmf.optim.groups import parameter_groups
@@ -103,7 +105,7 @@ class TrainingState:
     objective: Objective[Any, Any]
     progress: Progress = field(default_factory=Progress)
 
-    def to_checkpoint(self, config: Config, world_size: int) -> Checkpoint:
+    def to_checkpoint(self, config: Config, world_size: int, class_names: Sequence[str] = ()) -> Checkpoint:
         """Named tensors and plain values, complete on the main rank only; called by all ranks."""
         tensors = {
             "model": complete(self.network.state_dict(), everywhere=False),
@@ -120,6 +122,7 @@ class TrainingState:
             "progress": asdict(self.progress),
             "scaler": self.scaler.state_dict() if self.scaler is not None else None,
             "config": as_plain(config),
+            "class_names": printable(class_names),
         }
         return Checkpoint(tensors=tensors, state=state)
 

@@ -18,10 +18,12 @@ from pmf.config.sections import Config, TrainingConfig
 from pmf.costs.arithmetic import decoding_summary
 from pmf.data.codec import create_codec
 from pmf.data.loader import Loader, create_loader
-from pmf.data.source import Source, create_source, require_first_images
+from pmf.data.source import Source, class_names, create_source, require_first_images
 from pmf.distributed.batching import accumulation_steps
 from pmf.errors import CrossFieldError, Preempted, UserError
+from pmf.report.writing import RunReport
 from pmf.training.course import Course
+from pmf.training.environment import environment_record
 from pmf.training.metrics import MetricsLog
 from pmf.training.periodic_evaluation import TrainingEvaluation
 from pmf.training.preemption import StopRequest
@@ -82,6 +84,7 @@ class Trainer:
         self.window = Window(training, self.train_step, self.course, self.world)
         require_storage(training, checkpoint_bytes(self.state.network, config), self.course.max_steps)
         self.run_folder = RunFolder(Path(training.output_dir))
+        self.report = RunReport(self.run_folder.path, self.say)
         self.watchdog = Watchdog(self.world, training.step_timeout)
         self.snapshots = Snapshots(
             config=config, state=self.state, world=self.world, run_folder=self.run_folder, say=self.say, stop=self.stop
@@ -109,10 +112,11 @@ class Trainer:
             log = self.world.together(self._open_log)
             try:
                 self._run_steps(log)
+                self._show(log, self.snapshots.write_final())
+                self._report()
             finally:
                 if log:
                     log.close()
-            self.snapshots.write_final()
         self.accelerator.end_training()
 
     def save(self) -> None:
@@ -124,7 +128,7 @@ class Trainer:
         progress = self.state.progress
         progress.average_window(self.world)
         progress.place = asdict(self.course.place(progress.step))
-        checkpoint = self.state.to_checkpoint(self.config, self.world.size)
+        checkpoint = self.state.to_checkpoint(self.config, self.world.size, class_names(self.source))
         problem = None
         if self.world.is_main:
             try:
@@ -166,10 +170,13 @@ class Trainer:
                     self.save()
                 if stopping:
                     self._leave()
-                if self.evaluation and self.evaluation.is_due():
+                evaluating = self.evaluation is not None and self.evaluation.is_due()
+                if self.evaluation and evaluating:
                     self._evaluate(self.evaluation, log)
                 if training.sample_every and progress.step % training.sample_every == 0:
-                    self.snapshots.save_grid(f"step_{progress.step:08d}.png")
+                    self._show(log, self.snapshots.save_grid(f"step_{progress.step:08d}.png"))
+                if (evaluating or progress.step % training.checkpoint_every == 0) and progress.step < last:
+                    self._report()
 
     def _evaluate(self, evaluation: TrainingEvaluation, log: MetricsLog | None) -> None:
         step = self.state.progress.step
@@ -182,9 +189,17 @@ class Trainer:
             self.say(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in scores.items()))
             log.write({"step": step, "images": self.state.progress.images, **scores})
 
+    def _show(self, log: MetricsLog | None, grid: Path | None) -> None:
+        if log and grid:
+            log.show_samples(grid, self.state.progress.step)
+
+    def _report(self) -> None:
+        self.world.ask_main(self.report.write)  # the others wait here, where no watchdog counts
+
     def _leave(self) -> NoReturn:
         if self.world.is_main:
             self.run_folder.mark_preempted(self.state.progress.step)
+        self._report()
         raise Preempted(
             f"asked to stop: step {self.state.progress.step} of {self.course.max_steps} is saved in "
             f"{self.run_folder.path}; start the same command again to go on"
@@ -215,7 +230,13 @@ class Trainer:
 
     def _prepare_run_folder(self, step: int) -> None:
         self.run_folder.set_aside_after(step, self.say)
-        self.run_folder.open(self.config, device=str(self.world.device), world_size=self.world.size)
+        environment = environment_record(
+            device=str(self.world.device),
+            world_size=self.world.size,
+            num_images=len(self.source),
+            max_steps=self.course.max_steps,
+        )
+        self.run_folder.open(self.config, environment)
         if self.run_folder.clear_preempted():
             self.say("this run had been asked to stop, and goes on")
 

@@ -1,0 +1,65 @@
+"""Weights as one file that makes images without this library: python -m pmf.export RUN --onnx model.onnx.
+
+The file maps standard normal noise, a class, and the guidance scale and interval to bytes. It is compared with the
+network before it gets its name. Needs uv sync --extra export; see docs/export.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from pmf.commands import CommandParser, to_path, whole_from
+from pmf.config.inputs import require_free, require_model, require_there
+from pmf.config.yaml_file import load_config
+from pmf.errors import UserError
+
+
+def main() -> None:
+    """Parse, load and write."""
+    parser = CommandParser(
+        prog="python -m pmf.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_weights_flags(parser)
+    parser.add_argument("--onnx", type=to_path, metavar="FILE.onnx", help="for onnxruntime and others; must not exist")
+    parser.add_argument("--pt2", type=to_path, metavar="FILE.pt2", help="for torch.export.load; must not exist")
+    parser.add_argument("--num-steps", type=whole_from(1), help="network evaluations; default: the config's")
+    arguments = parser.parse_args()
+    if arguments.onnx is None and arguments.pt2 is None:
+        raise UserError("nothing to write; give --onnx FILE.onnx, --pt2 FILE.pt2 or both")
+    for option, path, suffix in (("--onnx", arguments.onnx, ".onnx"), ("--pt2", arguments.pt2, ".pt2")):
+        if path is not None:
+            require_free(option, path, suffix)
+    require_weights(arguments)
+
+    # Only now: importing torch's stack takes seconds.
+    from pmf.export.files import export_files
+    from pmf.generator.model import Generator
+
+    model = Generator.from_pretrained(
+        arguments.checkpoint, ema=arguments.ema, config=arguments.config, key=arguments.key, device="cpu"
+    )
+    for line in export_files(model, onnx=arguments.onnx, pt2=arguments.pt2, num_steps=arguments.num_steps):
+        print(line)
+
+
+def add_weights_flags(parser: argparse.ArgumentParser) -> None:
+    """Which weights: of :func:`pmf.load`, as a command's arguments."""
+    parser.add_argument(
+        "checkpoint", type=Path, metavar="RUN", help="run folder, checkpoint folder, .safetensors, or a name on the hub"
+    )
+    parser.add_argument("--config", type=to_path, help="recipe of an official checkpoint, e.g. configs/pmf_b_16.yaml")
+    parser.add_argument("--key", help="which set of weights of a PyTorch file that holds several")
+    parser.add_argument("--ema", help='which average, e.g. 2000, or "online"; default: the config\'s')
+
+
+def require_weights(arguments: argparse.Namespace) -> None:
+    """What the arguments of :func:`add_weights_flags` name is there, as far as names tell.
+
+    Raises:
+        UserError: it is not.
+    """
+    require_there("--config", arguments.config)
+    if arguments.config:
+        require_there("RUN", arguments.checkpoint)
+        require_model(load_config(arguments.config))

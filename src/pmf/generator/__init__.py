@@ -1,0 +1,1 @@
+"""Weights as an object of Python: loaded from anywhere, making images."""

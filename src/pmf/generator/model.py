@@ -1,0 +1,276 @@
+"""Weights as an object of Python that makes images: what ``pmf.load`` returns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, Literal, SupportsIndex, overload
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from pmf.config.sampling_options import Use, options_for
+from pmf.config.sections import Config, sampling_section
+from pmf.data.class_names import check_label, find_class, resolve_names
+from pmf.distributed.world import ALONE, World, float32_precision
+from pmf.errors import UserError
+from pmf.generation.command import PlannedImages, with_sampling
+from pmf.generation.plan import SamplingPlan, plan_samples
+from pmf.generator.between import classes_between, noise_between
+from pmf.generator.opening import Opening, PathLike, open_weights
+
+Label = str | SupportsIndex
+"""A class by its number or by its name."""
+
+
+class Generator:
+    """A network with weights, and what makes images of it. For one thread at a time.
+
+    Attributes:
+        config: that the weights were trained with.
+        average: ``online`` or the name of the average that the weights are; None for a file that is what it is.
+        averages: what ``ema`` of :func:`pmf.load` can choose from in that source; () for a single file.
+        network: built for inference, on ``device``.
+        device: where images are made.
+    """
+
+    def __init__(self, planned: PlannedImages) -> None:
+        """For weights that :func:`pmf.generation.command.plan_images` has loaded; others call :func:`pmf.load`."""
+        saved = planned.saved
+        self.config = planned.config
+        self.average = saved.average
+        self.averages = saved.averages
+        self._recorded_names = saved.class_names
+        self.weights_source = saved.source
+        self._maker = planned.maker
+        network = planned.maker.network
+        assert isinstance(network, nn.Module), "inference_network makes modules"
+        self.network: nn.Module = network
+        self.device = planned.maker.device
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: PathLike,
+        *,
+        ema: str | float | None = None,
+        config: PathLike | None = None,
+        key: str | None = None,
+        autoencoder: PathLike | None = None,
+        device: str | torch.device | None = None,
+    ) -> Generator:
+        """See :func:`pmf.load`, which this is."""
+        wanted = Opening(source=source, ema=ema, config=config, key=key, autoencoder=autoencoder, device=device)
+        return cls(open_weights(wanted))
+
+    def __repr__(self) -> str:
+        return f"<pmf.Generator {self.config.model.name} of {self.weights_source} on {self.device}>"
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """The name of each class, by label; several names of one have commas between."""
+        return resolve_names(self.config.data, self._recorded_names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Of each image: channels, height, width."""
+        return self._maker.image_shape
+
+    @overload
+    def generate(
+        self,
+        labels: Label | Iterable[Label] | None = None,
+        *,
+        num_images: int | None = None,
+        seed: int = 0,
+        first: int = 0,
+        steps: int | None = None,
+        output: Literal["pil"] = "pil",
+        **options: Any,
+    ) -> list[Image.Image]: ...
+
+    @overload
+    def generate(
+        self,
+        labels: Label | Iterable[Label] | None = None,
+        *,
+        num_images: int | None = None,
+        seed: int = 0,
+        first: int = 0,
+        steps: int | None = None,
+        output: Literal["tensor"],
+        **options: Any,
+    ) -> Tensor: ...
+
+    def generate(
+        self,
+        labels: Label | Iterable[Label] | None = None,
+        *,
+        num_images: int | None = None,
+        seed: int = 0,
+        first: int = 0,
+        steps: int | None = None,
+        output: Literal["pil", "tensor"] = "pil",
+        **options: Any,
+    ) -> list[Image.Image] | Tensor:
+        """Images ``first``, ``first + 1``, ... of a set, as ``eval.py sample`` makes them.
+
+        Image i of a set is a function of the weights, the options, the seed and i, and has class
+        ``labels[i % len(labels)]``.
+
+        Args:
+            labels: classes that are cycled through, by number or name; one class, or several; None: all classes.
+            num_images: how many images; None: one for each of ``labels``, or one without labels.
+            seed: of the noise.
+            first: number of the first image.
+            steps: network evaluations per image, ``sampling.num_steps`` of the config.
+            output: ``pil``, or ``tensor`` for one uint8 tensor (num_images, C, H, W) on the CPU.
+            **options: of the config's ``sampling`` section by their own names: ``omega``, ``interval``, ``sampler``,
+                ``noise``, ``precision``, ``batch_size``, ...; what is not given is the config's.
+
+        Raises:
+            UserError: an unknown class or option, or a value that cannot be.
+            NotFiniteError: an image holds NaN or infinity.
+        """
+        _require_output(output)
+        chosen = self._labels(labels)
+        count = (1 if labels is None else len(chosen)) if num_images is None else num_images
+        if count < 1:
+            raise UserError(f"generate: num_images is {count}; ask for at least 1")
+        if first < 0:
+            raise UserError(f"generate: first is {first}; give 0 or more")
+        config = self._config("generate", steps, options)
+        plan = self._plan(config, "generate", first + count, seed, chosen)
+        size = config.sampling.batch_size
+        batches = [range(start, min(start + size, first + count)) for start in range(first, first + count, size)]
+        with self._precision(), ThreadPoolExecutor(ALONE.own_cores) as pool:
+            made = self._maker.batches(plan, self._world, batches, on_host=True, pool=pool)
+            return _as_output(torch.cat([batch.images for batch in made]), output)
+
+    @overload
+    def interpolate(
+        self,
+        labels: Label | tuple[Label, Label],
+        *,
+        seeds: int | tuple[int, int] = (0, 1),
+        frames: int = 8,
+        steps: int | None = None,
+        output: Literal["pil"] = "pil",
+        **options: Any,
+    ) -> list[Image.Image]: ...
+
+    @overload
+    def interpolate(
+        self,
+        labels: Label | tuple[Label, Label],
+        *,
+        seeds: int | tuple[int, int] = (0, 1),
+        frames: int = 8,
+        steps: int | None = None,
+        output: Literal["tensor"],
+        **options: Any,
+    ) -> Tensor: ...
+
+    def interpolate(
+        self,
+        labels: Label | tuple[Label, Label],
+        *,
+        seeds: int | tuple[int, int] = (0, 1),
+        frames: int = 8,
+        steps: int | None = None,
+        output: Literal["pil", "tensor"] = "pil",
+        **options: Any,
+    ) -> list[Image.Image] | Tensor:
+        """Images on the way from one to another: noise on a great circle, the embeddings of the classes on a line.
+
+        The first is image 0 of the first class and seed, the last that of the second, as :meth:`generate` makes them.
+
+        Args:
+            labels: a pair of classes, or one for all frames.
+            seeds: a pair, or one for all frames.
+            frames: number of images, both ends among them; at least 2.
+            steps, output, **options: see :meth:`generate`.
+
+        Raises:
+            UserError: an unknown class or option, or a value that cannot be.
+            NotFiniteError: an image holds NaN or infinity.
+        """
+        _require_output(output)
+        ends = self._labels(labels)
+        pair = (seeds, seeds) if isinstance(seeds, int) else tuple(seeds)
+        if len(ends) > 2 or len(pair) != 2:
+            raise UserError("interpolate: give one or two labels, and one or two seeds")
+        if frames < 2:
+            raise UserError(f"interpolate: frames is {frames}; give at least 2, the two ends")
+        config = self._config("interpolate", steps, options)
+        plans = [self._plan(config, "interpolate", frames, seed, ends[:1]) for seed in pair]
+        start, end = (self._maker.noise(plan, [0])[0] for plan in plans)
+        batches = []
+        with self._precision():
+            for places in torch.arange(frames).split(config.sampling.batch_size):
+                fractions = places.double() / (frames - 1)
+                noise = noise_between(start, end, fractions)
+                way = (
+                    classes_between(self.network, ends[0], ends[1], fractions) if len(set(ends)) == 2 else nullcontext()
+                )
+                with way:
+                    batches.append(self._maker.make(plans[0], places.tolist(), noise).cpu())
+        return _as_output(torch.cat(batches), output)
+
+    @property
+    def _world(self) -> World:
+        return replace(ALONE, device=self.device)
+
+    def _labels(self, labels: Label | Iterable[Label] | None) -> tuple[int, ...]:
+        if labels is None:
+            return tuple(range(self.config.data.num_classes))
+        several = labels if isinstance(labels, Iterable) and not isinstance(labels, str) else [labels]
+        found = tuple(self.find_class(label) for label in several)
+        if not found:
+            raise UserError("labels is empty; give at least one class, or leave it out for all")
+        return found
+
+    def find_class(self, label: Label) -> int:
+        """The number of a class that is given as its number or as its name.
+
+        Raises:
+            UserError: there is no such class, or several have this name.
+        """
+        if isinstance(label, str):
+            return find_class(label, self.class_names)
+        return check_label(label, self.config.data.num_classes)
+
+    def _precision(self) -> AbstractContextManager[None]:
+        """As the commands compute; afterwards what is set for that is as before."""
+        return float32_precision(tf32=self.config.training.tf32)
+
+    def _config(self, what: str, steps: int | None, options: Mapping[str, Any]) -> Config:
+        """The config with these sampling options."""
+        known = options_for(sampling_section(), Use.IMAGES, Use.BATCHES)
+        if "ema" in options:
+            raise UserError(f"{what}: ema is chosen when weights are loaded: pmf.load(..., ema=...)")
+        if wrong := [name for name in options if name not in known]:
+            raise UserError(f"{what}: {wrong[0]} is no sampling option; there are: {', '.join(known)}")
+        given = dict(options) if steps is None else {**options, "num_steps": steps}
+        return with_sampling(self.config, given, what) if given else self.config
+
+    def _plan(self, config: Config, what: str, num_images: int, seed: int, labels: tuple[int, ...]) -> SamplingPlan:
+        if seed < 0:
+            raise UserError(f"{what}: seed is {seed}; give 0 or more")
+        return plan_samples(config, num_images=num_images, seed=seed, weights=self.weights_source, labels=labels)
+
+
+def _require_output(output: str) -> None:
+    if output not in ("pil", "tensor"):
+        raise UserError(f"output is {output!r}; give pil or tensor")
+
+
+def _as_output(images: Tensor, output: str) -> list[Image.Image] | Tensor:
+    """(N, C, H, W) uint8 on the CPU, or as PIL images: grey of one channel, RGB of three."""
+    if output == "tensor":
+        return images
+    return [Image.fromarray(image.movedim(0, -1).squeeze(-1).numpy()) for image in images]

@@ -1,0 +1,62 @@
+"""From what a user names to a network with weights."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from pmf.distributed.world import ALONE, float32_precision
+from pmf.errors import UserError
+from pmf.generation.command import PlannedImages, plan_images
+from pmf.generation.sampling_request import SamplingRequest
+from pmf.options import expand_path, number_name
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opening:
+    """What is to be opened, and how; see :func:`pmf.load`."""
+
+    source: PathLike
+    ema: str | float | None
+    config: PathLike | None
+    key: str | None
+    autoencoder: PathLike | None
+    device: str | torch.device | None
+
+
+def open_weights(wanted: Opening) -> PlannedImages:
+    """The network with its weights, and some plan of images.
+
+    Raises:
+        UserError: nothing there, damaged, or not what was asked for.
+    """
+    path = Path(expand_path(os.fspath(wanted.source)))
+    if not path.exists():
+        raise UserError(f"{path}: there is no such file or folder")
+    request = SamplingRequest(
+        checkpoint=path,
+        recipe=None if wanted.config is None else Path(expand_path(os.fspath(wanted.config))),
+        num_images=1,
+        labels="all",
+        seed=0,
+        ema=number_name(wanted.ema),
+        overrides={},
+        key=wanted.key,
+        autoencoder=None if wanted.autoencoder is None else expand_path(os.fspath(wanted.autoencoder)),
+    )
+    with float32_precision(tf32=False):  # loading sets it, as the commands want it
+        return plan_images(request, replace(ALONE, device=_device(wanted.device)))
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(device)
+    except RuntimeError:
+        raise UserError(f"device {device}: is none; give cpu, cuda, cuda:1, ...") from None

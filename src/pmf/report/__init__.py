@@ -1,0 +1,1 @@
+"""What a run folder says of its run: facts, curves, strips of samples, a page."""
