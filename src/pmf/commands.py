@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -49,6 +49,15 @@ class CommandParser(argparse.ArgumentParser):
             UserError: always.
         """
         raise UserError(f"{message}; {self.prog} --help shows what there is")
+
+
+def completed_by(action: argparse.Action, completer: Callable[..., Mapping[str, str]]) -> None:
+    """Have shells complete the values of an argument.
+
+    Args:
+        completer: is called with ``prefix``, the beginning of the word; returns words, each with what is said of it.
+    """
+    action.completer = completer  # type: ignore[attr-defined]  # where argcomplete looks
 
 
 def path_text(text: str) -> str:

@@ -10,8 +10,7 @@ import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 
-from pmf.commands import CommandParser, run_command, say
-from pmf.config.command_line import completed_by
+from pmf.commands import CommandParser, completed_by, run_command, say
 from pmf.errors import UserError
 from pmf.tables import resolve
 

@@ -1,20 +1,16 @@
-"""What the commands that read a config share on the command line: ``key=value``, their help, and what shells complete.
-
-A completer is what argcomplete calls with the beginning of a word; it returns the words, each with what is said of it.
-"""
+"""What the commands that read a config share: ``key=value``, the help on it, and what shells complete."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
-from pmf.commands import CommandParser
+from pmf.commands import CommandParser, completed_by
 from pmf.config.listing import option_listing, option_sentences, option_values
 from pmf.config.shipped import shipped_names
 
 CONFIG_HELP = "YAML file, or the name of a recipe: pmf configs lists them"
-Completer = Callable[..., Mapping[str, str]]
 
 
 class ConfigParser(CommandParser):
@@ -49,11 +45,6 @@ def takes_one_of(action: argparse.Action, values: Iterable[str]) -> None:
     """Have shells complete an argument that takes one of these values, if there are any."""
     if known := dict.fromkeys(values, ""):
         completed_by(action, lambda **_: known)
-
-
-def completed_by(action: argparse.Action, completer: Completer) -> None:
-    """Have shells complete an argument by this."""
-    action.completer = completer  # type: ignore[attr-defined]  # where argcomplete looks
 
 
 def _configs(prefix: str, **_: Any) -> dict[str, str]:

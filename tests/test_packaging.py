@@ -1,0 +1,141 @@
+"""What ``uv build`` makes: what is in it, and that it works in a fresh environment outside the repository."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.launch import ROOT
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("uv") is None, reason="needs uv: pip install uv"),
+]
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+NAME = f"pmf-{PROJECT['version']}"
+WHEEL = f"{NAME}-py3-none-any.whl"
+SOURCE = ROOT / "src" / "pmf"
+LIMIT = 540
+# What a command must not see of this environment, or of the repository.
+FOREIGN = ("PYTHONPATH", "VIRTUAL_ENV", "PYTHONHOME", "UV_PROJECT_ENVIRONMENT")
+
+
+def run(*command: object, cwd: Path, offline: bool = False) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name not in FOREIGN}
+    environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | ({"UV_OFFLINE": "1"} if offline else {})
+    return subprocess.run([*map(str, command)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=LIMIT)
+
+
+def from_cache_or_registry(*command: object, cwd: Path) -> str:
+    """What uv prints; the test is skipped where neither its cache nor the registry has what is needed."""
+    for offline in (True, False):
+        done = run("uv", *command, cwd=cwd, offline=offline)
+        if done.returncode == 0:
+            return done.stdout
+        if "No space" in done.stderr:
+            break
+    pytest.skip(f"uv {command[0]}: neither its cache nor the registry has what is needed: {done.stderr[-400:]}")
+
+
+@pytest.fixture(scope="module")
+def built(once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    """A folder with the sdist, and the wheel that was made of it."""
+    return once("distributions", lambda folder: from_cache_or_registry("build", "--out-dir", folder, ROOT, cwd=ROOT))
+
+
+def contents(wheel: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(wheel) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def test_the_wheel_holds_the_library_its_recipes_and_nothing_else(built):
+    found = contents(built / WHEEL)
+    ours = {f"pmf/{path.relative_to(SOURCE)}": path for path in SOURCE.rglob("*") if path.is_file()}
+    ours |= {
+        f"pmf/configs/{path.relative_to(ROOT / 'configs')}": path
+        for path in (ROOT / "configs").rglob("*")
+        if path.is_file()
+    }
+    ours = {name: path for name, path in ours.items() if "__pycache__" not in name}
+    about = {f"{NAME}.dist-info/{name}" for name in ("METADATA", "WHEEL", "RECORD", "entry_points.txt")}
+    assert found.keys() == ours.keys() | about | {f"{NAME}.dist-info/licenses/LICENSE"}
+    assert [name for name, path in ours.items() if found[name] != path.read_bytes()] == []
+    assert b"pmf = pmf.cli.entry:pmf" in found[f"{NAME}.dist-info/entry_points.txt"]
+    assert "pmf/configs/digits.yaml" in found
+
+
+def test_metadata_name_every_extra_and_the_version(built):
+    told = contents(built / WHEEL)[f"{NAME}.dist-info/METADATA"].decode()
+    assert f"\nVersion: {PROJECT['version']}\n" in told
+    assert set(re.findall(r"^Provides-Extra: (\S+)$", told, re.MULTILINE)) == set(PROJECT["optional-dependencies"])
+    assert {"jax", "latent", "demo", "export", "hub", "trackers"} <= set(PROJECT["optional-dependencies"])
+
+
+def test_nothing_in_either_names_a_folder_of_this_machine(built):
+    with tarfile.open(built / f"{NAME}.tar.gz") as archive:
+        files = {member.name: file.read() for member in archive if (file := archive.extractfile(member)) is not None}
+    assert {name.split("/")[1] for name in files} >= {"src", "configs", "docs", "README.md", "LICENSE", "train.py"}
+    for name, content in {**files, **contents(built / WHEEL)}.items():
+        assert str(ROOT).encode() not in content, name
+    assert [name for name in files if name.split("/")[1] in ("tests", "benchmarks", ".venv", "runs")] == []
+
+
+def test_the_sdist_makes_the_same_wheel_as_the_repository(built, tmp_path):
+    """The wheel beside it was made of it."""
+    from_cache_or_registry("build", "--wheel", "--out-dir", tmp_path, ROOT, cwd=ROOT)
+    assert contents(tmp_path / WHEEL) == contents(built / WHEEL)
+
+
+def test_the_wheel_works_in_a_fresh_environment(built, tmp_path):
+    """As a stranger would use it: train, sample, three lines of Python, export, the page to play with."""
+    extras = ("export", "demo")
+    flags = [flag for extra in extras for flag in ("--extra", extra)]
+    locked = run("uv", "export", "--frozen", "--no-emit-project", "--no-dev", "--no-hashes", *flags, cwd=ROOT)
+    assert locked.returncode == 0, locked.stderr
+    (tmp_path / "locked.txt").write_text(locked.stdout)
+    from_cache_or_registry("venv", "--python", sys.executable, "environment", cwd=tmp_path)
+    bin = tmp_path / "environment" / "bin"
+    wheel = f"pmf[{','.join(extras)}] @ {(built / WHEEL).as_uri()}"
+    from_cache_or_registry("pip", "install", "--python", bin / "python", "-c", "locked.txt", wheel, cwd=tmp_path)
+    work = tmp_path / "work"
+    work.mkdir()
+
+    def succeeds(*command: object) -> str:
+        done = run(bin / str(command[0]), *command[1:], cwd=work)
+        assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+        return done.stdout
+
+    assert succeeds("pmf", "--version") == f"pmf {PROJECT['version']}\n"
+    where = succeeds("python", "-c", "import pmf; print(pmf.__file__)")
+    assert where.startswith(str(tmp_path / "environment"))
+    succeeds("pmf", "train", "--config", "digits", "training.max_steps=20")
+    assert (work / "runs" / "digits" / "checkpoints" / "step_00000020" / "manifest.json").exists()
+    succeeds("pmf", "sample", "--checkpoint", "runs/digits", "--labels", "3", "--num-images", "2", "--output", "three")
+    assert len(list((work / "three").glob("*.png"))) == 2
+    there = contents(built / WHEEL)
+    if (lines := python_of_the_readme()) and any(name.startswith("pmf/generator") for name in there):
+        succeeds("python", "-c", lines)
+    if "pmf/export/__main__.py" in there:
+        succeeds("pmf", "export", "runs/digits", "--onnx", "model.onnx")
+        assert (work / "model.onnx").stat().st_size > 0
+    if "pmf/demo/__main__.py" in there:
+        succeeds("pmf", "demo", "runs/digits", "--export", "page")
+        assert (work / "page" / "index.html").exists()
+
+
+def python_of_the_readme() -> str | None:
+    """The lines of the README's section on Python; None before there is one."""
+    readme = (ROOT / "README.md").read_text()
+    found = re.search(r"^## In Python$.*?^```python\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
+    return found[1] if found else None
