@@ -8,7 +8,6 @@ refused in one line. See docs/checkpoints.md.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from pmf.commands import CommandParser, path_text, program, run_command, to_path
 from pmf.config.command_line import takes_config

@@ -56,7 +56,7 @@ def export_files(
     with torch.no_grad(), _quiet():
         batch = torch.export.Dim("batch", min=1)
         shapes = {name: {0: batch} for name in ("noise", "label", *graph.guidance)}
-        program = torch.export.export(graph, (), graph.example(TRACED_ROWS), dynamic_shapes=_all_inputs(shapes))
+        program = torch.export.export(graph, (), graph.example(TRACED_ROWS), dynamic_shapes=shapes)
         if pt2 is not None:
             with writing(f"--pt2 {pt2}"), _named_when_complete(pt2) as path:
                 torch.export.save(program, path, extra_files={"pmf.json": json.dumps(carried)})
@@ -128,7 +128,7 @@ def _write_onnx(
         program,
         input_names=list(shapes),
         output_names=["image"],
-        dynamic_shapes=_all_inputs({name: {0: "batch"} for name in shapes}),
+        dynamic_shapes={name: {0: "batch"} for name in shapes},
         dynamo=True,
         verbose=False,
     )
@@ -136,11 +136,6 @@ def _write_onnx(
     for name, value in carried.items():
         made.model.metadata_props[name] = value if isinstance(value, str) else json.dumps(printable(value))
     made.save(path)
-
-
-def _all_inputs(shapes: Mapping[str, Any]) -> dict[str, Any]:
-    """torch wants one entry for each input that is given, in the order of the signature."""
-    return dict(shapes)
 
 
 def _compare(graph: OneGraph, run: Callable[[Mapping[str, Tensor]], Tensor], path: Path) -> str:

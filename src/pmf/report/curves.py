@@ -6,9 +6,12 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pmf.files import complete_or_absent
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MOST_POINTS = 1500
 """Of a line; of longer ones, this many neighbours are averaged into each point."""
@@ -39,19 +42,26 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def draw_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw losses, FID, gradient norm, learning rate and speed against the images seen, as a PNG.
-
-    Args:
-        records: as :func:`read_metrics` gives them; there may be few or none.
-        path: of the PNG, complete or absent.
+    """Write :func:`curves` as a PNG, complete or absent.
 
     Raises:
         OSError: it cannot be written.
     """
+    figure = curves(records)
+    with complete_or_absent(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def curves(records: Sequence[Mapping[str, Any]]) -> Figure:
+    """Losses, FID, gradient norm, learning rate and speed against the images seen.
+
+    Args:
+        records: as :func:`read_metrics` gives them; there may be few or none.
+    """
     from matplotlib.figure import Figure  # only here: it takes a second
 
     figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI)
-    figure.subplots_adjust(left=0.065, right=0.945, top=0.95, bottom=0.08, hspace=0.36, wspace=0.3)
+    figure.subplots_adjust(left=0.065, right=0.945, top=0.95, bottom=0.08, hspace=0.26, wspace=0.3)
     panels = figure.subplots(2, 3).flat
     plain = [name for name in ("loss_u", "loss_v") if _line(records, name)[0]]
     _panel(next(panels), "Plain losses" if plain else "Loss", records, plain or ["loss"], log=True)
@@ -60,11 +70,12 @@ def draw_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     _panel(next(panels), "Gradient norm", records, ["grad_norm"], log=True)
     _panel(next(panels), "Learning rate", records, ["lr"])
     _panel(next(panels), "Images per second", records, ["images_per_second"])
+    for axes in figure.axes[3:6]:
+        axes.set_xlabel("images seen", fontsize=9)
     for axes in figure.axes:
         axes.tick_params(labelsize=8)
-        axes.spines[["top", "right"]].set_visible(axes.yaxis.get_label_position() == "right")
-    with complete_or_absent(path) as temporary:
-        figure.savefig(temporary, format="png")
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
 
 
 def _panel(axes: Any, title: str, records: Sequence[Mapping[str, Any]], names: list[str], log: bool = False) -> None:
@@ -79,10 +90,10 @@ def _panel(axes: Any, title: str, records: Sequence[Mapping[str, Any]], names: l
         if long:
             axes.plot(images, _running_mean(line), color=color, linewidth=1.6, label=name)
     _dress(axes, title, empty=not values)
-    if log and values and min(values) > 0:
+    if log and _spread(values) > 3:
         _log_scale(axes, values)
     elif values and min(values) >= 0:
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.05 * max(values) or 1)
     if len(names) > 1 and values:
         axes.legend(fontsize=8, frameon=False)
 
@@ -93,7 +104,7 @@ def _fidelity(axes: Any, records: Sequence[Mapping[str, Any]]) -> None:
     _dress(axes, "FID", empty=not line, reason="no evaluations: set evaluation.every_images")
     if not line:
         return
-    if min(line) > 0:
+    if _spread(line) > 3:
         _log_scale(axes, line)
     best = min(range(len(line)), key=line.__getitem__)
     axes.plot(images[best], line[best], color=ORANGE, marker="o", markersize=5)
@@ -103,7 +114,7 @@ def _fidelity(axes: Any, records: Sequence[Mapping[str, Any]]) -> None:
         right = axes.twinx()
         right.plot(images, scores, color=GREY, linewidth=1, linestyle="--")
         right.set_ylabel("Inception score (dashed)", fontsize=8, color=GREY)
-        right.spines["top"].set_visible(False)
+        right.locator_params(axis="y", nbins=5)
 
 
 def _total(axes: Any, records: Sequence[Mapping[str, Any]], *, explained: bool) -> None:
@@ -128,25 +139,26 @@ def _dress(axes: Any, title: str, *, empty: bool, reason: str = "nothing logged 
     from matplotlib.ticker import EngFormatter
 
     axes.set_title(title, fontsize=10)
-    axes.set_xlabel("images seen", fontsize=8)
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.locator_params(axis="x", nbins=5)
+    axes.locator_params(nbins=5)
     if empty:
         axes.text(0.5, 0.5, reason, transform=axes.transAxes, ha="center", va="center", fontsize=8, color=GREY)
 
 
-def _log_scale(axes: Any, values: Sequence[float]) -> None:
-    """Where values differ by much; with plain numbers at the ticks."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+def _spread(values: Sequence[float]) -> float:
+    """The largest by the smallest; 1 where that means nothing."""
+    return max(values) / min(values) if values and min(values) > 0 else 1.0
 
-    if max(values) < 3 * min(values):
-        return
+
+def _log_scale(axes: Any, values: Sequence[float]) -> None:
+    """With plain numbers at few ticks: they are most of the time that a drawing takes."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
     axes.set_yscale("log")
-    decades = math.log10(max(values) / min(values))
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2 else (1,)))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if _spread(values) < 100 else (1,)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def _line(records: Iterable[Mapping[str, Any]], name: str) -> Line:

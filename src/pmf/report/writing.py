@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,6 +11,9 @@ from pmf.report.curves import draw_curves, read_metrics
 from pmf.report.facts import read_evaluations, read_facts
 from pmf.report.page import is_ours, write_page
 from pmf.report.strip import draw_strip
+
+SHARE, FIRST = 0.02, 20.0
+"""Of a run's time, what its report may take; and the seconds that a run goes on without one."""
 
 
 def write_report(run_folder: Path) -> None:
@@ -45,14 +49,22 @@ class RunReport:
     run_folder: Path
     warn: Callable[[str], None]
     _told: set[str] = field(default_factory=set)
+    _not_before: float = field(default_factory=lambda: time.monotonic() + FIRST)
 
-    def write(self) -> None:
-        """Write it; what goes wrong is told once."""
+    def write(self, *, last: bool = False) -> None:
+        """Write it, unless the run would spend more than ``SHARE`` of its time on that; what goes wrong is told once.
+
+        Args:
+            last: the run ends or stops here, so that it is written in any case.
+        """
+        started = time.monotonic()
+        if started < self._not_before and not last:
+            return
         try:
             write_report(self.run_folder)
         except Exception as error:  # a report is never worth a run
             problem = str(error).strip().partition("\n")[0] or type(error).__name__
-            text = f"warning: {self.run_folder}: the report (curves.png, README.md) cannot be written: {problem}"
-            if text not in self._told:
-                self._told.add(text)
-                self.warn(text)
+            if problem not in self._told:
+                self._told.add(problem)
+                self.warn(f"warning: {self.run_folder}: curves.png and README.md cannot be written: {problem}")
+        self._not_before = started + (time.monotonic() - started) / SHARE

@@ -113,7 +113,7 @@ class Trainer:
             try:
                 self._run_steps(log)
                 self._show(log, self.snapshots.write_final())
-                self._report()
+                self._report(last=True)
             finally:
                 if log:
                     log.close()
@@ -176,7 +176,7 @@ class Trainer:
                 if training.sample_every and progress.step % training.sample_every == 0:
                     self._show(log, self.snapshots.save_grid(f"step_{progress.step:08d}.png"))
                 if (evaluating or progress.step % training.checkpoint_every == 0) and progress.step < last:
-                    self._report()
+                    self._report(last=False)
 
     def _evaluate(self, evaluation: TrainingEvaluation, log: MetricsLog | None) -> None:
         step = self.state.progress.step
@@ -193,13 +193,13 @@ class Trainer:
         if log and grid:
             log.show_samples(grid, self.state.progress.step)
 
-    def _report(self) -> None:
-        self.world.ask_main(self.report.write)  # the others wait here, where no watchdog counts
+    def _report(self, *, last: bool) -> None:
+        self.world.ask_main(lambda: self.report.write(last=last))  # the others wait here, where no watchdog counts
 
     def _leave(self) -> NoReturn:
         if self.world.is_main:
             self.run_folder.mark_preempted(self.state.progress.step)
-        self._report()
+        self._report(last=True)
         raise Preempted(
             f"asked to stop: step {self.state.progress.step} of {self.course.max_steps} is saved in "
             f"{self.run_folder.path}; start the same command again to go on"
