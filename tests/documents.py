@@ -56,9 +56,11 @@ def anchors(document: Path) -> set[str]:
 
 
 def commands(text: str) -> Iterator[list[str]]:
-    """The words of each command of a shell block, without its comments and the variables that are set before it."""
+    """The words of each command of a shell block, without prompts, comments, variables set before, redirections."""
     for line in text.replace("\\\n", " ").splitlines():
-        words = shlex.split(line, comments=True)
+        words = shlex.split(line.removeprefix("$ "), comments=True)
+        ends = [place for place, word in enumerate(words) if word in ("|", ">", ">>", "&&")]
+        words = words[: min(ends, default=len(words))]
         while words and re.match(r"[A-Z_]+=", words[0]):
             words = words[1:]
         if words:

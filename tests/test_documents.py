@@ -25,8 +25,9 @@ SHELL = ("bash", "sh", "console")
 # Below these a file may be named as the reader knows it: the tree of the sources, and that of the tests.
 BASES = (ROOT, ROOT / "src" / "pmf", ROOT / "tests")
 FOLDERS = {path.name for base in BASES for path in base.iterdir() if path.is_dir()}
+PLACEHOLDER = re.compile("yours|NAME")
 # Programs that are not ours, and whose words are not looked at.
-OTHERS = {"pip", "hf", "export", "cd", "git", "unzip", "mkdir", "curl", "ruff", "mypy"}
+OTHERS = {"pip", "echo", "hf", "export", "cd", "git", "unzip", "mkdir", "curl", "ruff", "mypy"}
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 TARGETS = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
@@ -51,7 +52,7 @@ def test_files_that_are_named_exist(document: Path) -> None:
     missing = []
     for span in spans(document):
         found = re.fullmatch(r"([\w./{},*-]+\.(?:py|md|yaml|sbatch))(?:::(\w+))?", span)
-        if not found or found[1].partition("/")[0] not in FOLDERS or "yours" in span:
+        if not found or found[1].partition("/")[0] not in FOLDERS or PLACEHOLDER.search(span):
             continue
         for name in braces(found[1]):
             files = [file for base in BASES for file in base.glob(name)]
@@ -98,8 +99,6 @@ def test_yaml_blocks_are_configs(document: Path, tmp_path: Path) -> None:
 def test_commands_are_accepted(document: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is given to the parser that it would reach; its config, with the values that it sets, is loaded."""
     monkeypatch.chdir(ROOT)
-    for kind in ("parse_args", "parse_intermixed_args"):
-        monkeypatch.setattr(argparse.ArgumentParser, kind, stopping_at(getattr(argparse.ArgumentParser, kind)))
     problems = []
     for block in blocks(document):
         for words in commands(block.text) if block.language in SHELL else ():
@@ -132,10 +131,7 @@ class ParsedError(Exception):
 
 def stopping_at(parse: Any) -> Any:
     def read(parser: argparse.ArgumentParser, *given: Any) -> argparse.Namespace:
-        arguments = parse(parser, *given)
-        if given and given[0] is not None:  # a test's own call
-            return arguments
-        raise ParsedError(arguments)
+        raise ParsedError(parse(parser, *given))
 
     return read
 
@@ -157,6 +153,10 @@ def check(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         require(parsed.config_file)
         check([parsed.training_script, *parsed.training_script_args], monkeypatch)
     elif program == "python":
+        check(rest, monkeypatch)
+    elif program == "pmf":
+        check_ours("pmf.cli.entry", rest, monkeypatch)
+    elif program == "-m" and rest[0] == "pmf":
         check(rest, monkeypatch)
     elif program == "-m" or program.endswith(".py"):
         name = rest.pop(0) if program == "-m" else program.removesuffix(".py").replace("/", ".")
@@ -186,17 +186,25 @@ def check_uv(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 def check_ours(name: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Call a command of ours up to where it has read its arguments, then load the config that they name."""
-    module = importlib.import_module(name)
-    monkeypatch.setattr(sys, "argv", [name, *words])
-    try:
-        module.main()
-    except ParsedError as found:
-        arguments = vars(found.arguments)
-    except SystemExit:
-        raise RefusedError("its parser takes no such arguments") from None
-    else:
-        raise RefusedError("it read no arguments")
-    if config := arguments.get("config"):
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", [name, *words])
+        for kind in ("parse_args", "parse_intermixed_args"):
+            patch.setattr(argparse.ArgumentParser, kind, stopping_at(getattr(argparse.ArgumentParser, kind)))
+        try:
+            module = importlib.import_module(name)
+            if hasattr(module, "__path__"):  # python -m runs its __main__
+                module = importlib.import_module(f"{name}.__main__")
+            module.main()
+        except ParsedError as found:
+            arguments = vars(found.arguments)
+        except SystemExit as end:
+            if end.code == 0:  # --help
+                return
+            raise RefusedError("its parser takes no such arguments") from None
+        else:
+            raise RefusedError("it read no arguments")
+    config = arguments.get("config")
+    if config and (Path(config).suffix != ".yaml" or Path(config).parent.name):  # others are the reader's own files
         load_config(config, arguments.get("overrides") or [])
     for word in words:
         if re.match(r"(configs|tests|benchmarks|docs)/", word):
