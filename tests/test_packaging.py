@@ -121,10 +121,10 @@ def test_the_wheel_works_in_a_fresh_environment(built, tmp_path):
     there = contents(built / WHEEL)
     if (lines := python_of_the_readme()) and any(name.startswith("pmf/generator") for name in there):
         succeeds("python", "-c", lines)
-    if "pmf/export/__main__.py" in there:
+    if "pmf/export/command.py" in there:
         succeeds("pmf", "export", "runs/digits", "--onnx", "model.onnx")
         assert (work / "model.onnx").stat().st_size > 0
-    if "pmf/demo/__main__.py" in there:
+    if "pmf/demo/command.py" in there:
         succeeds("pmf", "demo", "runs/digits", "--export", "page")
         assert (work / "page" / "index.html").exists()
 
