@@ -22,7 +22,7 @@ NOISE_SCALE = 0.5
 
 
 class OneProduct(BaseNetwork):
-    """u is a linear map of the noisy image, moved by each of the conditions."""
+    """u is a linear map of the noisy image, moved by each of the conditions, so little that images keep their greys."""
 
     def __init__(self, *, image_size: int, channels: int, num_classes: int, **_: Any) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class OneProduct(BaseNetwork):
         self.map = nn.Linear(channels * image_size**2, channels * image_size**2)
 
     def forward(self, z: Tensor, conditions: Conditions, heads: str = "u", tangent: None = None) -> HeadOutputs:
-        moved = conditions.omega / 10 - conditions.t_min + conditions.t_max + conditions.h + conditions.t
+        moved = conditions.omega / 20 - conditions.t_min / 5 + conditions.t_max / 5 - conditions.h / 5
         u = self.map(z.flatten(1)) + self.label_embedding(conditions.labels) + moved[:, None]
         return HeadOutputs(u=u.view(z.shape))
 
