@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from pmf.demo.command import main as demo_main
 from pmf.export.command import main as export_main
 from tests.bad_input.cases import Case, each, write_file
+from tests.latents import write_latent_weights
 
 EXPORT = {
     "nothing to write": Case(
@@ -59,3 +61,11 @@ def test_export_is_refused_in_one_line(case: Case, refused: Callable[..., str]):
 @each(DEMO)
 def test_the_demo_is_refused_in_one_line(case: Case, refused: Callable[..., str]):
     assert refused(demo_main, case, *case.arguments) == case.message
+
+
+def test_latents_are_not_exported(fails: Callable[..., str], autoencoder: Path, tmp_path: Path):
+    weights = write_latent_weights(tmp_path / "latent.safetensors", autoencoder)
+    line = fails(export_main, str(weights), "--pt2", str(tmp_path / "model.pt2"))
+    assert line.endswith(": makes latents (data.kind is latents); only networks that make pixels are exported\n")
+    assert len(line.splitlines()) == 1
+    assert not (tmp_path / "model.pt2").exists()

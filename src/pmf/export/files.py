@@ -97,7 +97,7 @@ def describe(model: Generator, graph: OneGraph) -> dict[str, Any]:
 
 def run_onnx(path: Path) -> Callable[[Mapping[str, Tensor]], Tensor]:
     """What an ONNX file makes of inputs by name, on the CPU: (B, C, H, W) uint8."""
-    import onnxruntime
+    import onnxruntime  # type: ignore[import-untyped]
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
