@@ -35,7 +35,6 @@ def wandb_config(tmp_path, monkeypatch):
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.setattr(pmf.training.trackers, "TIMEOUT", 3.0)
     PartialState(cpu=True)  # accelerate's classes log, which they refuse without it
     wandb.teardown()
     yield load_config(ROOT / "configs" / "digits.yaml", ["tracking.trackers=wandb"])
@@ -76,6 +75,7 @@ def test_without_login_it_goes_offline(wandb_config, tmp_path):
 @pytest.mark.parametrize("network", ["refused", "hanging"])
 def test_without_network_it_goes_offline(network, wandb_config, tmp_path, monkeypatch, silent_server):
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setattr(pmf.training.trackers, "TIMEOUT", 3.0)
     # Port 9 is reserved for a service that nobody runs.
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9" if network == "refused" else silent_server)
     run = tmp_path / "run"

@@ -137,8 +137,7 @@ def _what_was_run(facts: RunFacts) -> dict[str, str]:
         "Averages": f"{averages or 'none'}; samples are of `{sampling.ema}`",
         "Sampling": f"{sampling.num_steps} step(s), omega {sampling.omega:g} for t in [{low:g}, {high:g}]",
         "Hardware": f"{ranks} process(es) on {environment.get('device', 'an unknown device')}",
-        "Software": ", ".join([f"Python {environment['python']}"] * ("python" in environment) + versions)
-        or "not recorded",
+        "Software": ", ".join(versions) or "not recorded",
         "Commit": f"`{environment['commit']}`" if environment.get("commit") else "not run from a checkout",
     }
 

@@ -22,7 +22,7 @@ from pmf.files import printable
 from pmf.tables import find_row
 
 TIMEOUT = 30.0
-"""Seconds to wait for an answer of a tracker's service; a start and an end may each take two of these."""
+"""Seconds to wait for an answer of a tracker's service; a start may take four of these, and an end two."""
 FAILURES = (Exception, SystemExit)
 """What a tracker may raise."""
 
@@ -62,6 +62,7 @@ class Trackers:
         self._metrics = run_folder / "metrics.jsonl"
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._workers: list[_Worker] = []
+        self._opened = time.monotonic()
         for name in config.tracking.trackers:
             run = TrackedRun(
                 folder=run_folder, config=config, resumed_step=resumed_step, warn=_with_prefix(self._lines.put, name)
@@ -89,12 +90,14 @@ class Trackers:
     def finish(self) -> None:
         """Send the rest and end the runs, or give up after a limited time."""
         self._ask(None)
-        limit = 2 * TIMEOUT * (1 if all(worker.started for worker in self._workers) else 2)
+        limit = 2 * TIMEOUT
+        if not all(worker.started for worker in self._workers):  # a start may be an attempt online and another offline
+            limit += max(self._opened + 4 * TIMEOUT - time.monotonic(), 0)
         deadline = time.monotonic() + limit
         for worker in self._workers:
             worker.thread.join(max(deadline - time.monotonic(), 0))
             if worker.thread.is_alive():
-                worker.problem = f"no answer within {limit:g} seconds"
+                worker.problem = f"no answer within {limit:.2g} seconds"
         self._tell()
 
     def _ask(self, job: Callable[[Any], None] | None) -> None:
