@@ -25,7 +25,7 @@ from pmf.generation.plan import SamplingPlan, plan_samples
 from pmf.generator.asked import as_output, check_output, with_options
 from pmf.generator.between import classes_between, noise_between
 from pmf.generator.opening import Opening, PathLike, open_weights
-from pmf.hub.pretrained import training_of, write_pretrained
+from pmf.hub.pretrained import Model, training_of, write_pretrained
 from pmf.hub.repository import upload
 from pmf.options import expand_path
 
@@ -94,9 +94,15 @@ class Generator:
         Raises:
             UserError: it holds something, or storage fails.
         """
-        state = self.network.state_dict()
-        write_pretrained(
-            Path(expand_path(os.fspath(folder))), state, self.config, self.class_names, training_of(self._saved)
+        path = Path(expand_path(os.fspath(folder)))
+        write_pretrained(path, self._published(), path.absolute().name)
+
+    def _published(self) -> Model:
+        return Model(
+            weights=self.network.state_dict(),
+            config=self.config,
+            class_names=self.class_names,
+            training=training_of(self._saved),
         )
 
     def push_to_hub(self, name: str, *, private: bool = False) -> str:
@@ -113,8 +119,8 @@ class Generator:
             UserError: not logged in, no rights, or the hub cannot be reached.
         """
         with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary) / name.rpartition("/")[2]
-            self.save_pretrained(folder)
+            folder = Path(temporary) / "model"
+            write_pretrained(folder, self._published(), name)
             return upload(folder, name, private=private)
 
     @overload

@@ -81,14 +81,28 @@ def training_of(saved: SavedWeights) -> Training:
     return replace(training, evaluations=own, commit=commit)
 
 
-def write_pretrained(
-    folder: Path, weights: Mapping[str, Tensor], config: Config, class_names: Sequence[str], training: Training
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """What is published.
+
+    Attributes:
+        weights: of a network built for inference.
+        config: that they were trained with.
+        class_names: by label.
+    """
+
+    weights: Mapping[str, Tensor]
+    config: Config
+    class_names: Sequence[str]
+    training: Training
+
+
+def write_pretrained(folder: Path, model: Model, name: str) -> None:
     """Write a model's folder, complete or absent.
 
     Args:
         folder: must not be there, or be empty.
-        weights: of a network built for inference.
+        name: by which its card says that it can be loaded.
 
     Raises:
         UserError: it holds something already, or storage fails.
@@ -100,7 +114,7 @@ def write_pretrained(
         shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
         temporary.mkdir(parents=True)
         try:
-            _write_files(temporary, folder.absolute().name, weights, config, class_names, training)
+            _write_files(temporary, model, name)
             for path in (*temporary.iterdir(), temporary):
                 flush(path)
             if folder.exists():
@@ -111,26 +125,20 @@ def write_pretrained(
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write_files(
-    folder: Path,
-    name: str,
-    weights: Mapping[str, Tensor],
-    config: Config,
-    class_names: Sequence[str],
-    training: Training,
-) -> None:
-    save_weights(folder / WEIGHTS, weights, config)
+def _write_files(folder: Path, model: Model, name: str) -> None:
+    training = asdict(model.training)
+    save_weights(folder / WEIGHTS, model.weights, model.config)
     record = {
         "format": FORMAT,
         "library_name": "pmf",
         "library_version": version("pmf"),
-        "class_names": list(class_names),
-        "training": asdict(training),
-        "config": as_plain(config),
+        "class_names": list(model.class_names),
+        "training": training,
+        "config": as_plain(model.config),
     }
     write_json(folder / PRETRAINED, record)
-    facts = {key: value for key, value in asdict(training).items() if value is not None}
-    (folder / "README.md").write_text(printable(model_card(name, config, class_names, facts)))
+    known = {key: value for key, value in training.items() if value is not None}
+    (folder / "README.md").write_text(printable(model_card(name, model.config, model.class_names, known)))
     index = {"_class_name": ["pipeline", "PmfPipeline"], "_diffusers_version": "0.35.0"}
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     (folder / "pipeline.py").write_text(files("pmf.hub").joinpath("pipeline.py").read_text())

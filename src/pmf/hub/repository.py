@@ -12,6 +12,8 @@ from pmf.errors import UserError
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 """What can be a repository's name: owner and name."""
+TRANSPORTS = ("requests", "httpx", "httpx2")
+"""By which huggingface_hub speaks HTTP, depending on its version; it passes their errors on."""
 
 
 def download(name: str) -> Path:
@@ -60,7 +62,6 @@ def _in_one_line(name: str, lead: str) -> Iterator[None]:
     Raises:
         UserError: in place of their errors.
     """
-    import httpx
     from huggingface_hub import errors
 
     try:
@@ -80,7 +81,10 @@ def _in_one_line(name: str, lead: str) -> Iterator[None]:
         raise UserError(f"{name}: {lead} the Hugging Face hub answers {status}; {told}") from None
     except (errors.LocalTokenNotFoundError, errors.HFValidationError) as error:
         raise UserError(f"{name}: {lead} {' '.join(str(error).split())}") from None
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, httpx.TransportError):
+    except Exception as error:
+        offline = (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)
+        if not isinstance(error, offline) and type(error).__module__.partition(".")[0] not in TRANSPORTS:
+            raise
         raise UserError(
             f"{name}: {lead} the Hugging Face hub cannot be reached; correct the path, or connect, or give a folder"
         ) from None
