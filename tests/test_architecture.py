@@ -37,7 +37,7 @@ FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in room
 # File names that stand in several rooms, and mean the same in each.
 SHARED_NAMES = {
     "__init__": "what lives in the room",
-    "__main__": "what python -m calls",
+    "__main__": "the room's command",
     "options": "the room's section of the config",
     "command": "what a command at the top calls",
     "record": "what a command leaves as JSON",

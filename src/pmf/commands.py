@@ -28,15 +28,16 @@ class CommandParser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """See :class:`argparse.ArgumentParser`."""
-        self._complete()
+        self.complete()
         return super().parse_args(args, namespace)
 
     def parse_intermixed_args(self, args: Any = None, namespace: Any = None) -> Any:
         """See :class:`argparse.ArgumentParser`."""
-        self._complete()
+        self.complete()
         return super().parse_intermixed_args(args, namespace)
 
-    def _complete(self) -> None:
+    def complete(self) -> None:
+        """Answer a shell that asks what may come next, and end; otherwise nothing."""
         if "_ARGCOMPLETE" in os.environ:
             import argcomplete
 

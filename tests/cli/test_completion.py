@@ -32,7 +32,7 @@ LINES = {
     "pmf do": ["doctor "],
     "pmf train --config digits": [*(name for name in shipped_names() if name.startswith("digits"))],
     "pmf train --config digits ema.": [key for key in KEYS if key.startswith("ema.")],
-    "pmf train --config digits training.seed=1 optimizer.name=": ["muon", "nadamw", "adamw"],
+    "pmf train training.seed=1 --config digits optimizer.name=": ["muon", "nadamw", "adamw"],
     "pmf sample --noise ": ["ours", "official"],
     "pmf convert im": ["import "],
 }

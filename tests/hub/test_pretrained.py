@@ -91,9 +91,8 @@ def test_the_card_names_licences_of_perceptual_networks_and_the_autoencoder(auto
     card = model_card("me/b16", config_from_plain(plain, "test"), ["tench", "goldfish"], {"weights": "w"})
     assert "timm/convnextv2_base.fcmae_ft_in22k_in1k | CC-BY-NC 4.0, non-commercial use only |" in card
     assert "vgg16-397923af.pth" in card and "BSD" in card
-    pmf.load(write_latent_weights(tmp_path / "w.safetensors", autoencoder), device="cpu").save_pretrained(
-        tmp_path / "l"
-    )
+    latent = pmf.load(write_latent_weights(tmp_path / "w.safetensors", autoencoder), device="cpu")
+    latent.save_pretrained(tmp_path / "l")
     told = (tmp_path / "l" / "README.md").read_text()
     assert f"decoded by `{autoencoder}`, which is not part of this folder" in told
     assert "No perceptual network took part" in told

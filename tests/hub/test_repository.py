@@ -70,6 +70,5 @@ def test_what_the_hub_refuses_is_told_in_a_line(hub, model, monkeypatch, tmp_pat
     (tmp_path / "me" / "none").mkdir(parents=True)
     assert told(lambda: pmf.load("me/none")).startswith("me/none: is neither a run folder")  # it exists, and goes first
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    assert told(lambda: pmf.load("me/gone")).startswith(
-        f"me/gone: {nowhere}, and the Hugging Face hub cannot be reached"
-    )
+    unreached = f"me/gone: {nowhere}, and the Hugging Face hub cannot be reached; "
+    assert told(lambda: pmf.load("me/gone")).startswith(unreached)

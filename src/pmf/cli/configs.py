@@ -19,7 +19,7 @@ def main() -> None:
     takes_one_of(name, shipped_names())
     arguments = parser.parse_args()
     if arguments.name is None:
-        width = max(map(len, shipped_names()))
+        width = max(map(len, shipped_names()), default=0)
         for known in shipped_names():
             first = (shipped_folder() / f"{known}.yaml").read_text().partition("\n")[0]
             say(f"{known:<{width}}  {first.removeprefix('# ')}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -22,6 +24,14 @@ class ConfigParser(CommandParser):
         self.add_argument(
             "--help", action=_LongHelp, nargs=0, help="show this and every option of the config, and exit"
         )
+
+    def complete(self) -> None:
+        """Answer a shell; ``key=value`` already given is left out, since argcomplete would offer none behind a flag."""
+        if "COMP_LINE" in os.environ:
+            line = os.environ["COMP_LINE"][: int(os.environ["COMP_POINT"])]
+            line = re.sub(r"\s[\w.]+=\S*(?=\s)", "", line)
+            os.environ |= {"COMP_LINE": line, "COMP_POINT": str(len(line))}
+        super().complete()
 
     def add_overrides(self, told: str) -> None:
         """The argument ``key=value``, any number of times; ``told`` is its help."""

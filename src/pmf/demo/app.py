@@ -46,7 +46,7 @@ def launch(app: gr.Blocks, port: int) -> tuple[Any, str, str]:
     Raises:
         UserError: the port is taken.
     """
-    fonts = {"font": ("system-ui", "sans-serif"), "font_mono": ("monospace",)}  # gradio's own come from Google
+    theme = gr.themes.Default(font=("system-ui", "sans-serif"), font_mono=("monospace",))  # its own are Google's
     try:
         return app.launch(
             server_name="127.0.0.1",
@@ -56,7 +56,7 @@ def launch(app: gr.Blocks, port: int) -> tuple[Any, str, str]:
             share=False,
             ssr_mode=False,
             footer_links=[],
-            theme=gr.themes.Default(**fonts),
+            theme=theme,
         )
     except OSError:
         raise UserError(f"--port {port}: something else listens there; give another") from None
@@ -71,7 +71,7 @@ def build_app(studio: Studio) -> gr.Blocks:
         gr.Markdown(f"# One-step image generator\n{model.weights_source}")
         with gr.Row():
             with gr.Column(scale=1):
-                controls = [
+                controls: list[Any] = [
                     gr.Dropdown(classes, value=0, label="Class"),
                     gr.Number(0, label="Seed", precision=0, minimum=0),
                     gr.Slider(1, MAX_IMAGES, value=10, step=1, label="Images"),
@@ -91,7 +91,7 @@ def build_app(studio: Studio) -> gr.Blocks:
                 nearest = _gallery("Nearest training images, and their distance in grey levels", "nearest")
         with gr.Row():
             with gr.Column(scale=1):
-                ends = [
+                ends: list[Any] = [
                     gr.Dropdown(classes, value=min(1, len(classes) - 1), label="Second class"),
                     gr.Number(0, label="Second seed", precision=0, minimum=0),
                     gr.Slider(2, 16, value=8, step=1, label="Frames"),

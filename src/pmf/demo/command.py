@@ -11,7 +11,7 @@ import argparse
 import webbrowser
 
 from pmf.commands import CommandParser, to_path, whole_from
-from pmf.config.inputs import require_there
+from pmf.config.inputs import require_free, require_there
 from pmf.errors import UserError
 from pmf.export.command import add_weights_flags, require_weights
 
@@ -49,6 +49,8 @@ def _require_fitting(arguments: argparse.Namespace) -> None:
     for option in ("port", "open"):
         if arguments.export is not None and getattr(arguments, option):
             raise UserError(f"--{option} is for the app; leave it out, --export writes a page")
+    if arguments.export is not None:
+        require_free("--export", arguments.export)
     if arguments.port is not None and arguments.port > 65535:
         raise UserError(f"--port {arguments.port}: ports are 1 ... 65535")
 

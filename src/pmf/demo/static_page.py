@@ -41,10 +41,6 @@ def write_page(model: Generator, folder: Path, runtime: Path | None = None) -> s
     Raises:
         UserError: a folder or library is missing, or see :func:`pmf.export.files.export_files`.
     """
-    if folder.exists():
-        raise UserError(f"--export {folder}: exists already; remove it or choose another name")
-    if not folder.absolute().parent.is_dir():
-        raise UserError(f"--export {folder}: there is no folder {folder.absolute().parent}; create it first")
     require_libraries()
     size = sum(tensor.nbytes for tensor in model.network.state_dict().values())
     if size > BROWSER_BYTES:

@@ -25,8 +25,8 @@ TRACED_ROWS = 2
 CHECKED_ROWS = (1, 3, 5)
 """Images of the batches that a file is compared on: none has as many rows as the traced one."""
 TOLERANCE = 0.02
-"""Grey levels. The largest difference measured was 0.0009 (docs/export.md); a wrong input moves images by many levels.
-"""
+"""Grey levels that a value before rounding may differ by: some 1,300 steps of float32 at 255, room for the different
+sums of other libraries in a deep network. A wrong input or layer moves images by whole levels."""
 LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -97,7 +97,7 @@ def describe(model: Generator, graph: OneGraph) -> dict[str, Any]:
 
 def run_onnx(path: Path) -> Callable[[Mapping[str, Tensor]], Tensor]:
     """What an ONNX file makes of inputs by name, on the CPU: (B, C, H, W) uint8."""
-    import onnxruntime
+    import onnxruntime  # type: ignore[import-untyped]
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
