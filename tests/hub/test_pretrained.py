@@ -93,6 +93,8 @@ def test_the_card_names_licences_of_perceptual_networks_and_the_autoencoder(auto
     assert "vgg16-397923af.pth" in card and "BSD" in card
     latent = pmf.load(write_latent_weights(tmp_path / "w.safetensors", autoencoder), device="cpu")
     latent.save_pretrained(tmp_path / "l")
+    again = pmf.load(tmp_path / "l", device="cpu").generate(1, output="tensor")
+    assert again.shape == (1, 3, 32, 32) and torch.equal(again, latent.generate(1, output="tensor"))
     told = (tmp_path / "l" / "README.md").read_text()
     assert f"decoded by `{autoencoder}`, which is not part of this folder" in told
     assert "No perceptual network took part" in told
