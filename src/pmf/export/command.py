@@ -33,7 +33,7 @@ def main() -> None:
     require_weights(arguments)
 
     # Only now: importing torch's stack takes seconds.
-    from pmf.export.files import export_files
+    from pmf.export.formats import export_files
     from pmf.generator.model import Generator
 
     model = Generator.from_pretrained(
