@@ -72,6 +72,14 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[P
     return get
 
 
+@pytest.fixture(scope="session")
+def digits_run(once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    """The tiny digits run (``TINY`` of tests/launch.py), finished."""
+    from tests.launch import train_tiny
+
+    return once("digits run", train_tiny)
+
+
 @pytest.fixture(scope="module")
 def one_fit() -> Iterator[None]:
     """Evaluations in this process share one fit of the digits' features: seconds, and the same numbers each time."""

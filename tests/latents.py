@@ -98,8 +98,10 @@ def encode_jpegs(jpegs: Path, autoencoder: Path, output: Path, dtype: str = "flo
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """The shards and the index of an encoded folder."""
-    return {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.name != "encoding.json"}
+    """The shards of an encoded folder, and its index without the names of classes, which not every set has."""
+    files = {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.name != "encoding.json"}
+    index = {name: value for name, value in json.loads(files["index.json"]).items() if name != "class_names"}
+    return {**files, "index.json": json.dumps(index).encode()}
 
 
 def write_latent_weights(path: Path, autoencoder: Path) -> Path:

@@ -47,6 +47,7 @@ PRELOADED = [
     "pmf.training.trainer",
     "pmf.evaluation.command",
     "diffusers.models.autoencoders.autoencoder_kl",
+    "matplotlib.backends.backend_agg",
     "pandas",
     "PIL.Image",
     "pyarrow.parquet",

@@ -99,7 +99,8 @@ def test_every_recipe_can_be_written_to(path):
     edited = with_numbers(read_exactly(path), MICRO, str(path)).splitlines()
     (new,) = [line for line in edited if line not in lines]
     assert new == "  micro_batch_size: 16"
-    assert [line for line in edited if line != new] == lines
+    others = [line for line in lines if "micro_batch_size" not in line]  # one recipe has a line of its own for it
+    assert [line for line in edited if line != new] == others
 
 
 def test_what_cannot_be_changed_alone_is_left_to_the_user():

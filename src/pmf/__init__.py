@@ -9,7 +9,6 @@ Importing this imports no torch; :func:`load` does. See docs/python.md.
 from __future__ import annotations
 
 import os
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from pmf.errors import UserError
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from pmf.generator.model import Generator
 
 __all__ = ["Generator", "UserError", "load"]
-__version__ = version("pmf")
+__version__: str
 
 
 def load(
@@ -59,4 +58,8 @@ def __getattr__(name: str) -> Any:
         from pmf.generator.model import Generator
 
         return Generator
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("pmf")
     raise AttributeError(f"module 'pmf' has no attribute {name!r}")

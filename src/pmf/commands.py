@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pmf.distributed.launcher import is_main_rank, require_launcher
 from pmf.errors import PREEMPTED_STATUS, AgreedError, Preempted, UserError
@@ -15,8 +15,33 @@ from pmf.files import print_any_name, storage_in_one_line
 from pmf.options import FLOAT, expand_path, number
 
 
+def program(script: str) -> str:
+    """What a command's own texts call it: ``pmf VERB`` if it was started so, or else ``script``."""
+    return sys.argv[0] if sys.argv[0].startswith("pmf ") else script
+
+
 class CommandParser(argparse.ArgumentParser):
-    """A parser that reports a wrong command line like any other mistake: in one line, from the main process alone."""
+    """A parser that reports a wrong command line like any other mistake: in one line, from the main process alone.
+
+    Asked by a shell what may come next (:mod:`pmf.cli.completion`), it answers instead of parsing and ends the process.
+    """
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """See :class:`argparse.ArgumentParser`."""
+        self.complete()
+        return super().parse_args(args, namespace)
+
+    def parse_intermixed_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """See :class:`argparse.ArgumentParser`."""
+        self.complete()
+        return super().parse_intermixed_args(args, namespace)
+
+    def complete(self) -> None:
+        """Answer a shell that asks what may come next, and end; otherwise nothing."""
+        if "_ARGCOMPLETE" in os.environ:
+            import argcomplete
+
+            argcomplete.autocomplete(self)
 
     def error(self, message: str) -> NoReturn:
         """End the command.
@@ -25,6 +50,15 @@ class CommandParser(argparse.ArgumentParser):
             UserError: always.
         """
         raise UserError(f"{message}; {self.prog} --help shows what there is")
+
+
+def completed_by(action: argparse.Action, completer: Callable[..., Mapping[str, str]]) -> None:
+    """Have shells complete the values of an argument.
+
+    Args:
+        completer: is called with ``prefix``, the beginning of the word; returns words, each with what is said of it.
+    """
+    action.completer = completer  # type: ignore[attr-defined]  # where argcomplete looks
 
 
 def path_text(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Official checkpoints to our safetensors, and back: python -m pmf.convert import|export --help.
+"""Official checkpoints to our safetensors, and back: %(prog)s import|export --help.
 
 Reads and writes the PyTorch files (.pt, .pth) and the JAX checkpoints of pMF, iMF and MeanFlow, and reads FD-Loss's of
 the first two; JAX needs uv sync --extra jax. Every tensor is accounted for by name and shape; what does not fit is
@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import argparse
 
-from pmf.commands import CommandParser, path_text, run_command, to_path
+from pmf.commands import CommandParser, path_text, program, run_command, to_path
+from pmf.config.command_line import takes_config
 from pmf.config.inputs import require_free, require_model, require_there
 from pmf.config.yaml_file import load_config
 from pmf.files import writing
@@ -20,7 +21,7 @@ LAYOUTS = ("pytorch", "jax")
 def main() -> None:
     """Parse and call the verb."""
     parser = CommandParser(
-        prog="python -m pmf.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program("python -m pmf.convert"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     verbs = parser.add_subparsers(dest="verb", required=True)
     into = verbs.add_parser("import", help="official checkpoint to one .safetensors that eval.py sample reads")
@@ -30,7 +31,9 @@ def main() -> None:
         required=True,
         help="PyTorch or safetensors file, or JAX checkpoint (unzipped folder)",
     )
-    into.add_argument("--config", type=path_text, required=True, help="recipe of the model, e.g. configs/pmf_b_16.yaml")
+    takes_config(
+        into.add_argument("--config", type=path_text, required=True, help="recipe of the model, e.g. pmf_b_16")
+    )
     into.add_argument("--ema", help='JAX only: which average, e.g. 1000 or 0.9999, or "online"; default: the recipe\'s')
     into.add_argument(
         "--key", help="which set of weights of a PyTorch file that holds several, e.g. ema or state.model"

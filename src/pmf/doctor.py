@@ -1,4 +1,4 @@
-"""What a run would trip over, before it is started: ``python -m pmf.doctor CONFIG [key=value ...]``.
+"""What a run would trip over, before it is started: ``pmf doctor CONFIG [key=value ...]``.
 
 One verdict a line: ok, warning or error; the exit status is 2 after any error. The checks are those of training itself.
 """
@@ -8,16 +8,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 
-from pmf.commands import CommandParser, path_text, run_command
+from pmf.commands import path_text, program, run_command
+from pmf.config.command_line import CONFIG_HELP, ConfigParser, takes_config
+from pmf.config.shipped import find_config
 from pmf.config.yaml_file import load_config
 from pmf.errors import UserError
 
 
 def main() -> None:
     """Parse, examine, and exit with 2 after any error."""
-    parser = CommandParser(prog="python -m pmf.doctor", description=__doc__)
-    parser.add_argument("config", type=path_text, help="YAML file; see configs/")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser = ConfigParser(prog=program("python -m pmf.doctor"), description=__doc__)
+    takes_config(parser.add_argument("config", type=path_text, help=CONFIG_HELP))
+    parser.add_overrides("as they would be given to training")
     arguments = parser.parse_intermixed_args()
     num_errors = 0
     for verdict, subject, text in _verdicts(arguments.config, arguments.overrides):
@@ -33,7 +35,7 @@ def _verdicts(path: str, overrides: Sequence[str]) -> Iterator[tuple[str, str, s
     except UserError as error:
         yield "error", "config", str(error)
         return
-    yield "ok", "config", path
+    yield "ok", "config", str(find_config(path))
     from pmf.training.examination import examine  # importing torch takes seconds
 
     yield from examine(config)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BeforeValidator
@@ -29,7 +30,14 @@ def resolve(row: Row) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def one_of(table: Mapping[str, Any]) -> BeforeValidator:
+@dataclass(frozen=True, slots=True)
+class OneOf(BeforeValidator):
+    """The mark of :func:`one_of`: checks a name, and knows which there are."""
+
+    table: Mapping[str, Any] = field(default_factory=dict)
+
+
+def one_of(table: Mapping[str, Any]) -> OneOf:
     """For the annotation of an option: its value is a name in the table, as the table is then."""
 
     def check(name: Any) -> Any:
@@ -37,7 +45,7 @@ def one_of(table: Mapping[str, Any]) -> BeforeValidator:
             raise PydanticKnownError("literal_error", {"expected": names_in(table)})
         return name
 
-    return BeforeValidator(check)
+    return OneOf(check, table=table)
 
 
 def names_in(table: Mapping[str, Any]) -> str:

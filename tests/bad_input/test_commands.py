@@ -30,7 +30,26 @@ IMPORT = ("-m", "pmf.convert", "import", "--checkpoint", IMAGES, "--config", DIG
 EXPORT = ("-m", "pmf.convert", "export", "--checkpoint", IMAGES, "--output", "x.pt")
 MEMORY = ("-m", "benchmarks.scaling", DIGITS)
 ENCODE = ("-m", "pmf.data.encode", "--data-path", IMAGES, "--output", "x")
-COMMANDS = (TRAIN, TUNE, DOCTOR, SAMPLE, FID, SWEEP, (*REFERENCE, "--config", DIGITS), IMPORT, EXPORT, MEMORY, ENCODE)
+PMF = ("-m", "pmf")
+PMF_TRAIN = (*PMF, "train", "--config", "digits")
+PMF_FID = (*PMF, *FID[1:])
+PMF_REFERENCE = (*PMF, "reference", "--output", "x.npz", "--config", "digits")
+COMMANDS = (
+    PMF_TRAIN,
+    PMF_FID,
+    PMF_REFERENCE,
+    TRAIN,
+    TUNE,
+    DOCTOR,
+    SAMPLE,
+    FID,
+    SWEEP,
+    (*REFERENCE, "--config", DIGITS),
+    IMPORT,
+    EXPORT,
+    MEMORY,
+    ENCODE,
+)
 
 
 COMPLETE = {
@@ -62,12 +81,14 @@ CONFIG_MISTAKES = {
     "data.num_classes=11": "data.kind digits needs data.num_classes: 10",
     "seed": "an override is section.key=value",
 }
-WITH_OVERRIDES = (TRAIN, DOCTOR, (*REFERENCE, "--config", DIGITS))
+WITH_OVERRIDES = (PMF_TRAIN, PMF_REFERENCE, TRAIN, DOCTOR, (*REFERENCE, "--config", DIGITS))
 CASES = [
     *(Case((*command, mistake), text) for command in WITH_OVERRIDES for mistake, text in CONFIG_MISTAKES.items()),
     Case((*TUNE, "optimizer.schedul=constant"), "did you mean optimizer.schedule?"),
     Case((*TUNE, "training.micro_batch_size=4"), "is what this command finds"),
     Case((*TUNE, "--device-memory", "forty"), "forty is not a size"),
+    Case((*PMF, "trian"), "pmf trian: there is no such command; did you mean train?"),
+    Case((*PMF, "train", "--config", "digts"), "did you mean digits"),
     # A model, and an image size, that the table has not.
     *(Case((*command, "model.name=pmf_b_17"), "choose one of: pmf_b_16") for command in (TRAIN, TUNE)),
     *(Case((*command, "data.image_size=9"), "use 8 or 10") for command in (TRAIN, TUNE)),
@@ -153,6 +174,9 @@ def told(tmp_path_factory) -> list[dict[str, object]]:
 QUESTIONS = [
     *(Case((*command, "--help"), "usage:", {"RANK": "1"}) for command in COMMANDS),
     Case((*TRAIN, "--print-config"), "training:"),
+    Case((*PMF_TRAIN, "--print-config"), "training:"),
+    Case((*PMF, "--help"), "auto-batch"),
+    Case((*PMF, "configs"), "digits"),
 ]
 
 

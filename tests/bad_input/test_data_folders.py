@@ -166,6 +166,22 @@ def test_classes_that_are_named_like_a_split_are_classes(tmp_path: Path) -> None
         assert [sample.label for sample in source.samples(np.arange(len(source)))] == [0, 0, 1, 2]
 
 
+def test_a_folder_of_images_is_one_class_where_one_is_asked_for(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    write_images(folder, "b.png", "a.png", "._a.png")
+    for path, split in ((folder, "train"), (tmp_path, "set")):
+        data = DataConfig(kind="imagefolder", path=str(path), split=split, image_size=8, num_classes=1)
+        source = create_source(data, 0)
+        assert [sample.label for sample in source.samples(np.arange(len(source)))] == [0, 0]
+        assert source.warnings == [f"{folder}: left out are hidden names: 1 (first ._a.png)"]
+    assert refusal("imagefolder", folder) == (
+        f"{folder}: there are images (a.png, b.png) but no class folders; move them into one folder per class, or "
+        "set data.num_classes to 1 (it is 2) to train on them as one class"
+    )
+    write_images(folder, "deep/er/c.png", "deep/d.png")  # now there is a class folder, and the others are strays
+    assert open_set("imagefolder", folder, num_classes=1) == 2
+
+
 def test_what_is_left_out_of_a_training_set_is_said(tmp_path: Path) -> None:
     write_images(tmp_path, "a/0.png", "b/0.png", "stray.png", "a/._0.png", "a/x.avif", "__MACOSX/a/._0.png", "c/x.txt")
     source = create_source(DataConfig(kind="imagefolder", path=str(tmp_path), image_size=8, num_classes=3), 0)

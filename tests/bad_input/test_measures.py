@@ -86,7 +86,7 @@ FID = {
     ),
     "no images to make": Case(
         arguments=(*GENERATED, "--num-images", "0"),
-        message="argument --num-images: 0 is not a whole number from 1; eval fid --help shows what there is",
+        message="argument --num-images: 0 is not a whole number from 1; eval.py fid --help shows what there is",
     ),
     "extractor of other images": Case(
         arguments=(*GENERATED, "--extractor", SMALL),
@@ -109,7 +109,7 @@ SAMPLE = {
     "labels that are none": Case(
         arguments=("--labels", "a"),
         message="argument --labels: a: give classes separated by commas, all or blocks; "
-        "eval sample --help shows what there is",
+        "eval.py sample --help shows what there is",
     ),
     "blocks of unequal length": Case(
         arguments=("--labels", "blocks", "--num-images", "15"),

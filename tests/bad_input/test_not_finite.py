@@ -210,7 +210,7 @@ def test_snapshots_of_a_run_are_left_out_and_it_goes_on(trainer, capsys):
         assert f"warning: samples/step_{number:08d}.png is left out: {where}" in printed
     assert sorted(path.name for path in (run / "evaluation").iterdir()) == [f"step_{n:08d}.json" for n in (2, 4)]
     grids = {path.name for path in (run / "samples").glob("*.png")}
-    assert grids == {"step_00000002.png", "step_00000004.png", "final.png"}
+    assert grids == {"step_00000002.png", "step_00000004.png", "final.png", "strip.png"}
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "fid" in line] == [2, 4]
     assert all(math.isfinite(value) for line in lines for value in line.values())

@@ -34,6 +34,7 @@ from pmf.generation.pictures import save_png
 from pmf.training.metrics import MetricsLog
 from pmf.training.preflight import require_storage
 from pmf.training.run_folder import RunFolder
+from pmf.training.trackers import Trackers
 from tests.launch import ROOT, TINY, Script, started
 
 DIGITS = str(ROOT / "configs" / "digits.yaml")
@@ -101,7 +102,7 @@ def test_every_writer_says_that_the_disk_is_full(tmp_path, monkeypatch):
     run.mkdir()
     full_disk(run / "metrics.jsonl")
     log = MetricsLog.__new__(MetricsLog)  # as if the disk had filled up since the run began
-    log.path, log._tracker = run / "metrics.jsonl", None
+    log.path, log._trackers = run / "metrics.jsonl", Trackers(run, config, 0, pytest.fail)
     full_disk(run / ".incomplete_config.yaml")
     full_disk(tmp_path / f".a.png.{os.getpid()}")
     for write, place in (

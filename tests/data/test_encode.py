@@ -104,6 +104,7 @@ def test_the_index_describes_the_set(encoded, autoencoder):
         "dtype": "float16",
         "num_images": 200,
         "corrupt": [],
+        "class_names": ["class_0", "class_1", "class_2", "class_3"],
     }
     assert index["autoencoder"]["name"] == str(autoencoder)
     assert len(index["autoencoder"]["sha256"]) == 64

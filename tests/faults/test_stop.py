@@ -32,6 +32,7 @@ def test_asked_to_stop_in_the_middle(rank, target, number, saved, whole, tmp_pat
         assert stopped.printed().count("asked to stop: ") == 1
         assert "Traceback" not in stopped.printed()
     assert (run / "preempted").exists()
+    assert f"**Stopped on request** at step {saved} of 12" in (run / "README.md").read_text()
     assert list_checkpoints(run)[-1].name == f"step_{saved:08d}"
     assert "this run had been asked to stop, and goes on" in finish(run, *overrides, ranks=2)
     assert trace(run) == trace(whole(2))

@@ -17,12 +17,12 @@ from pmf.distributed.world import ALONE
 from pmf.generation.images import own_batches
 from pmf.generation.noise import NoiseOptions, image_noise
 from pmf.generation.pictures import contact_sheet, save_png
-from tests.launch import run_command, train_tiny
+from tests.launch import run_command
 
 
-@pytest.fixture(scope="session")
-def run(once):
-    return once("digits run", train_tiny)
+@pytest.fixture
+def run(digits_run):
+    return digits_run
 
 
 def sample(run, output, *arguments, ranks=1):

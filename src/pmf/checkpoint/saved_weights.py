@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -31,7 +32,8 @@ class SavedWeights:
         sha256: of the file; of names and values where the checkpoint is not one file.
         average: ``online`` or the name of the average they were chosen as; None for a file that is what it is.
         averages: what they could be chosen from; () for a file that is what it is.
-        class_names: of the data they were trained on, by label; () where they were not recorded.
+        path: the file; None where the checkpoint is not one file of this library.
+        record: the plain values beside the file, of a checkpoint's ``state.json`` or of a folder for the hub.
     """
 
     weights: dict[str, Tensor]
@@ -40,7 +42,14 @@ class SavedWeights:
     sha256: str
     average: str | None
     averages: tuple[str, ...] = ()
-    class_names: tuple[str, ...] = ()
+    path: Path | None = None
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """What the data they were trained on calls its classes, by label; () where it is not recorded."""
+        names = self.record.get("class_names")
+        return tuple(map(str, names)) if isinstance(names, list) else ()
 
 
 def load_weights(path: Path, which: str | None, world: World = ALONE) -> SavedWeights:
@@ -87,7 +96,8 @@ def read_weights(file: WeightsFile) -> SavedWeights:
         sha256=file.sha256,
         average=file.average,
         averages=file.averages,
-        class_names=_names_beside(path),
+        path=path,
+        record=_record_beside(path),
     )
 
 
@@ -106,19 +116,16 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], config: Config) -> N
         save_safetensors(weights, temporary, {"config": json.dumps(as_plain(config))})
 
 
-def _names_beside(file: Path) -> tuple[str, ...]:
-    """The class names in the record of a file's folder; () where there is none, or none that can be read.
+def _record_beside(file: Path) -> dict[str, Any]:
+    """What is recorded in the folder of a file; {} where nothing is, or nothing that can be read.
 
-    They do not stand in the file itself: of several texts safetensors keeps no order, and equal weights are equal bytes.
+    It does not stand in the file itself: of several texts safetensors keeps no order, and equal weights shall be equal
+    bytes.
     """
     for record in (STATE, PRETRAINED):
         with contextlib.suppress(UserError):
-            names = (
-                read_object(file.parent / record, "").get("class_names") if (file.parent / record).exists() else None
-            )
-            if isinstance(names, list):
-                return tuple(map(str, names))
-    return ()
+            return read_object(file.parent / record, "")
+    return {}
 
 
 def load_strictly(module: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:

@@ -52,7 +52,7 @@ def read_value(option: FieldInfo, key: str, text: str) -> Any:
         return _read(text, option.annotation)
     except ValueError:
         example = f"{key}={written(option.get_default(call_default_factory=True), option.annotation)}"
-        raise NotOfItsKindError(f"takes {_described(option.annotation)}, e.g. {example}") from None
+        raise NotOfItsKindError(f"takes {described(option.annotation)}, e.g. {example}") from None
 
 
 def written(value: Any, annotation: Any) -> str:
@@ -76,12 +76,13 @@ def _kinds(annotation: Any) -> list[Any]:
     return parts or [annotation]
 
 
-def _described(annotation: Any) -> str:
+def described(annotation: Any) -> str:
+    """What an annotation takes, in words: ``a whole number or null``."""
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return _described(parts[0])
+        return described(parts[0])
     if origin in (Union, UnionType):
-        return " or ".join(["null" if part is NoneType else _described(part) for part in parts])
+        return " or ".join(["null" if part is NoneType else described(part) for part in parts])
     if origin is Literal:
         return " or ".join(written(choice, None) for choice in parts)
     several = WORDS[next(kind for kind in _kinds(annotation) if kind in WORDS)][1] if parts else ""

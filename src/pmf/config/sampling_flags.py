@@ -9,6 +9,8 @@ from typing import Any, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
+from pmf.config.command_line import takes_one_of
+from pmf.config.listing import countable_values
 from pmf.config.overrides import NotOfItsKindError, read_value
 from pmf.config.sampling_options import Use, columns_of, options_for, use_of
 from pmf.config.sections import sampling_section
@@ -37,7 +39,7 @@ def add_sampling_flags(parser: argparse.ArgumentParser, *, several: bool = False
             shape["nargs"] = "+"
         repeat = "; repeat for several" if parts and many else ""
         told = " ".join((option.description or name).split()).removesuffix(".")
-        parser.add_argument(
+        action = parser.add_argument(
             flag,
             dest=_PREFIX + name,
             default=argparse.SUPPRESS,
@@ -45,6 +47,7 @@ def add_sampling_flags(parser: argparse.ArgumentParser, *, several: bool = False
             help=f"{told}; default: the config's{repeat}".replace("%", "%%"),
             **shape,
         )
+        takes_one_of(action, countable_values(option))
 
 
 def given_options(arguments: argparse.Namespace) -> dict[str, Any]:

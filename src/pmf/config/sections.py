@@ -29,9 +29,10 @@ from pmf.options import (
     Section,
     Whole,
     number_name,
+    one_or_more,
 )
 from pmf.perceptual.options import PerceptualConfig
-from pmf.tables import one_of
+from pmf.tables import Row, one_of
 
 
 class TrainingConfig(Section):
@@ -130,15 +131,37 @@ class EvaluationConfig(Section):
     """File of Inception's weights; null: in $TORCH_HOME, else downloaded."""
 
 
-class TrackingConfig(Section):
-    """Where metrics go besides metrics.jsonl."""
+# A row is a function of a TrackedRun (training/trackers.py) that returns a tracker of Accelerate's, not yet started.
+TRACKERS: dict[str, Row] = {
+    "wandb": "pmf.training.tracker_kinds:WandbRun",
+    "tensorboard": "pmf.training.tracker_kinds:TensorBoardFiles",
+    "trackio": "pmf.training.tracker_kinds:TrackioRun",
+}
 
-    wandb: bool = False
-    """Also log to Weights & Biases (metrics.jsonl is always written)."""
+
+class TrackingConfig(Section):
+    """Where metrics, sample grids and the config go besides the run folder; see docs/tracking.md."""
+
+    trackers: Annotated[list[Annotated[str, one_of(TRACKERS)]], BeforeValidator(one_or_more)] = Field(
+        default_factory=list
+    )
+    """Any of wandb, tensorboard and trackio, or others that were added; metrics.jsonl is always written."""
     project: str = "pmf"
-    """Its project."""
+    """Project there."""
     name: str | None = None
-    """Its run name; null takes the run folder's."""
+    """Run name there; null takes the run folder's."""
+    wandb: Annotated[bool, Field(exclude=True)] = False
+    """Older spelling of trackers: wandb."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _older_spelling(cls, values: Any) -> Any:
+        """Configs with ``wandb: true`` are those with ``trackers: wandb``."""
+        given = one_or_more(values.get("trackers", [])) if isinstance(values, dict) else None
+        if not isinstance(given, list) or values.get("wandb") is not True:
+            return values
+        others = {key: value for key, value in values.items() if key != "wandb"}
+        return {**others, "trackers": [*given, *([] if "wandb" in given else ["wandb"])]}
 
 
 class Config(Section):
@@ -211,6 +234,8 @@ def cross_field_problems(config: Config) -> list[tuple[str, str]]:
             problems.append((f"perceptual.{name}", problem))
     if config.evaluation.every_images and not config.evaluation.reference:
         problems.append(("evaluation.reference", "is missing; evaluation.every_images needs something to compare with"))
+    if len(set(config.tracking.trackers)) != len(config.tracking.trackers):
+        problems.append(("tracking.trackers", f"names one tracker twice: {', '.join(config.tracking.trackers)}"))
     if len(set(averages)) != len(averages):
         problems.append(("ema.half_lives_kimg", f"and ema.decays name one average twice: {', '.join(averages)}"))
     if sampling.ema not in (*averages, "online"):

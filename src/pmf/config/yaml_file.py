@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from pmf.config.overrides import NotOfItsKindError, find_option, read_value, sections
 from pmf.config.sections import Config, as_plain
+from pmf.config.shipped import find_config, known_configs
 from pmf.errors import CrossFieldError, UserError
 from pmf.options import FLOAT, RECORDED, expand_variables, number
 
@@ -45,10 +46,13 @@ class _Document:
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file, apply ``section.key=value`` overrides and check everything.
 
+    Args:
+        path: of the file, or the name of a config; see :func:`pmf.config.shipped.find_config`.
+
     Raises:
         UserError: with file and line, for anything that is not a valid config.
     """
-    path = Path(path)
+    path = find_config(path)
     document = _read(path)
     for override in overrides:
         _apply_override(document, override)
@@ -74,8 +78,7 @@ def _read(path: Path) -> _Document:
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        known = ", ".join(sorted(str(p) for p in Path("configs").glob("*.yaml"))) or "none in ./configs"
-        raise UserError(f"{path}: cannot read this config ({_reason(error)}); known configs: {known}") from None
+        raise UserError(f"{path}: cannot read this config ({_reason(error)}); {known_configs(path)}") from None
     try:
         node = yaml.compose(text, Loader=_Loader)
     except RecursionError:

@@ -9,6 +9,8 @@ import importlib.util
 import logging
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -92,19 +94,31 @@ def _read(name: str, device: torch.device) -> Any:
     """One of the shapes that latents need, on the CPU, or on the meta device if ``device`` is that."""
     if importlib.util.find_spec("diffusers") is None:
         raise UserError(f"data.autoencoder {name}: latents need diffusers; install it: uv sync --extra latent")
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _quiet():
         warnings.simplefilter("ignore")  # diffusers calls the hub in ways that the hub finds old
         autoencoder = _find(name, device)
     _require_shapes(name, autoencoder.config)
     return autoencoder
 
 
-def _find(name: str, device: torch.device) -> Any:
-    """What is on this machine, or else on the hub."""
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """A context in which diffusers and the hub's library log nothing: they would tell of each attempt to connect."""
     from diffusers.utils import logging as of_diffusers
 
+    of_hub = logging.getLogger("huggingface_hub")
+    before = of_diffusers.get_verbosity(), of_hub.level
     of_diffusers.set_verbosity(of_diffusers.CRITICAL)
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it would tell of each attempt to connect
+    of_hub.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        of_diffusers.set_verbosity(before[0])
+        of_hub.setLevel(before[1])
+
+
+def _find(name: str, device: torch.device) -> Any:
+    """What is on this machine, or else on the hub."""
     on_meta = device.type == "meta"
     try:
         return _read_meta(name) if on_meta else _read_weights(name, local_files_only=True)

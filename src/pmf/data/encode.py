@@ -1,6 +1,6 @@
-"""Images to moments of latents, as data.kind latents reads them: python -m pmf.data.encode --help.
+"""Images to moments of latents, as data.kind latents reads them: %(prog)s --help.
 
-Alone, or on any number of processes: torchrun --nproc_per_node 8 -m pmf.data.encode ... Started again after an
+Alone, or on any number of processes: torchrun --nproc_per_node 8 -m pmf encode ... Started again after an
 interruption, it goes on with the shards that are not there yet; the files come out the same, bit for bit. On CPUs a
 process computes with one thread: start as many as there are cores.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from typing import get_args
 
-from pmf.commands import CommandParser, path_text, run_command, to_path, whole_from
+from pmf.commands import CommandParser, path_text, program, run_command, to_path, whole_from
 from pmf.data.options import LATENT_STRIDE, DataConfig, missing_folder, section_problems
 from pmf.errors import UserError
 from pmf.options import FLOAT, number
@@ -46,7 +46,9 @@ def main() -> None:
 
 def _parser() -> CommandParser:
     parser = CommandParser(
-        prog="python -m pmf.data.encode", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program("python -m pmf.data.encode"),
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     images = parser.add_argument_group("images, as the options of the data section")
     images.add_argument("--data-path", type=path_text, required=True, help="folder of the data set")

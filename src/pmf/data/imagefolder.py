@@ -1,4 +1,4 @@
-"""A folder of class folders of image files."""
+"""A folder of class folders of image files, or of images of one class."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "tes
 class ImageFolderSource:
     """Files of ``data.path``/CLASS/ or ``data.path``/SPLIT/CLASS/; labels number the classes sorted by name.
 
-    Class folders are searched in depth; which files are images is image_files.py's rule.
+    Class folders are searched in depth; which files are images is image_files.py's rule. Where there are no class
+    folders and ``data.num_classes`` is 1, the images that stand there are the class.
 
     Raises:
         UserError: for a missing path, folders that are splits and not classes, a number of class folders other than
-            ``data.num_classes``, an empty set.
+            ``data.num_classes``, images without class folders where that is not 1, an empty set.
     """
 
     block_starts = None
@@ -38,19 +39,12 @@ class ImageFolderSource:
         self.root = class_root(path, config.split)
         left_out = LeftOut()
         beside, classes = scan_folder(self.root, "", left_out)
-        left_out.add("images beside the class folders", beside)
         if self.root != path:
             left_out.add("images beside the folder of the split", list_flat(path, LeftOut()))
-        if len(classes) != config.num_classes:
-            raise UserError(
-                f"{self.root}: there are {len(classes)} class folders ({first_names(classes)}) but data.num_classes is "
-                f"{config.num_classes}; correct one of them, or data.path"
-            )
         self.class_names = tuple(classes)
         names: list[bytes] = []
         counts = []
-        for name in classes:
-            found = list_deep(self.root, name, left_out)
+        for found in self._images_by_class(beside, classes, left_out):
             names += (os.fsencode(path) for path in found)
             counts.append(len(found))
         if not names:
@@ -63,6 +57,26 @@ class ImageFolderSource:
         self._names = b"".join(names)
         self._cuts = np.cumsum([0, *map(len, names)], dtype=np.int64)
         self._class_ends = np.cumsum(counts, dtype=np.int64)
+
+    def _images_by_class(self, beside: list[str], classes: list[str], left_out: LeftOut) -> Iterator[list[str]]:
+        """The images of one class after the other; ``beside`` are those that stand in no class folder."""
+        wanted = self.config.num_classes
+        if beside and not classes:
+            if wanted == 1:
+                yield beside
+                return
+            raise UserError(
+                f"{self.root}: there are images ({first_names(beside)}) but no class folders; move them into one "
+                f"folder per class, or set data.num_classes to 1 (it is {wanted}) to train on them as one class"
+            )
+        if len(classes) != wanted:
+            raise UserError(
+                f"{self.root}: there are {len(classes)} class folders ({first_names(classes)}) but data.num_classes is "
+                f"{wanted}; correct one of them, or data.path"
+            )
+        left_out.add("images beside the class folders", beside)
+        for name in classes:
+            yield list_deep(self.root, name, left_out)
 
     def __len__(self) -> int:
         return len(self._cuts) - 1

@@ -4,8 +4,8 @@ encoding.json           what was asked for, written first
 latents-00000.safetensors ...
                         ``moments`` (n, 8, h, w) float16 or float32: means, then standard deviations; ``mirrored``,
                         the same of the mirrored images, where asked for; ``labels`` (n,) int64
-index.json              written last: image_size, num_classes, class_names, mirrored, dtype, autoencoder, num_images, the images
-                        that could not be decoded, and of each shard file, bytes, sha256 and labels
+index.json              written last: image_size, num_classes, class_names, mirrored, dtype, autoencoder, num_images,
+                        the images that could not be decoded, and of each shard file, bytes, sha256 and labels
 """
 
 from __future__ import annotations

@@ -91,12 +91,12 @@ class DataConfig(Section):
     """Where images come from and how they are prepared."""
 
     kind: Annotated[str, one_of(SOURCES)] = "parquet"
-    """Hugging Face Parquet, a folder of class folders, generated images, the embedded 8x8 digits, or an autoencoder's
-    latents."""
+    """Hugging Face Parquet, a folder of class folders (of images, where there is one class), generated images, the
+    embedded 8x8 digits, or an autoencoder's latents."""
     path: PathText | None = None
     """Folder of the data set. Parquet: the folder that holds data/SPLIT-*.parquet (or the files themselves)."""
     split: str = "train"
-    """Which Parquet files: SPLIT-*.parquet."""
+    """Which Parquet files, SPLIT-*.parquet, or which folder of class folders, where there is one of that name."""
     image_column: str = "image"
     """Parquet column with the encoded image: a struct {bytes, path} or plain bytes."""
     label_column: str = "label"
@@ -109,7 +109,8 @@ class DataConfig(Section):
     """What scales images to their short side: pillow, with the papers' pixels, or torch, which is faster. Evaluation
     always measures with pillow (docs/data.md)."""
     num_classes: Positive = 1000
-    """Labels are 0 ... num_classes - 1; num_classes itself is the null label."""
+    """Labels are 0 ... num_classes - 1; num_classes itself is the null label. Set it to what the data has: it is not
+    guessed."""
     num_images: Positive = 1024
     """Size of the synthetic set; ignored by the others."""
     horizontal_flip: bool = False

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pmf.commands import path_text, to_path, whole_from
+from pmf.config.command_line import takes_config
 from pmf.config.sampling_flags import add_sampling_flags, check_sampling
 
 
@@ -39,10 +40,10 @@ class SamplingRequest:
 
 def add_generation_flags(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
     """How a checkpoint's images are generated; ``several``: with several values of each sampling option."""
-    parser.add_argument(
-        "--config",
-        type=to_path,
-        help="recipe that an official checkpoint was trained with, e.g. configs/pmf_b_16.yaml",
+    takes_config(
+        parser.add_argument(
+            "--config", type=to_path, help="recipe that an official checkpoint was trained with, e.g. pmf_b_16"
+        )
     )
     parser.add_argument(
         "--key", help="which set of weights of a PyTorch file that holds several, e.g. ema or state.model"

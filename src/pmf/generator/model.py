@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import os
+import tempfile
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal, SupportsIndex, overload
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pmf.config.sampling_options import Use, options_for
-from pmf.config.sections import Config, sampling_section
+from pmf.config.sections import Config
 from pmf.data.class_names import check_label, find_class, resolve_names
 from pmf.distributed.world import ALONE, World, float32_precision
 from pmf.errors import UserError
-from pmf.generation.command import PlannedImages, with_sampling
+from pmf.generation.command import PlannedImages
 from pmf.generation.plan import SamplingPlan, plan_samples
+from pmf.generator.asked import as_output, check_output, with_options
 from pmf.generator.between import classes_between, noise_between
 from pmf.generator.opening import Opening, PathLike, open_weights
+from pmf.hub.pretrained import Model, training_of, write_pretrained
+from pmf.hub.repository import upload
+from pmf.options import expand_path
 
 Label = str | SupportsIndex
 """A class by its number or by its name."""
@@ -44,8 +50,7 @@ class Generator:
         self.config = planned.config
         self.average = saved.average
         self.averages = saved.averages
-        self._recorded_names = saved.class_names
-        self.weights_source = saved.source
+        self._saved = replace(saved, weights={})  # they are the network's now
         self._maker = planned.maker
         network = planned.maker.network
         assert isinstance(network, nn.Module), "inference_network makes modules"
@@ -68,17 +73,55 @@ class Generator:
         return cls(open_weights(wanted))
 
     def __repr__(self) -> str:
-        return f"<pmf.Generator {self.config.model.name} of {self.weights_source} on {self.device}>"
+        return f"<pmf.Generator {self.config.model.name} of {self._saved.source} on {self.device}>"
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
         """The name of each class, by label; several names of one have commas between."""
-        return resolve_names(self.config.data, self._recorded_names)
+        return resolve_names(self.config.data, self._saved.class_names)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Of each image: channels, height, width."""
         return self._maker.image_shape
+
+    def save_pretrained(self, folder: PathLike) -> None:
+        """Write a folder that :func:`pmf.load`, ``eval.py`` and diffusers read: weights, config and model card.
+
+        Args:
+            folder: to be made, or empty.
+
+        Raises:
+            UserError: it holds something, or storage fails.
+        """
+        path = Path(expand_path(os.fspath(folder)))
+        write_pretrained(path, self._published(), path.absolute().name)
+
+    def _published(self) -> Model:
+        return Model(
+            weights=self.network.state_dict(),
+            config=self.config,
+            class_names=self.class_names,
+            training=training_of(self._saved),
+        )
+
+    def push_to_hub(self, name: str, *, private: bool = False) -> str:
+        """Put what :meth:`save_pretrained` writes into a repository of the Hugging Face hub.
+
+        Args:
+            name: owner/name; it is made if it is not there.
+            private: make it for its owner alone.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            UserError: not logged in, no rights, or the hub cannot be reached.
+        """
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "model"
+            write_pretrained(folder, self._published(), name)
+            return upload(folder, name, private=private)
 
     @overload
     def generate(
@@ -136,20 +179,20 @@ class Generator:
             UserError: an unknown class or option, or a value that cannot be.
             NotFiniteError: an image holds NaN or infinity.
         """
-        _require_output(output)
+        check_output(output)
         chosen = self._labels(labels)
         count = (1 if labels is None else len(chosen)) if num_images is None else num_images
         if count < 1:
             raise UserError(f"generate: num_images is {count}; ask for at least 1")
         if first < 0:
             raise UserError(f"generate: first is {first}; give 0 or more")
-        config = self._config("generate", steps, options)
+        config = with_options(self.config, "generate", steps, options)
         plan = self._plan(config, "generate", first + count, seed, chosen)
         size = config.sampling.batch_size
         batches = [range(start, min(start + size, first + count)) for start in range(first, first + count, size)]
         with self._precision(), ThreadPoolExecutor(ALONE.own_cores) as pool:
             made = self._maker.batches(plan, self._world, batches, on_host=True, pool=pool)
-            return _as_output(torch.cat([batch.images for batch in made]), output)
+            return as_output(torch.cat([batch.images for batch in made]), output)
 
     @overload
     def interpolate(
@@ -199,14 +242,14 @@ class Generator:
             UserError: an unknown class or option, or a value that cannot be.
             NotFiniteError: an image holds NaN or infinity.
         """
-        _require_output(output)
+        check_output(output)
         ends = self._labels(labels)
         pair = (seeds, seeds) if isinstance(seeds, int) else tuple(seeds)
         if len(ends) > 2 or len(pair) != 2:
             raise UserError("interpolate: give one or two labels, and one or two seeds")
         if frames < 2:
             raise UserError(f"interpolate: frames is {frames}; give at least 2, the two ends")
-        config = self._config("interpolate", steps, options)
+        config = with_options(self.config, "interpolate", steps, options)
         plans = [self._plan(config, "interpolate", frames, seed, ends[:1]) for seed in pair]
         start, end = (self._maker.noise(plan, [0])[0] for plan in plans)
         batches = []
@@ -219,7 +262,7 @@ class Generator:
                 )
                 with way:
                     batches.append(self._maker.make(plans[0], places.tolist(), noise).cpu())
-        return _as_output(torch.cat(batches), output)
+        return as_output(torch.cat(batches), output)
 
     @property
     def _world(self) -> World:
@@ -248,29 +291,7 @@ class Generator:
         """As the commands compute; afterwards what is set for that is as before."""
         return float32_precision(tf32=self.config.training.tf32)
 
-    def _config(self, what: str, steps: int | None, options: Mapping[str, Any]) -> Config:
-        """The config with these sampling options."""
-        known = options_for(sampling_section(), Use.IMAGES, Use.BATCHES)
-        if "ema" in options:
-            raise UserError(f"{what}: ema is chosen when weights are loaded: pmf.load(..., ema=...)")
-        if wrong := [name for name in options if name not in known]:
-            raise UserError(f"{what}: {wrong[0]} is no sampling option; there are: {', '.join(known)}")
-        given = dict(options) if steps is None else {**options, "num_steps": steps}
-        return with_sampling(self.config, given, what) if given else self.config
-
     def _plan(self, config: Config, what: str, num_images: int, seed: int, labels: tuple[int, ...]) -> SamplingPlan:
         if seed < 0:
             raise UserError(f"{what}: seed is {seed}; give 0 or more")
-        return plan_samples(config, num_images=num_images, seed=seed, weights=self.weights_source, labels=labels)
-
-
-def _require_output(output: str) -> None:
-    if output not in ("pil", "tensor"):
-        raise UserError(f"output is {output!r}; give pil or tensor")
-
-
-def _as_output(images: Tensor, output: str) -> list[Image.Image] | Tensor:
-    """(N, C, H, W) uint8 on the CPU, or as PIL images: grey of one channel, RGB of three."""
-    if output == "tensor":
-        return images
-    return [Image.fromarray(image.movedim(0, -1).squeeze(-1).numpy()) for image in images]
+        return plan_samples(config, num_images=num_images, seed=seed, weights=self._saved.source, labels=labels)

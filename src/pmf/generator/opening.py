@@ -12,6 +12,7 @@ from pmf.distributed.world import ALONE, float32_precision
 from pmf.errors import UserError
 from pmf.generation.command import PlannedImages, plan_images
 from pmf.generation.sampling_request import SamplingRequest
+from pmf.hub.repository import NAME, download
 from pmf.options import expand_path, number_name
 
 PathLike = str | os.PathLike[str]
@@ -35,9 +36,12 @@ def open_weights(wanted: Opening) -> PlannedImages:
     Raises:
         UserError: nothing there, damaged, or not what was asked for.
     """
-    path = Path(expand_path(os.fspath(wanted.source)))
+    name = os.fspath(wanted.source)
+    path = Path(expand_path(name))
     if not path.exists():
-        raise UserError(f"{path}: there is no such file or folder")
+        if not NAME.fullmatch(name):
+            raise UserError(f"{path}: there is no such file or folder")
+        path = download(name)
     request = SamplingRequest(
         checkpoint=path,
         recipe=None if wanted.config is None else Path(expand_path(os.fspath(wanted.config))),
@@ -49,7 +53,8 @@ def open_weights(wanted: Opening) -> PlannedImages:
         key=wanted.key,
         autoencoder=None if wanted.autoencoder is None else expand_path(os.fspath(wanted.autoencoder)),
     )
-    with float32_precision(tf32=False):  # loading sets it, as the commands want it
+    # Loading sets the precision, as the commands want it, and a new network draws weights, from torch's own generator.
+    with float32_precision(tf32=False), torch.random.fork_rng(devices=[]):
         return plan_images(request, replace(ALONE, device=_device(wanted.device)))
 
 

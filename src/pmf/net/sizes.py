@@ -37,6 +37,8 @@ DIFFUSION_TRANSFORMER = "pmf.net.diffusion_transformer:DiffusionTransformer"
 _B = {"width": 768, "depth": 16, "head_depth": 8, "num_heads": 12, "mlp_width": 2048, "bottleneck": 128}
 _L = {"width": 1024, "depth": 32, "head_depth": 8, "num_heads": 16, "mlp_width": 2730, "bottleneck": 128}
 _H = {"width": 1280, "depth": 48, "head_depth": 8, "num_heads": 16, "mlp_width": 3416, "bottleneck": 256}
+# Ours, for small images: no paper trains it, and none trains _B with patches of 4.
+_S = {"width": 384, "depth": 12, "head_depth": 6, "num_heads": 6, "mlp_width": 1024, "bottleneck": 128}
 # iMF; mlp_width is int(8 / 3 width), which is the default.
 _IMF = {
     "b": {"width": 768, "depth": 12, "num_heads": 12},
@@ -62,6 +64,8 @@ SIZES: dict[str, NetworkSize] = {
     "pmf_l_32": NetworkSize(PIXEL_TRANSFORMER, patch_size=32, **_L),
     "pmf_h_16": NetworkSize(PIXEL_TRANSFORMER, patch_size=16, **_H),
     "pmf_h_32": NetworkSize(PIXEL_TRANSFORMER, patch_size=32, **_H),
+    "pmf_s_4": NetworkSize(PIXEL_TRANSFORMER, patch_size=4, **_S),
+    "pmf_b_4": NetworkSize(PIXEL_TRANSFORMER, patch_size=4, **_B),
     "pmf_tiny_2": NetworkSize(PIXEL_TRANSFORMER, patch_size=2, depth=4, head_depth=2, **_TINY),
     "pmf_tiny_16": NetworkSize(PIXEL_TRANSFORMER, patch_size=16, depth=2, head_depth=1, **_TINY),
     **{f"imf_{size}_2": NetworkSize(IMF_TRANSFORMER, patch_size=2, head_depth=8, **_IMF[size]) for size in _IMF},

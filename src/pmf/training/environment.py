@@ -28,12 +28,14 @@ def environment_record(*, device: str, world_size: int, num_images: int, max_ste
     """
     return {
         "command": sys.argv,
+        "uv": "UV" in os.environ,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: version(name) for name in ("pmf", *RECORDED_PACKAGES)},
         "commit": library_commit(),
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
         "world_size": world_size,
+        "local_world_size": int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
         "threads": torch.get_num_threads(),
         "num_images": num_images,
         "max_steps": max_steps,

@@ -15,16 +15,16 @@ import torch
 
 from pmf.compilers import missing_for_compilation
 from pmf.config.network import network_of
-from pmf.config.sections import Config
+from pmf.config.sections import TRACKERS, Config
 from pmf.data.order import steps_per_epoch
 from pmf.data.source import create_source, require_first_images
 from pmf.distributed.batching import accumulation_steps
 from pmf.errors import CrossFieldError, UserError
 from pmf.flow.objective import create_objective
 from pmf.optim.schedule import learning_rate
+from pmf.tables import find_row
 from pmf.training.compilation import decide_compilation
 from pmf.training.environment import RECORDED_PACKAGES
-from pmf.training.metrics import wandb_problem
 from pmf.training.preflight import (
     require_compiler,
     require_cuda_graph,
@@ -34,6 +34,8 @@ from pmf.training.preflight import (
 )
 from pmf.training.run_folder import RunFolder
 from pmf.training.state import checkpoint_bytes
+from pmf.training.tracker_kinds import wandb_problem
+from pmf.training.trackers import FAILURES, TrackedRun, first_line
 
 T = TypeVar("T")
 
@@ -57,7 +59,7 @@ def examine(config: Config) -> Iterator[Verdict]:
     yield from _ask("model", lambda: _model(config, max_steps or config.training.max_steps or sys.maxsize))
     yield from _ask("images", lambda: _images(config))
     yield from _run_folder(config)
-    yield _tracker(config)
+    yield from _trackers(config)
 
 
 def _ask(subject: str, check: Callable[[], Generator[Verdict, None, T]]) -> Generator[Verdict, None, T | None]:
@@ -163,9 +165,17 @@ def _run_folder(config: Config) -> Generator[Verdict]:
         yield Verdict("ok", "run folder", f"{found}: training would continue here")
 
 
-def _tracker(config: Config) -> Verdict:
-    if not config.tracking.wandb:
-        return Verdict("ok", "tracker", "metrics.jsonl only: tracking.wandb is false")
-    if problem := wandb_problem():
-        return Verdict("warning", "tracker", f"Weights & Biases: {problem}; it would log offline")
-    return Verdict("ok", "tracker", f"Weights & Biases, project {config.tracking.project}")
+def _trackers(config: Config) -> Iterator[Verdict]:
+    if not config.tracking.trackers:
+        yield Verdict("ok", "tracker", "metrics.jsonl only: tracking.trackers is empty")
+    run = TrackedRun(folder=Path(config.training.output_dir), config=config, resumed_step=0, warn=print)
+    for name in config.tracking.trackers:
+        try:
+            find_row(TRACKERS, name)(run)  # starts nothing
+        except FAILURES as error:
+            yield Verdict("warning", "tracker", f"{name}: {first_line(error)}; the run would go on without it")
+            continue
+        if name == "wandb" and (problem := wandb_problem()):
+            yield Verdict("warning", "tracker", f"{name}: {problem}; it would log offline")
+        else:
+            yield Verdict("ok", "tracker", f"{name}, project {config.tracking.project}")

@@ -33,15 +33,19 @@ class Snapshots:
     say: Callable[[str], None]
     stop: StopRequest
 
-    def save_grid(self, name: str) -> None:
+    def save_grid(self, name: str) -> Path | None:
         """Ten classes, ten images each, always of the same noise, into ``samples/NAME``; the main rank draws.
 
-        Weights or images that are not finite are told, and the run goes on without the grid.
+        Returns:
+            The file. None if weights or images are not finite, which is told; the run goes on without the grid.
         """
+        path = self.run_folder.path / "samples" / name
         try:
-            self._draw_grid(self.run_folder.path / "samples" / name)
+            self._draw_grid(path)
         except NotFiniteError as error:
             self.say(f"warning: samples/{name} is left out: {error}")
+            return None
+        return path
 
     def _draw_grid(self, path: Path) -> None:
         weights = self.weights(everywhere=False)
@@ -58,16 +62,21 @@ class Snapshots:
             kind, text = problem
             raise kind(text)
 
-    def write_final(self) -> None:
+    def write_final(self) -> Path | None:
         """What ``sampling.final_images`` and ``training.sample_every`` ask for when training ends.
+
+        Returns:
+            The grid, if there is one.
 
         Raises:
             Preempted: asked to stop on the way; the folder is completed by the next start.
             NotFiniteError: the trained weights make no images.
         """
         number = self.config.sampling.final_images
-        if self.config.training.sample_every or number:
-            self._draw_grid(self.run_folder.path / "samples" / "final.png")
+        if not (self.config.training.sample_every or number):
+            return None
+        grid = self.run_folder.path / "samples" / "final.png"
+        self._draw_grid(grid)
         if number:
             folder = self.run_folder.path / "samples" / f"final_step_{self.state.progress.step:08d}"
             weights = self.weights(everywhere=True)
@@ -75,6 +84,7 @@ class Snapshots:
                 if self.stop.agreed():
                     raise Preempted(f"stopped while writing {folder}; start again to complete it")
             self.say(f"{number} samples: {folder}")
+        return grid
 
     def weights(self, *, everywhere: bool) -> dict[str, Tensor]:
         """The weights that the sampling section names; see :meth:`WeightAverages.state`."""

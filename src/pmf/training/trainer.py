@@ -21,6 +21,7 @@ from pmf.data.loader import Loader, create_loader
 from pmf.data.source import Source, class_names, create_source, require_first_images
 from pmf.distributed.batching import accumulation_steps
 from pmf.errors import CrossFieldError, Preempted, UserError
+from pmf.report.writing import RunReport
 from pmf.training.course import Course
 from pmf.training.environment import environment_record
 from pmf.training.metrics import MetricsLog
@@ -83,6 +84,7 @@ class Trainer:
         self.window = Window(training, self.train_step, self.course, self.world)
         require_storage(training, checkpoint_bytes(self.state.network, config), self.course.max_steps)
         self.run_folder = RunFolder(Path(training.output_dir))
+        self.report = RunReport(self.run_folder.path, self.say)
         self.watchdog = Watchdog(self.world, training.step_timeout)
         self.snapshots = Snapshots(
             config=config, state=self.state, world=self.world, run_folder=self.run_folder, say=self.say, stop=self.stop
@@ -110,10 +112,11 @@ class Trainer:
             log = self.world.together(self._open_log)
             try:
                 self._run_steps(log)
+                self._show(log, self.snapshots.write_final())
+                self._report(last=True)
             finally:
                 if log:
                     log.close()
-            self.snapshots.write_final()
         self.accelerator.end_training()
 
     def save(self) -> None:
@@ -167,10 +170,13 @@ class Trainer:
                     self.save()
                 if stopping:
                     self._leave()
-                if self.evaluation and self.evaluation.is_due():
+                evaluating = self.evaluation is not None and self.evaluation.is_due()
+                if self.evaluation and evaluating:
                     self._evaluate(self.evaluation, log)
                 if training.sample_every and progress.step % training.sample_every == 0:
-                    self.snapshots.save_grid(f"step_{progress.step:08d}.png")
+                    self._show(log, self.snapshots.save_grid(f"step_{progress.step:08d}.png"))
+                if (evaluating or progress.step % training.checkpoint_every == 0) and progress.step < last:
+                    self._report(last=False)
 
     def _evaluate(self, evaluation: TrainingEvaluation, log: MetricsLog | None) -> None:
         step = self.state.progress.step
@@ -183,9 +189,17 @@ class Trainer:
             self.say(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in scores.items()))
             log.write({"step": step, "images": self.state.progress.images, **scores})
 
+    def _show(self, log: MetricsLog | None, grid: Path | None) -> None:
+        if log and grid:
+            log.show_samples(grid, self.state.progress.step)
+
+    def _report(self, *, last: bool) -> None:
+        self.world.ask_main(lambda: self.report.write(last=last))  # the others wait here, where no watchdog counts
+
     def _leave(self) -> NoReturn:
         if self.world.is_main:
             self.run_folder.mark_preempted(self.state.progress.step)
+        self._report(last=True)
         raise Preempted(
             f"asked to stop: step {self.state.progress.step} of {self.course.max_steps} is saved in "
             f"{self.run_folder.path}; start the same command again to go on"

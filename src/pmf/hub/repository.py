@@ -1,0 +1,90 @@
+"""To and from the Hugging Face hub, by huggingface_hub."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pmf.checkpoint.places import PRETRAINED, WEIGHTS
+from pmf.errors import UserError
+
+NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+"""What can be a repository's name: owner and name."""
+TRANSPORTS = ("requests", "httpx", "httpx2")
+"""By which huggingface_hub speaks HTTP, depending on its version; it passes their errors on."""
+
+
+def download(name: str) -> Path:
+    """The folder of a model on the hub, downloaded or found in the hub's own cache.
+
+    Raises:
+        UserError: there is none of that name, it is private, is no model of this library, or the hub cannot be reached.
+    """
+    from huggingface_hub import snapshot_download  # takes a second, and is not needed for local files
+
+    with _in_one_line(name, "there is no such file or folder, and"):
+        folder = Path(snapshot_download(name, allow_patterns=[PRETRAINED, WEIGHTS, "README.md"]))
+    missing = [file for file in (PRETRAINED, WEIGHTS) if not (folder / file).is_file()]
+    if missing:
+        raise UserError(
+            f"{name}: this repository has no {missing[0]}, so save_pretrained did not write it; download an official "
+            "file and give its path, with config="
+        )
+    return folder
+
+
+def upload(folder: Path, name: str, *, private: bool) -> str:
+    """Put a folder into a repository, which is made if it is not there.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        UserError: not logged in, no rights, or the hub cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    if not NAME.fullmatch(name):
+        raise UserError(f"push_to_hub: {name!r} is no name of a repository; give owner/name")
+    with _in_one_line(name, "nothing was pushed:"):
+        api = HfApi()
+        api.create_repo(name, private=private, exist_ok=True)
+        pushed = api.upload_folder(repo_id=name, folder_path=folder, commit_message="Weights, config and model card")
+    return str(pushed.commit_url)
+
+
+@contextmanager
+def _in_one_line(name: str, lead: str) -> Iterator[None]:
+    """What the hub and its library refuse, as a line for the user.
+
+    Raises:
+        UserError: in place of their errors.
+    """
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except errors.GatedRepoError:
+        raise UserError(
+            f"{name}: {lead} the hub's repository is gated; ask for access on its page and log in"
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise UserError(
+            f"{name}: {lead} the Hugging Face hub has no such repository, or it is private; correct the name, or log "
+            "in (hf auth login)"
+        ) from None
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code
+        told = "log in with a token that may write (hf auth login)" if status in (401, 403) else "try again later"
+        raise UserError(f"{name}: {lead} the Hugging Face hub answers {status}; {told}") from None
+    except (errors.LocalTokenNotFoundError, errors.HFValidationError) as error:
+        raise UserError(f"{name}: {lead} {' '.join(str(error).split())}") from None
+    except Exception as error:
+        offline = (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)
+        if not isinstance(error, offline) and type(error).__module__.partition(".")[0] not in TRANSPORTS:
+            raise
+        raise UserError(
+            f"{name}: {lead} the Hugging Face hub cannot be reached; correct the path, or connect, or give a folder"
+        ) from None
