@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pmf.errors import UserError
-from pmf.export.files import export_files, run_onnx
+from pmf.export.formats import export_files, run_onnx
 from pmf.export.one_graph import OneGraph
 from pmf.generation.noise import NoiseOptions, image_noise
 from pmf.generator.model import Generator

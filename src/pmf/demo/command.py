@@ -1,4 +1,4 @@
-"""Play with weights in the browser: python -m pmf.demo RUN, or write a page of them: --export DIR.
+"""Play with weights in the browser: %(prog)s RUN, or write a page of them: --export DIR.
 
 The app (uv sync --extra demo) makes images on this machine and shows them at http://127.0.0.1:7860. The page that
 --export writes needs no Python any more: it runs the model in the visitor's browser, from any file server. See
@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import webbrowser
 
-from pmf.commands import CommandParser, to_path, whole_from
+from pmf.commands import CommandParser, program, to_path, whole_from
 from pmf.config.inputs import require_free, require_there
 from pmf.errors import UserError
 from pmf.export.command import add_weights_flags, require_weights
@@ -21,7 +21,7 @@ PORT = 7860
 def main() -> None:
     """Parse, and show or write."""
     parser = CommandParser(
-        prog="python -m pmf.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program("python -m pmf.demo"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_weights_flags(parser)
     parser.add_argument("--port", type=whole_from(1), help=f"of the app; default: {PORT}")

@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 
 from pmf.errors import UserError
-from pmf.export.files import describe, export_files, require_libraries
+from pmf.export.formats import describe, export_files, require_libraries
 from pmf.export.one_graph import OneGraph
 from pmf.files import printable, writing
 from pmf.generator.model import Generator
@@ -39,7 +39,7 @@ def write_page(model: Generator, folder: Path, runtime: Path | None = None) -> s
         A line that says how well the page's model agrees with the network.
 
     Raises:
-        UserError: a folder or library is missing, or see :func:`pmf.export.files.export_files`.
+        UserError: a folder or library is missing, or see :func:`pmf.export.formats.export_files`.
     """
     require_libraries()
     size = sum(tensor.nbytes for tensor in model.network.state_dict().values())

@@ -1,4 +1,4 @@
-"""Weights as one file that makes images without this library: python -m pmf.export RUN --onnx model.onnx.
+"""Weights as one file that makes images without this library: %(prog)s RUN --onnx model.onnx.
 
 The file maps standard normal noise, a class, and the guidance scale and interval to bytes. It is compared with the
 network before it gets its name. Needs uv sync --extra export; see docs/export.md.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pmf.commands import CommandParser, to_path, whole_from
+from pmf.commands import CommandParser, program, to_path, whole_from
 from pmf.config.inputs import require_free, require_model, require_there
 from pmf.config.yaml_file import load_config
 from pmf.errors import UserError
@@ -18,7 +18,7 @@ from pmf.errors import UserError
 def main() -> None:
     """Parse, load and write."""
     parser = CommandParser(
-        prog="python -m pmf.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program("python -m pmf.export"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_weights_flags(parser)
     parser.add_argument("--onnx", type=to_path, metavar="FILE.onnx", help="for onnxruntime and others; must not exist")
@@ -33,7 +33,7 @@ def main() -> None:
     require_weights(arguments)
 
     # Only now: importing torch's stack takes seconds.
-    from pmf.export.files import export_files
+    from pmf.export.formats import export_files
     from pmf.generator.model import Generator
 
     model = Generator.from_pretrained(

@@ -75,6 +75,11 @@ class Generator:
     def __repr__(self) -> str:
         return f"<pmf.Generator {self.config.model.name} of {self._saved.source} on {self.device}>"
 
+    @property
+    def weights_source(self) -> str:
+        """What names the weights in records: folder, file and the start of its sha256."""
+        return self._saved.source
+
     @cached_property
     def class_names(self) -> tuple[str, ...]:
         """The name of each class, by label; several names of one have commas between."""
