@@ -27,7 +27,7 @@ BASES = (ROOT, ROOT / "src" / "pmf", ROOT / "tests")
 FOLDERS = {path.name for base in BASES for path in base.iterdir() if path.is_dir()}
 PLACEHOLDER = re.compile("yours|NAME")
 # Programs that are not ours, and whose words are not looked at.
-OTHERS = {"pip", "echo", "hf", "export", "cd", "git", "unzip", "mkdir", "curl", "ruff", "mypy"}
+OTHERS = {"pip", "echo", "npm", "hf", "export", "cd", "git", "unzip", "mkdir", "curl", "ruff", "mypy"}
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 TARGETS = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
