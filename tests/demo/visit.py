@@ -10,7 +10,7 @@ class Visit:
 
     Attributes:
         page: playwright's.
-        complaints: errors and warnings of its console, exceptions, and requests to anybody but this machine.
+        complaints: errors of its console, exceptions, and requests to anybody but this machine.
     """
 
     def __init__(self, page: Any) -> None:
@@ -21,7 +21,7 @@ class Visit:
         page.on("request", self._see)
 
     def _hear(self, message: Any) -> None:
-        if message.type in ("error", "warning"):
+        if message.type == "error":
             self.complaints.append(message.text)
 
     def _see(self, request: Any) -> None:

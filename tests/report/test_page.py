@@ -184,7 +184,7 @@ def test_its_commands_work(tmp_path):
     assert "**Finished**: step 6 of 6 (100%)." in page
     assert "| Hardware | 2 process(es) on cpu |" in page
     assert "| Images seen | 96, 0.1 passes over 1,797 |" in page
-    assert f"From `{tmp_path}`, where the run was started:" in page
+    assert f"From `{tmp_path}`:" in page
     with Image.open(run / "samples" / "strip.png") as strip:
         assert strip.width == 33 + 1  # one grid
     resume, sample, evaluate = (shlex.split(command) for command in re.findall(r"```bash\n(.*?)\n```", page))

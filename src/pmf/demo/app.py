@@ -86,18 +86,16 @@ def build_app(studio: Studio) -> gr.Blocks:
                     ),
                 ]
             with gr.Column(scale=3):
-                grid = _gallery("Images", "grid")
+                grid = _gallery("Images", "grid", columns=5)
                 button = gr.Button("Find the nearest training images")
-                nearest = _gallery("Nearest training images, and their distance in grey levels", "nearest")
+                nearest = _gallery("Nearest training images, and their distance in grey levels", "nearest", columns=5)
+        strip = _gallery("From the class and seed above to the second ones", "strip", columns=8)
         with gr.Row():
-            with gr.Column(scale=1):
-                ends: list[Any] = [
-                    gr.Dropdown(classes, value=min(1, len(classes) - 1), label="Second class"),
-                    gr.Number(0, label="Second seed", precision=0, minimum=0),
-                    gr.Slider(2, 16, value=8, step=1, label="Frames"),
-                ]
-            with gr.Column(scale=3):
-                strip = _gallery("From the class and seed above to the second ones", "strip")
+            ends: list[Any] = [
+                gr.Dropdown(classes, value=min(1, len(classes) - 1), label="Second class"),
+                gr.Number(0, label="Second seed", precision=0, minimum=0),
+                gr.Slider(2, 16, value=8, step=1, label="Frames"),
+            ]
 
         def show(call: Callable[..., Any], inputs: list[Any], output: gr.Gallery, triggers: list[Any]) -> None:
             # One at a time: there is one network. Of moves of a slider meanwhile only the last counts.
@@ -124,8 +122,18 @@ def _open(studio: Studio, option: str) -> bool:
     return option in studio.open_options
 
 
-def _gallery(label: str, name: str) -> gr.Gallery:
-    return gr.Gallery(label=label, elem_id=name, format="png", columns=8, object_fit="contain", interactive=False)
+def _gallery(title: str, name: str, columns: int) -> gr.Gallery:
+    gr.Markdown(f"### {title}")  # a gallery's own label would cover its first image
+    return gr.Gallery(
+        label=title,
+        show_label=False,
+        elem_id=name,
+        format="png",
+        columns=columns,
+        height="auto",
+        object_fit="contain",
+        interactive=False,
+    )
 
 
 def _options(

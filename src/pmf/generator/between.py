@@ -13,7 +13,9 @@ from pmf.errors import UserError
 
 
 def noise_between(start: Tensor, end: Tensor, fractions: Tensor) -> Tensor:
-    """Points on the great circle through two noises, so that all have the length that normal noise has.
+    """Points between two noises by spherical interpolation (slerp), so that all have the length that normal noise has.
+
+    The way is a great circle where both are of one length, as normal noise of many values nearly is.
 
     Args:
         start, end: (C, H, W).

@@ -53,7 +53,8 @@ def open_weights(wanted: Opening) -> PlannedImages:
         key=wanted.key,
         autoencoder=None if wanted.autoencoder is None else expand_path(os.fspath(wanted.autoencoder)),
     )
-    with float32_precision(tf32=False):  # loading sets it, as the commands want it
+    # Loading sets the precision, as the commands want it, and a new network draws weights, from torch's own generator.
+    with float32_precision(tf32=False), torch.random.fork_rng(devices=[]):
         return plan_images(request, replace(ALONE, device=_device(wanted.device)))
 
 

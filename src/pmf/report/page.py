@@ -193,6 +193,6 @@ def _commands_text(run_folder: Path, facts: RunFacts) -> str:
         "sample": "More samples of it; image i depends on the seed and i alone",
         "evaluate": "FID",
     }
-    here = "" if run_folder.is_absolute() else f"From `{os.getcwd()}`, where the run was started:\n\n"
+    here = "" if run_folder.is_absolute() else f"From `{os.getcwd()}`:\n\n"
     found = commands(run_folder, facts)
     return here + "\n\n".join(f"{text}:\n\n```bash\n{found[name]}\n```" for name, text in texts.items())
