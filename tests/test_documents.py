@@ -27,7 +27,7 @@ BASES = (ROOT, ROOT / "src" / "pmf", ROOT / "tests")
 FOLDERS = {path.name for base in BASES for path in base.iterdir() if path.is_dir()}
 PLACEHOLDER = re.compile("yours|NAME")
 # Programs that are not ours, and whose words are not looked at.
-OTHERS = {"pip", "echo", "hf", "export", "cd", "git", "unzip", "mkdir", "curl", "ruff", "mypy"}
+OTHERS = {"pip", "echo", "npm", "hf", "export", "cd", "git", "unzip", "mkdir", "curl", "ruff", "mypy"}
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 TARGETS = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
@@ -70,7 +70,7 @@ def test_options_that_are_named_exist_and_take_the_value(document: Path) -> None
             if re.fullmatch(r"\w+(\.\w+)+", key.rstrip(":")) and key.partition(".")[0] in Config.model_fields:
                 option = find_option(Config, key.rstrip(":"))
                 try:
-                    if option is None and not re.search(r"\.(py|md|safetensors)$", key):
+                    if option is None and not re.search(r"\.(py|md|safetensors|onnx)$", key):
                         wrong.append(word)
                     elif option is not None and "=" in word:
                         read_value(option, key, text)
@@ -160,7 +160,10 @@ def check(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         check(rest, monkeypatch)
     elif program == "-m" or program.endswith(".py"):
         name = rest.pop(0) if program == "-m" else program.removesuffix(".py").replace("/", ".")
-        check_ours(name, rest, monkeypatch)
+        if name.startswith("benchmarks."):
+            check_benchmark(name, rest)
+        elif program != "-m" or name.startswith("pmf."):
+            check_ours(name, rest, monkeypatch)
     elif program == "make":
         if not set(rest) <= TARGETS:
             raise RefusedError("no such target")
@@ -182,6 +185,17 @@ def check_uv(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         check(rest, monkeypatch)
     elif verb not in ("sync", "build", "pip") or (rest and verb == "sync"):
         raise RefusedError("not what uv is used for here")
+
+
+def check_benchmark(name: str, words: list[str]) -> None:
+    """Its flags stand in its source: what benchmarks import takes many seconds."""
+    path = ROOT / name.replace(".", "/")
+    files = list(path.glob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
+    if not all(file.exists() for file in files):
+        raise RefusedError(f"there is no {name}")
+    known = {flag for file in files for flag in re.findall(r'"(--[a-z-]+)"', file.read_text())}
+    if unknown := {word.partition("=")[0] for word in words if word.startswith("--")} - known - {"--help"}:
+        raise RefusedError(f"{name} has no {unknown}")
 
 
 def check_ours(name: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
