@@ -93,7 +93,7 @@ def fetch_runtime(folder: Path) -> Path:
     """
     advice = f"run npm install {PACKAGE} here, or name its folder with --onnxruntime-web"
     try:
-        subprocess.run(["npm", "pack", PACKAGE], cwd=folder, capture_output=True, text=True, check=True)
+        subprocess.run(["npm", "pack", f"{PACKAGE}@1"], cwd=folder, capture_output=True, text=True, check=True)
     except FileNotFoundError:
         raise UserError(f"the page needs {PACKAGE} of npm, and there is no npm here; {advice}") from None
     except subprocess.CalledProcessError as error:

@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 
 from pmf.commands import CommandParser, program, to_path, whole_from
+from pmf.config.command_line import takes_config
 from pmf.config.inputs import require_free, require_model, require_there
 from pmf.config.yaml_file import load_config
 from pmf.errors import UserError
@@ -48,7 +49,7 @@ def add_weights_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "checkpoint", type=Path, metavar="RUN", help="run folder, checkpoint folder, .safetensors, or a name on the hub"
     )
-    parser.add_argument("--config", type=to_path, help="recipe of an official checkpoint, e.g. configs/pmf_b_16.yaml")
+    takes_config(parser.add_argument("--config", type=to_path, help="recipe of an official checkpoint, e.g. pmf_b_16"))
     parser.add_argument("--key", help="which set of weights of a PyTorch file that holds several")
     parser.add_argument("--ema", help='which average, e.g. 2000, or "online"; default: the config\'s')
 
@@ -59,7 +60,6 @@ def require_weights(arguments: argparse.Namespace) -> None:
     Raises:
         UserError: it is not.
     """
-    require_there("--config", arguments.config)
     if arguments.config:
         require_there("RUN", arguments.checkpoint)
         require_model(load_config(arguments.config))

@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -195,7 +195,7 @@ class Generator:
         plan = self._plan(config, "generate", first + count, seed, chosen)
         size = config.sampling.batch_size
         batches = [range(start, min(start + size, first + count)) for start in range(first, first + count, size)]
-        with self._precision(), ThreadPoolExecutor(ALONE.own_cores) as pool:
+        with float32_precision(tf32=config.training.tf32), ThreadPoolExecutor(ALONE.own_cores) as pool:
             made = self._maker.batches(plan, self._world, batches, on_host=True, pool=pool)
             return as_output(torch.cat([batch.images for batch in made]), output)
 
@@ -258,7 +258,7 @@ class Generator:
         plans = [self._plan(config, "interpolate", frames, seed, ends[:1]) for seed in pair]
         start, end = (self._maker.noise(plan, [0])[0] for plan in plans)
         batches = []
-        with self._precision():
+        with float32_precision(tf32=config.training.tf32):
             for places in torch.arange(frames).split(config.sampling.batch_size):
                 fractions = places.double() / (frames - 1)
                 noise = noise_between(start, end, fractions)
@@ -291,10 +291,6 @@ class Generator:
         if isinstance(label, str):
             return find_class(label, self.class_names)
         return check_label(label, self.config.data.num_classes)
-
-    def _precision(self) -> AbstractContextManager[None]:
-        """As the commands compute; afterwards what is set for that is as before."""
-        return float32_precision(tf32=self.config.training.tf32)
 
     def _plan(self, config: Config, what: str, num_images: int, seed: int, labels: tuple[int, ...]) -> SamplingPlan:
         if seed < 0:
