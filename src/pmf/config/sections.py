@@ -142,7 +142,7 @@ TRACKERS: dict[str, Row] = {
 class TrackingConfig(Section):
     """Where metrics, sample grids and the config go besides the run folder; see docs/tracking.md."""
 
-    trackers: Annotated[list[Annotated[str, one_of(TRACKERS)]], BeforeValidator(one_or_more)] = Field([])
+    trackers: Annotated[list[Annotated[str, one_of(TRACKERS)]], BeforeValidator(one_or_more)] = Field(default=[])
     """Any of wandb, tensorboard and trackio, or others that were added; metrics.jsonl is always written."""
     project: str = "pmf"
     """Project there."""
