@@ -128,7 +128,8 @@ def test_what_cannot_be_is_refused_in_a_line(model, given, message):
         ({"source": "no/such/run"}, "no/such/run: there is no such file or folder"),
         ({"source": "$NOWHERE/run"}, "uses $NOWHERE, which is not set"),
         ({"ema": 500}, "has no average '500'; choose one of: 0.05, 10, online"),
-        ({"device": "gpu"}, "device gpu: is none; give cpu, cuda, cuda:1, ..."),
+        ({"device": "gpu"}, "device gpu: cannot be used ("),
+        ({"device": "xpu"}, "device xpu: cannot be used ("),
     ],
 )
 def test_what_cannot_be_loaded_is_refused_in_a_line(digits_run, given, message):

@@ -62,6 +62,9 @@ def _device(device: str | torch.device | None) -> torch.device:
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.device(device)
-    except RuntimeError:
-        raise UserError(f"device {device}: is none; give cpu, cuda, cuda:1, ...") from None
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:  # no name of a device, or none that is here
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"device {device}: cannot be used ({reason}); give cpu, cuda, cuda:1, ...") from None
+    return found
