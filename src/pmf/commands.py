@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -111,7 +112,15 @@ def run_command(main: Callable[[], None]) -> None:
         _end(str(error))
     try:
         with storage_in_one_line():
-            main()
+            try:
+                main()
+            finally:
+                sys.stdout.flush()  # what is wrong with it shows here
+    except BrokenPipeError:
+        if "torch" in sys.modules:  # work of hours, that nobody listens to any more
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)  # as of a program that `head` has ended
     except Preempted as stop:
         if is_main_rank(os.environ):
             print(stop, file=sys.stderr)

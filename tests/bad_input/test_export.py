@@ -28,8 +28,13 @@ EXPORT = {
         arguments=("{tmp}", "--onnx", "{tmp}/gone/model.onnx"),
     ),
     "no recipe": Case(
-        message="--config {tmp}/gone.yaml: there is no such file or folder",
-        arguments=("{tmp}", "--onnx", "{tmp}/model.onnx", "--config", "{tmp}/gone.yaml"),
+        message="one_gpu_65: cannot read this config (No such file or directory); did you mean one_gpu_64?",
+        arguments=("{tmp}", "--onnx", "{tmp}/model.onnx", "--config", "one_gpu_65"),
+    ),
+    "weights of another file": Case(
+        message="--onnx {tmp}/model.onnx.data: exists already; remove it or choose another name",
+        arguments=("{tmp}", "--onnx", "{tmp}/model.onnx"),
+        prepare=write_file("model.onnx.data", b""),
     ),
 }
 DEMO = {

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
+import os
+import subprocess
+import sys
 import tomllib
 
 import pytest
@@ -15,9 +17,6 @@ from tests.launch import ROOT, TINY, launch, run_command, torchrun
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_row_leads_to_a_function(name):
-    module = COMMANDS[name].main.partition(":")[0]
-    if module.split(".")[1] in ("export", "demo") and importlib.util.find_spec(module.rpartition(".")[0]) is None:
-        pytest.skip(f"there is no {module} yet")
     assert callable(resolve(COMMANDS[name].main))
 
 
@@ -82,3 +81,23 @@ def test_verbs_of_the_script_are_commands():
 
     assert [name for name in COMMANDS if COMMANDS[name].main == f"pmf.cli.evaluate:{name}"] == list(VERBS)
     assert all(issubclass(row.parser, CommandParser) for row in VERBS.values())
+
+
+@pytest.mark.parametrize("arguments", ["train --help", "configs digits", "completion bash"])
+def test_whoever_reads_may_have_had_enough(arguments):
+    """As with `| head`: no traceback, and the status of a program that a closed pipe has ended."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "pmf", *arguments.split()], stdout=writer, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_what_may_be_left_out_is_not_called_required(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["pmf", "doctor"])
+    with pytest.raises(SystemExit):
+        resolve("pmf.cli.entry:pmf")()
+    message = "error: the following arguments are required: config; pmf doctor --help shows what there is\n"
+    assert capsys.readouterr().err == message

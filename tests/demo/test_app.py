@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import pmf
 from pmf.config.yaml_file import load_config
 from pmf.data.source import create_source
 from pmf.demo.studio import Studio, as_picture, nearest_images
@@ -42,7 +43,7 @@ def address(tmp_path: Path) -> Iterator[tuple[str, Studio]]:
     from pmf.demo.app import build_app, launch
 
     small_generator(tmp_path)
-    studio = Studio(tmp_path / "one_product.safetensors")
+    studio = Studio(lambda ema: pmf.load(tmp_path / "one_product.safetensors", ema=ema))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

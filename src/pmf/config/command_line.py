@@ -6,7 +6,7 @@ import argparse
 import os
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 from pmf.commands import CommandParser, completed_by
 from pmf.config.listing import option_listing, option_sentences, option_values
@@ -32,6 +32,10 @@ class ConfigParser(CommandParser):
             line = re.sub(r"\s[\w.]+=\S*(?=\s)", "", line)
             os.environ |= {"COMP_LINE": line, "COMP_POINT": str(len(line))}
         super().complete()
+
+    def error(self, message: str) -> NoReturn:
+        """See :class:`CommandParser`; argparse counts key=value, of which there may be none, as required."""
+        super().error(message.removesuffix(", key=value"))
 
     def add_overrides(self, told: str) -> None:
         """The argument ``key=value``, any number of times; ``told`` is its help."""

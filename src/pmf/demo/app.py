@@ -146,10 +146,10 @@ def _options(
     return {"steps": int(steps), **{name: given[name] for name in studio.open_options}}
 
 
-def _tensor(studio: Studio, label: int, seed: float, count: float, *guidance: Any) -> Any:
+def _tensor(studio: Studio, label: int, seed: int, count: float, *guidance: Any) -> Any:
     with _told():
         options = _options(studio, *guidance)
-        return studio.model.generate([label], num_images=int(count), seed=int(seed), output="tensor", **options)
+        return studio.model.generate([label], num_images=int(count), seed=seed, output="tensor", **options)
 
 
 def _grid(studio: Studio, *chosen: Any) -> list[Image.Image]:
@@ -162,12 +162,12 @@ def _nearest(studio: Studio, *chosen: Any) -> list[tuple[Image.Image, str]]:
     return [(picture, f"{distance:.1f}") for picture, distance in found]
 
 
-def _strip(studio: Studio, label: int, seed: float, *rest: Any) -> list[Image.Image]:
+def _strip(studio: Studio, label: int, seed: int, *rest: Any) -> list[Image.Image]:
     *guidance, second_label, second_seed, frames = rest
     with _told():
         made = studio.model.interpolate(
             (label, second_label),
-            seeds=(int(seed), int(second_seed)),
+            seeds=(seed, second_seed),
             frames=int(frames),
             output="tensor",
             **_options(studio, *guidance),

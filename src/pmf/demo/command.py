@@ -13,7 +13,7 @@ import webbrowser
 from pmf.commands import CommandParser, program, to_path, whole_from
 from pmf.config.inputs import require_free, require_there
 from pmf.errors import UserError
-from pmf.export.command import add_weights_flags, require_weights
+from pmf.export.command import add_weights_flags, open_weights, require_weights
 
 PORT = 7860
 
@@ -62,7 +62,7 @@ def _show(arguments: argparse.Namespace) -> None:
     from pmf.demo.app import serve
     from pmf.demo.studio import Studio
 
-    studio = Studio(arguments.checkpoint, ema=arguments.ema, config=arguments.config, key=arguments.key)
+    studio = Studio(lambda ema: open_weights(arguments, ema), arguments.ema)
 
     def tell(address: str) -> None:
         print(f"{studio.model.weights_source} at {address}; Ctrl-C ends it", flush=True)
@@ -74,10 +74,7 @@ def _show(arguments: argparse.Namespace) -> None:
 
 def _write(arguments: argparse.Namespace) -> None:
     from pmf.demo.static_page import write_page
-    from pmf.generator.model import Generator
 
-    model = Generator.from_pretrained(
-        arguments.checkpoint, ema=arguments.ema, config=arguments.config, key=arguments.key, device="cpu"
-    )
+    model = open_weights(arguments, arguments.ema, device="cpu")
     print(write_page(model, arguments.export, arguments.onnxruntime_web))
     print(f"look at it: python -m http.server --directory {arguments.export}, then http://localhost:8000")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -26,16 +26,17 @@ class Studio:
         model: that makes the images now.
     """
 
-    def __init__(
-        self, source: Path, *, ema: str | None = None, config: Path | None = None, key: str | None = None
-    ) -> None:
-        """Load; see :func:`pmf.load`.
+    def __init__(self, load: Callable[[str | None], Generator], ema: str | None = None) -> None:
+        """Load.
+
+        Args:
+            load: makes a generator of the average of that name; of None, the config's.
 
         Raises:
             UserError: the weights cannot be loaded.
         """
-        self._source, self._recipe, self._key = source, config, key
-        self.model = self._load(ema)
+        self._load = load
+        self.model = load(ema)
 
     def choose_average(self, ema: str) -> None:
         """Make images with another average of the same source.
@@ -45,9 +46,6 @@ class Studio:
         """
         if ema != self.model.average:
             self.model = self._load(ema)
-
-    def _load(self, ema: str | None) -> Generator:
-        return Generator.from_pretrained(self._source, ema=ema, config=self._recipe, key=self._key)
 
     @property
     def open_options(self) -> tuple[str, ...]:

@@ -7,13 +7,16 @@ network before it gets its name. Needs uv sync --extra export; see docs/export.m
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pmf.commands import CommandParser, program, to_path, whole_from
+from pmf.commands import CommandParser, path_text, program, to_path, whole_from
 from pmf.config.command_line import takes_config
 from pmf.config.inputs import require_free, require_model, require_there
 from pmf.config.yaml_file import load_config
 from pmf.errors import UserError
+
+if TYPE_CHECKING:
+    from pmf.generator.model import Generator
 
 
 def main() -> None:
@@ -31,15 +34,13 @@ def main() -> None:
     for option, path, suffix in (("--onnx", arguments.onnx, ".onnx"), ("--pt2", arguments.pt2, ".pt2")):
         if path is not None:
             require_free(option, path, suffix)
+            require_free(option, path.with_name(f"{path.name}.data"))  # where large weights go
     require_weights(arguments)
 
     # Only now: importing torch's stack takes seconds.
     from pmf.export.formats import export_files
-    from pmf.generator.model import Generator
 
-    model = Generator.from_pretrained(
-        arguments.checkpoint, ema=arguments.ema, config=arguments.config, key=arguments.key, device="cpu"
-    )
+    model = open_weights(arguments, arguments.ema, device="cpu")
     for line in export_files(model, onnx=arguments.onnx, pt2=arguments.pt2, num_steps=arguments.num_steps):
         print(line)
 
@@ -47,11 +48,38 @@ def main() -> None:
 def add_weights_flags(parser: argparse.ArgumentParser) -> None:
     """Which weights: of :func:`pmf.load`, as a command's arguments."""
     parser.add_argument(
-        "checkpoint", type=Path, metavar="RUN", help="run folder, checkpoint folder, .safetensors, or a name on the hub"
+        "checkpoint",
+        type=to_path,
+        metavar="RUN",
+        help="run folder, checkpoint folder, .safetensors, or a name on the hub",
     )
     takes_config(parser.add_argument("--config", type=to_path, help="recipe of an official checkpoint, e.g. pmf_b_16"))
     parser.add_argument("--key", help="which set of weights of a PyTorch file that holds several")
     parser.add_argument("--ema", help='which average, e.g. 2000, or "online"; default: the config\'s')
+    parser.add_argument(
+        "--autoencoder",
+        type=path_text,
+        metavar="NAME_OR_FOLDER",
+        help="of latents, what decodes them; default: the config's",
+    )
+
+
+def open_weights(arguments: argparse.Namespace, ema: str | None, device: str | None = None) -> Generator:
+    """The weights that the arguments of :func:`add_weights_flags` name, but for the average.
+
+    Raises:
+        UserError: see :func:`pmf.load`.
+    """
+    from pmf.generator.model import Generator
+
+    return Generator.from_pretrained(
+        arguments.checkpoint,
+        ema=ema,
+        config=arguments.config,
+        key=arguments.key,
+        autoencoder=arguments.autoencoder,
+        device=device,
+    )
 
 
 def require_weights(arguments: argparse.Namespace) -> None:
