@@ -235,7 +235,7 @@ class Trainer:
     def _prepare_run_folder(self, step: int) -> None:
         self.run_folder.set_aside_after(step, self.say)
         environment = environment_record(
-            device=str(self.world.device),
+            device=self.world.device.type,  # of several processes on CPUs each has an index, which says nothing
             world_size=self.world.size,
             num_images=len(self.source),
             max_steps=self.course.max_steps,
