@@ -30,3 +30,8 @@ class CrossFieldError(ValueError):
 
 class Preempted(Exception):  # noqa: N818  # no error
     """Asked to stop, and everything is saved; the text says what and where. The exit status is PREEMPTED_STATUS."""
+
+
+def first_line(error: BaseException) -> str:
+    """What any error says, in one line; its kind, where it says nothing."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -51,6 +51,8 @@ def test_the_version_is_that_of_the_project(capsys, monkeypatch):
         (["/x/pmf/doctor.py"], "pmf.doctor:main", "python -m pmf.doctor"),
         (["pmf", "doctor"], "pmf.cli.entry:main", "pmf doctor"),
         (["pmf", "encode"], "pmf.cli.entry:main", "pmf encode"),
+        (["/x/pmf/report/__main__.py"], "pmf.report.command:main", "python -m pmf.report"),
+        (["pmf", "report"], "pmf.cli.entry:main", "pmf report"),
         (["pmf", "convert", "import"], "pmf.cli.entry:main", "pmf convert import"),
     ],
     ids=" ".join,

@@ -1,4 +1,4 @@
-"""The facts of a run are those of its newest checkpoint, whatever else lies in its folder."""
+"""The facts of a run are those of its last start and its newest checkpoint, whatever else lies in its folder."""
 
 from __future__ import annotations
 
@@ -39,6 +39,15 @@ def test_a_run_that_has_trained(tmp_path):
     assert (read_facts(run).step, read_facts(run).max_steps) == (4, 6)
     (run / "checkpoints" / "step_00000004" / "state.json").write_text("{")
     assert read_facts(run).step == 0
+
+
+def test_a_resume_with_other_options_speaks_of_these_before_its_first_checkpoint(tmp_path):
+    run = tmp_path / "run"
+    Trainer(tiny_config(run, "training.max_steps=1")).train()
+    longer = tiny_config(run, "training.max_steps=3", "sampling.omega=1.25")
+    Trainer(longer)
+    facts = read_facts(run)
+    assert (facts.step, facts.max_steps, facts.config) == (1, 3, longer)
 
 
 def test_an_old_run(tmp_path):

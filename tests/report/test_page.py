@@ -12,6 +12,9 @@ import pytest
 from PIL import Image
 
 import pmf.report.writing
+from pmf.config.yaml_file import load_config, save_config
+from pmf.errors import Preempted
+from pmf.report.curves import draw_curves, read_metrics
 from pmf.report.facts import RunFacts, read_facts
 from pmf.report.page import MARKER, commands
 from pmf.report.writing import RunReport, write_report
@@ -70,33 +73,86 @@ def test_a_page_of_the_users_own_stays(run):
     assert page_of(run) == kept
 
 
-def test_what_cannot_be_written_is_told_once(run, monkeypatch):
-    monkeypatch.setattr(pmf.report.writing, "FIRST", 0.0)
+def test_what_cannot_be_written_is_told_once(run):
     (run / "curves.png").mkdir()
     told: list[str] = []
     report = RunReport(run, told.append)
-    report.write()
-    report.write(last=True)
+    report.end()
+    report.end()
     (line,) = told
     assert line.startswith(f"warning: {run}: curves.png and README.md cannot be written: ") and "\n" not in line
     (run / "curves.png").rmdir()
-    report.write(last=True)
+    report.end()
     assert page_of(run).startswith(MARKER)
     assert not list(run.glob(".incomplete_*"))
 
 
-def test_it_takes_little_of_the_time_of_a_run(run, monkeypatch):
-    RunReport(run, pytest.fail).write()
-    assert not (run / "README.md").exists()  # a run that has just begun
-    monkeypatch.setattr(pmf.report.writing, "FIRST", 0.0)
-    monkeypatch.setattr(pmf.report.writing, "SHARE", 1e-6)
+def test_it_follows_every_evaluation_that_takes_longer_and_else_takes_little_of_the_time(run, monkeypatch):
+    def written() -> bool:
+        there = (run / "README.md").exists()
+        (run / "README.md").unlink(missing_ok=True)
+        return there
+
     report = RunReport(run, pytest.fail)
     report.write()
-    (run / "README.md").unlink()
+    report.write(evaluated=0.01)
+    assert not written()  # a run that has just begun
+    for _ in range(2):
+        report.write(evaluated=1000.0)
+        assert written()
     report.write()
-    assert not (run / "README.md").exists()  # too soon
-    report.write(last=True)
-    assert (run / "README.md").exists()
+    assert not written()  # too soon
+    monkeypatch.setattr(pmf.report.writing, "SHARE", 1e9)
+    report.end()
+    assert written()
+    report.write()
+    assert written()
+
+
+def test_training_says_how_long_each_evaluation_took(tmp_path):
+    class Recording(RunReport):
+        def write(self, *, evaluated: float = 0.0) -> None:
+            told.append(evaluated > 0)
+
+    told: list[bool] = []
+    evaluation = ("evaluation.every_images=96", "evaluation.num_images=40", "evaluation.reference=digits")
+    trainer = Trainer(tiny_config(tmp_path, "training.checkpoint_every=4", "training.max_steps=9", *evaluation))
+    trainer.report = Recording(tmp_path, pytest.fail)
+    trainer.train()
+    assert told == [False, True, False]  # steps 4, 6 and 8
+
+
+def test_a_run_that_is_asked_to_stop_draws_nothing(tmp_path):
+    """Who asked may kill it in seconds."""
+    trainer = Trainer(tiny_config(tmp_path))
+    with pytest.raises(Preempted):
+        trainer._leave()
+    assert "**Stopped on request** at step 0 of 12" in page_of(tmp_path)
+    assert not (tmp_path / "curves.png").exists()
+
+
+def test_a_copy_is_continued_where_it_lies(tmp_path):
+    run, copy = tmp_path / "run", tmp_path / "a copy"
+    Trainer(tiny_config(run, "training.max_steps=1")).train()
+    assert "training.output_dir=" not in page_of(run)
+    shutil.copytree(run, copy)
+    write_report(copy)
+    resume = shlex.split(re.findall(r"```bash\n(.*?)\n```", page_of(copy))[0])
+    config, override = resume[-2:]
+    assert load_config(Path(config), [override]).training.output_dir == str(copy)
+
+
+def test_the_total_loss_is_called_flat_where_the_config_makes_it_so(run):
+    (run / "metrics.jsonl").write_text(json.dumps({"step": 2, "images": 16, "loss_u": 0.5, "loss": 2.0}) + "\n")
+    write_report(run)
+    explained = (run / "curves.png").read_bytes()
+    save_config(load_config(run / "config.yaml", ["objective.adaptive_power=0.5"]), run / "config.yaml")
+    write_report(run)
+    plain = (run / "curves.png").read_bytes()
+    for flat, drawn in ((True, explained), (False, plain)):
+        draw_curves(read_metrics(run / "metrics.jsonl"), run / "again.png", flat_total=flat)
+        assert (run / "again.png").read_bytes() == drawn
+    assert plain != explained
 
 
 def facts(run: Path, *overrides: str, **environment: object) -> RunFacts:
@@ -124,7 +180,7 @@ def facts(run: Path, *overrides: str, **environment: object) -> RunFacts:
         ),
         (
             {"command": ["/usr/bin/pmf", "train"], "world_size": 2, "local_world_size": 2},
-            "torchrun --nproc_per_node 2 --no-python pmf train",
+            "torchrun --nproc_per_node 2 -m pmf train",
             "pmf sample",
         ),
         # On two machines: the launcher's arguments are not known.

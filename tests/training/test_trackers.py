@@ -148,6 +148,19 @@ def test_a_package_that_is_missing_is_told_before_training(name, tmp_path, monke
     ]
 
 
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_a_package_is_imported_in_the_main_thread_and_one_that_fails_there_is_one_warning(name, tmp_path, monkeypatch):
+    text = "import threading\nraise RuntimeError(f'imported in {threading.current_thread().name}')\n"
+    (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    warned: list[str] = []
+    assert log_a_run(tmp_path / "run", warned, name) == METRICS
+    assert [line.partition(";")[0] for line in warned] == [
+        f"warning: tracking.trackers: {name}: imported in {threading.main_thread().name}"
+    ]
+
+
 def test_tensorboard_that_cannot_write_is_one_warning(tmp_path):
     pytest.importorskip("tensorboard")
     PartialState(cpu=True)

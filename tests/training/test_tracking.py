@@ -300,7 +300,7 @@ def test_a_copy_is_another_run_and_a_moved_folder_is_not(id_of, tmp_path):
 
 
 def test_the_users_id_is_taken_and_kept(id_of, tmp_path, monkeypatch):
-    monkeypatch.setenv("WANDB_WANDB_ID", "mine")
+    monkeypatch.setenv("WANDB_RUN_ID", "mine")
     assert id_of(tmp_path) == ("mine", [])
-    monkeypatch.delenv("WANDB_WANDB_ID")
+    monkeypatch.delenv("WANDB_RUN_ID")
     assert id_of(tmp_path) == ("mine", [])

@@ -37,6 +37,7 @@ COMMANDS: dict[str, Command] = {
     "auto-batch": Command("pmf.cli.batch_size:main", "find the largest micro-batch that fits, and write it"),
     "encode": Command("pmf.data.encode:main", "encode images to the latents that iMF and MeanFlow train on"),
     "doctor": Command("pmf.doctor:main", "say what a run would trip over, before it is started"),
+    "report": Command("pmf.report.command:main", "draw curves and page of a run folder again"),
     "export": Command("pmf.export.command:main", "write a model as ONNX or as a PyTorch program"),
     "demo": Command("pmf.demo.command:main", "play with a model in the browser"),
     "convert": Command("pmf.convert:main", "official checkpoints to ours, and back"),

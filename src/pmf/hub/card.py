@@ -10,6 +10,7 @@ import yaml
 
 from pmf.config.sections import Config
 from pmf.data.options import network_shape, pixel_space
+from pmf.report.markdown import fid_cell, inception_cell, reference_cell, table
 
 CONVNEXT_LICENCE = "CC-BY-NC 4.0, non-commercial use only"
 """Of Meta's weights of ConvNeXt-V2, whichever copy of them was used."""
@@ -43,7 +44,7 @@ def model_card(name: str, config: Config, class_names: Sequence[str], training: 
         f"Classes ({len(class_names):,}): {shown}.\n",
         _usage(name, config, class_names),
         "## Training\n",
-        _table(_training_rows(config, training)),
+        table(_training_rows(config, training)) + "\n",
         _perceptual(config),
         "## Evaluation\n",
         _evaluation(training.get("evaluations", ())),
@@ -119,32 +120,26 @@ def _perceptual(config: Config) -> str:
         "Perceptual networks took part in the training; whether their licences bind these weights is for these "
         "licences to say. The published files are under:\n"
     )
-    return f"{lead}\n{_table(rows, ('network and its weights', 'licence'))}\nThe whole config is in `config.json`.\n"
+    return f"{lead}\n{table(rows, ('network and its weights', 'licence'))}\n\nThe whole config is in `config.json`.\n"
 
 
 def _evaluation(records: Sequence[Mapping[str, Any]]) -> str:
     if not records:
         return "No evaluation of these weights is recorded. `python eval.py fid` of the library makes one.\n"
     columns = ("FID", "Inception score", "images", "reference", "features", "omega", "interval", "steps", "date")
-    return _table([_evaluation_row(record) for record in records], columns)
+    return table([_evaluation_row(record) for record in records], columns) + "\n"
 
 
 def _evaluation_row(record: Mapping[str, Any]) -> tuple[Any, ...]:
-    images, reference = record.get("images", {}), record.get("reference", {})
-    score = record.get("inception_score")
+    images = record.get("images", {})
     return (
-        f"{record['fid']:.4g}",
-        f"{score['mean']:.4g} ± {score['std']:.2g}" if score else "-",
+        fid_cell(record),
+        inception_cell(record),
         record.get("num_images", "-"),
-        reference.get("images") or reference.get("file") or "-",
+        reference_cell(record),
         record.get("extractor", {}).get("name", "-"),
         images.get("omega", "-"),
         images.get("interval", "-"),
         images.get("num_steps", "-"),
         str(record.get("date", "-"))[:10],
     )
-
-
-def _table(rows: Iterable[tuple[Any, ...]], columns: tuple[str, ...] = ("", "")) -> str:
-    lines = [columns, ("---",) * len(columns), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"

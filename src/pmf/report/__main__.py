@@ -1,21 +1,6 @@
-"""Write curves.png, samples/strip.png and README.md of a run again: python -m pmf.report RUN"""
+"""Run the command: python -m pmf.report."""
 
-from __future__ import annotations
+from pmf.commands import run_command
+from pmf.report.command import main
 
-import argparse
-
-from pmf.commands import CommandParser, run_command, say, to_path
-from pmf.report.writing import write_report
-
-
-def main() -> None:
-    """Parse and write."""
-    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=to_path, metavar="RUN", help="a run folder")
-    arguments = parser.parse_args()
-    write_report(arguments.run)
-    say(f"{arguments.run}: curves.png, samples/strip.png where there are grids, README.md unless it is your own")
-
-
-if __name__ == "__main__":
-    run_command(main)
+run_command(main)

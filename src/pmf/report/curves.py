@@ -41,22 +41,23 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def draw_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Write :func:`curves` as a PNG, complete or absent.
+def draw_curves(records: Sequence[Mapping[str, Any]], path: Path, *, flat_total: bool) -> None:
+    """Write :func:`curves`, which see, as a PNG, complete or absent.
 
     Raises:
         OSError: it cannot be written.
     """
-    figure = curves(records)
+    figure = curves(records, flat_total=flat_total)
     with complete_or_absent(path) as temporary:
         figure.savefig(temporary, format="png")
 
 
-def curves(records: Sequence[Mapping[str, Any]]) -> Figure:
+def curves(records: Sequence[Mapping[str, Any]], *, flat_total: bool) -> Figure:
     """Losses, FID, gradient norm, learning rate and speed against the images seen.
 
     Args:
         records: as :func:`read_metrics` gives them; there may be few or none.
+        flat_total: whether the total loss says nothing, as with ``objective.adaptive_power=1``; it is then explained.
     """
     from matplotlib.figure import Figure  # only here: it takes a second
 
@@ -66,7 +67,7 @@ def curves(records: Sequence[Mapping[str, Any]]) -> Figure:
     plain = [name for name in ("loss_u", "loss_v") if _line(records, name)[0]]
     _panel(next(panels), "Plain losses" if plain else "Loss", records, plain or ["loss"], log=True)
     _fidelity(next(panels), records)
-    _total(next(panels), records, explained=bool(plain))
+    _total(next(panels), records, explained=flat_total and bool(plain))
     _panel(next(panels), "Gradient norm", records, ["grad_norm"], log=True)
     _panel(next(panels), "Learning rate", records, ["lr"])
     _panel(next(panels), "Images per second", records, ["images_per_second"])
@@ -118,7 +119,7 @@ def _fidelity(axes: Any, records: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _total(axes: Any, records: Sequence[Mapping[str, Any]], *, explained: bool) -> None:
-    """The loss that is minimised; of methods with an adaptive weight it says nothing, which is what is said here."""
+    """The loss that is minimised, and why it is flat where that is so by design."""
     images, line = _line(records, "loss")
     axes.plot(images, line, color=GREY, linewidth=1.3)
     _dress(axes, "Total loss", empty=not line)
@@ -129,8 +130,9 @@ def _total(axes: Any, records: Sequence[Mapping[str, Any]], *, explained: bool) 
         axes.set_ylim(0, 1.8 * max(line) or 1)
     if explained:
         text = (
-            f"It stays near {mean:.2g} whatever happens: the adaptive\nweight divides each sample's loss by itself.\n"
-            "Watch the plain losses and FID instead."
+            f"It stays near {mean:.2g} whatever happens: the adaptive\n"
+            "weight divides each of its terms by itself, the\n"
+            "perceptual ones too. Watch the plain losses\nand FID instead."
         )
         axes.text(0.5, 0.96, text, transform=axes.transAxes, ha="center", va="top", fontsize=7.5)
 

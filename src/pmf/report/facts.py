@@ -8,7 +8,7 @@ from typing import Any
 
 from pmf.checkpoint.places import STATE, list_checkpoints
 from pmf.config.sections import Config
-from pmf.config.yaml_file import config_from_plain, load_config
+from pmf.config.yaml_file import load_config
 from pmf.errors import UserError
 from pmf.files import read_object
 from pmf.optim.options import ema_names
@@ -19,7 +19,7 @@ class RunFacts:
     """A run as its folder describes it.
 
     Attributes:
-        config: of the newest checkpoint; of ``config.yaml`` where there is no checkpoint yet.
+        config: of ``config.yaml``: the options of the last start, also where no checkpoint has been written since.
         step: optimizer steps behind the newest checkpoint; 0 without one.
         images_seen: images that were trained on in these steps.
         max_steps: steps of the whole run; those done, where an older version has not recorded it.
@@ -47,12 +47,8 @@ def read_facts(run_folder: Path) -> RunFacts:
     """
     if not (run_folder / "config.yaml").is_file():
         raise UserError(f"{run_folder}: is no run folder (it has no config.yaml); give a run's training.output_dir")
-    state = _newest_state(run_folder)
-    if state is None:
-        config, step, images = load_config(run_folder / "config.yaml"), 0, 0
-    else:
-        config = config_from_plain(state["config"], f"{run_folder}: the newest checkpoint")
-        step, images = int(state["step"]), int(state["images_seen"])
+    config = load_config(run_folder / "config.yaml")
+    step, images = _newest_progress(run_folder)
     environment = _object_or_empty(run_folder / "environment.json")
     return RunFacts(
         config=config,
@@ -75,12 +71,13 @@ def read_evaluations(run_folder: Path, step: int) -> list[dict[str, Any]]:
     return sorted(of_training, key=lambda record: int(record["step"])) + by_date
 
 
-def _newest_state(run_folder: Path) -> dict[str, Any] | None:
+def _newest_progress(run_folder: Path) -> tuple[int, int]:
+    """Steps and images behind the newest checkpoint whose records can be read."""
     for checkpoint in reversed(list_checkpoints(run_folder)):
         state = _object_or_empty(checkpoint / STATE)
-        if {"config", "step", "images_seen"} <= state.keys():
-            return state
-    return None
+        if {"step", "images_seen"} <= state.keys():
+            return int(state["step"]), int(state["images_seen"])
+    return 0, 0
 
 
 def _object_or_empty(path: Path) -> dict[str, Any]:

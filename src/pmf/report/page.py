@@ -12,6 +12,7 @@ from pmf.config.sections import Config
 from pmf.files import complete_or_absent
 from pmf.optim.options import kept_averages
 from pmf.report.facts import RunFacts
+from pmf.report.markdown import fid_cell, inception_cell, reference_cell, table
 
 MARKER = "<!-- Written by pmf. Delete this line to keep the page as you change it. -->"
 """First line of a page that may be replaced."""
@@ -51,7 +52,7 @@ def write_page(run_folder: Path, facts: RunFacts, *, checkpoint_step: int) -> No
     parts = [
         f"{MARKER}\n# {run_folder.absolute().name}",
         _status(run_folder, facts, checkpoint_step),
-        "\n".join(_table(_what_was_run(facts))),
+        table(_what_was_run(facts).items()),
         *_results(run_folder, facts),
         "## Go on from here",
         _commands_text(run_folder, facts),
@@ -73,8 +74,11 @@ def commands(run_folder: Path, facts: RunFacts) -> dict[str, str]:
     for option, value in (("--extractor", evaluation.extractor), ("--extractor-weights", evaluation.extractor_weights)):
         fid += [option, value] if value else []
     more = ["sample", "--checkpoint", run, "--output", f"{run}/samples/more", "--num-images", "100"]
+    again = ["--config", f"{run}/config.yaml"]
+    if Path(config.training.output_dir) != run_folder:  # moved or copied, or called something else from here
+        again.append(f"training.output_dir={run}")
     return {
-        "resume": _shell(facts, "train", ["--config", f"{run}/config.yaml"], _processes(facts)),
+        "resume": _shell(facts, "train", again, _processes(facts)),
         "sample": _shell(facts, "eval", more),
         "evaluate": _shell(facts, "eval", fid),
     }
@@ -91,7 +95,7 @@ def _shell(facts: RunFacts, script: str, arguments: list[str], processes: int = 
         else:
             words = [*(uv or ["python"]), path, *arguments]
     elif processes > 1:
-        words = [*uv, "torchrun", "--nproc_per_node", str(processes), "--no-python", "pmf", script, *arguments]
+        words = [*uv, "torchrun", "--nproc_per_node", str(processes), "-m", "pmf", script, *arguments]
     else:
         words = [*uv, "pmf", *([script] if script == "train" else []), *arguments]
     return shlex.join(words)
@@ -147,11 +151,6 @@ def _of_path(config: Config) -> str:
     return f" (`{path}`)" if path else ""
 
 
-def _table(rows: Mapping[str, str]) -> Iterable[str]:
-    yield from ("| | |", "|---|---|")
-    yield from (f"| {name} | {value.replace('|', chr(92) + '|')} |" for name, value in rows.items())
-
-
 def _results(run_folder: Path, facts: RunFacts) -> Iterable[str]:
     scored = [record for record in facts.evaluations if "step" in record]
     pictures = {
@@ -164,25 +163,23 @@ def _results(run_folder: Path, facts: RunFacts) -> Iterable[str]:
         yield "## Results"
     if scored:
         best = min(scored, key=lambda record: float(record["fid"]))
-        yield "\n".join(_scores({"last": scored[-1], "best": best}))
+        yield _scores({"last": scored[-1], "best": best})
         yield _protocol(scored[-1], len(scored))
     yield from there
 
 
-def _scores(records: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
-    yield from ("| | step | images seen | FID | Inception score |", "|---|---|---|---|---|")
-    for name, record in records.items():
-        score = record.get("inception_score")
-        told = f"{score['mean']:.4g}" if isinstance(score, dict) else "-"
-        yield f"| {name} | {record['step']:,} | {record['images_seen']:,} | {record['fid']:.4g} | {told} |"
+def _scores(records: Mapping[str, Mapping[str, Any]]) -> str:
+    rows = [
+        (name, f"{record['step']:,}", f"{record['images_seen']:,}", fid_cell(record), inception_cell(record))
+        for name, record in records.items()
+    ]
+    return table(rows, ("", "step", "images seen", "FID", "Inception score"))
 
 
 def _protocol(record: Mapping[str, Any], number: int) -> str:
     extractor = record.get("extractor", {}).get("name", "unknown")
-    reference = record.get("reference", {})
-    against = reference.get("file") or reference.get("images") or "unknown"
     return (
-        f"FID of {record.get('num_images', 0):,} images by the extractor {extractor} against {against}; "
+        f"FID of {record.get('num_images', 0):,} images by the extractor {extractor} against {reference_cell(record)}; "
         f"{number} evaluation(s), each with its protocol in `evaluation/`."
     )
 

@@ -7,17 +7,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from pmf.errors import first_line
 from pmf.report.curves import draw_curves, read_metrics
 from pmf.report.facts import read_evaluations, read_facts
 from pmf.report.page import is_ours, write_page
 from pmf.report.strip import draw_strip
 
-SHARE, FIRST = 0.02, 20.0
-"""Of a run's time, what its report may take; and the seconds that a run goes on without one."""
+SHARE = 0.02
+"""Of a run's time, what reports that follow no evaluation may take."""
+EXPECTED = 0.5
+"""Seconds for which a report is taken until one was written."""
 
 
-def write_report(run_folder: Path) -> None:
+def write_report(run_folder: Path, *, pictures: bool = True) -> None:
     """Write ``curves.png``, ``samples/strip.png`` and ``README.md``, unless a page of the user's own stands there.
+
+    Args:
+        pictures: whether to draw; without, the page is written alone, in milliseconds.
 
     Raises:
         UserError: it is no run folder.
@@ -26,21 +32,23 @@ def write_report(run_folder: Path) -> None:
     facts = read_facts(run_folder)
     metrics = run_folder / "metrics.jsonl"
     records = read_metrics(metrics) if metrics.exists() else []
-    draw_curves(records, run_folder / "curves.png")
     newest = max(records, key=lambda record: float(record["step"]), default=None)
     at = facts
     if newest is not None and newest["step"] > facts.step:  # logged since the newest checkpoint
         step = int(newest["step"])
         evaluations = read_evaluations(run_folder, step)
         at = replace(facts, step=step, images_seen=int(newest["images"]), evaluations=evaluations)
-    draw_strip(run_folder / "samples", at.step)
+    if pictures:
+        flat = getattr(facts.config.objective, "adaptive_power", None) == 1
+        draw_curves(records, run_folder / "curves.png", flat_total=flat)
+        draw_strip(run_folder / "samples", at.step)
     if is_ours(run_folder / "README.md"):
         write_page(run_folder, at, checkpoint_step=facts.step)
 
 
 @dataclass
 class RunReport:
-    """The report of a run that goes on, whatever becomes of its report.
+    """The report of a run that goes on, whatever becomes of its report; a problem is told once.
 
     Attributes:
         warn: takes a line for the user.
@@ -49,22 +57,31 @@ class RunReport:
     run_folder: Path
     warn: Callable[[str], None]
     _told: set[str] = field(default_factory=set)
-    _not_before: float = field(default_factory=lambda: time.monotonic() + FIRST)
+    _took: float = EXPECTED
+    _not_before: float = field(default_factory=lambda: time.monotonic() + EXPECTED / SHARE)
 
-    def write(self, *, last: bool = False) -> None:
-        """Write it, unless the run would spend more than ``SHARE`` of its time on that; what goes wrong is told once.
+    def write(self, *, evaluated: float = 0.0) -> None:
+        """Write it after an evaluation that took longer than a report does, or if ``SHARE`` of the run's time allows.
 
         Args:
-            last: the run ends or stops here, so that it is written in any case.
+            evaluated: seconds of the evaluation that it follows; 0 where it follows none.
+        """
+        if evaluated > self._took or time.monotonic() >= self._not_before:
+            self.end()
+
+    def end(self, *, pictures: bool = True) -> None:
+        """Write it in any case: the run ends or stops here.
+
+        Args:
+            pictures: see :func:`write_report`.
         """
         started = time.monotonic()
-        if started < self._not_before and not last:
-            return
         try:
-            write_report(self.run_folder)
+            write_report(self.run_folder, pictures=pictures)
         except Exception as error:  # a report is never worth a run
-            problem = str(error).strip().partition("\n")[0] or type(error).__name__
+            problem = first_line(error)
             if problem not in self._told:
                 self._told.add(problem)
                 self.warn(f"warning: {self.run_folder}: curves.png and README.md cannot be written: {problem}")
-        self._not_before = started + (time.monotonic() - started) / SHARE
+        self._took = time.monotonic() - started
+        self._not_before = started + self._took / SHARE

@@ -21,7 +21,7 @@ def environment_record(*, device: str, world_size: int, num_images: int, max_ste
     """Plain values.
 
     Args:
-        device: as torch names it; of a GPU, the model is recorded.
+        device: its type, as torch names it; of a GPU, the model is recorded.
         world_size: processes.
         num_images: in the data set.
         max_steps: of the whole run.

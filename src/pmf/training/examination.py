@@ -19,7 +19,7 @@ from pmf.config.sections import TRACKERS, Config
 from pmf.data.order import steps_per_epoch
 from pmf.data.source import create_source, require_first_images
 from pmf.distributed.batching import accumulation_steps
-from pmf.errors import CrossFieldError, UserError
+from pmf.errors import CrossFieldError, UserError, first_line
 from pmf.flow.objective import create_objective
 from pmf.optim.schedule import learning_rate
 from pmf.tables import find_row
@@ -35,7 +35,7 @@ from pmf.training.preflight import (
 from pmf.training.run_folder import RunFolder
 from pmf.training.state import checkpoint_bytes
 from pmf.training.tracker_kinds import wandb_problem
-from pmf.training.trackers import FAILURES, TrackedRun, first_line
+from pmf.training.trackers import FAILURES, TrackedRun
 
 T = TypeVar("T")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -15,11 +16,11 @@ import numpy as np
 from accelerate.tracking import TensorBoardTracker, TrackioTracker, WandBTracker
 
 from pmf.config.sections import as_plain
-from pmf.errors import UserError
+from pmf.errors import UserError, first_line
 from pmf.files import printable
 from pmf.training import trackers
 from pmf.training.tracker_ids import kept_id
-from pmf.training.trackers import FAILURES, TrackedRun, first_line
+from pmf.training.trackers import FAILURES, TrackedRun
 
 WANDB_ID, TRACKIO_ID = "wandb_run.json", "trackio_run.json"
 """In the run folder: the id of its run there, and the folder that it belongs to."""
@@ -29,7 +30,7 @@ class WandbRun(WandBTracker):
     """A run of Weights & Biases: online if that can be had within ``TIMEOUT``, else offline."""
 
     def __init__(self, run: TrackedRun) -> None:
-        _require("wandb")
+        _import("wandb")
         super().__init__(run.project)
         self._run = run
 
@@ -101,7 +102,7 @@ class TensorBoardFiles(TensorBoardTracker):
     """Event files in ``RUN/tensorboard``; what they hold of steps that are done again is not shown twice."""
 
     def __init__(self, run: TrackedRun) -> None:
-        _require("tensorboard")
+        _import("tensorboard", "torch.utils.tensorboard")
         super().__init__("tensorboard", run.folder, purge_step=run.resumed_step + 1)
         self._run = run
 
@@ -120,7 +121,7 @@ class TrackioRun(TrackioTracker):
     """A run of trackio, in its folder of this machine or where its environment variables say."""
 
     def __init__(self, run: TrackedRun) -> None:
-        _require("trackio")
+        _import("trackio")
         super().__init__(run.project)
         self._run = run
 
@@ -159,6 +160,16 @@ def wandb_problem() -> str | None:
     return "there is no login; run `wandb login` or set WANDB_API_KEY"
 
 
-def _require(package: str) -> None:
+def _import(package: str, module: str | None = None) -> None:
+    """Import a package here, in the main thread.
+
+    If the tracker's own thread did, the main thread could import parts of the same packages at that time, and of two
+    threads that wait for each other's imports Python hands one a module that is half there: that one could be the run.
+
+    Raises:
+        UserError: it is not installed.
+        Exception: whatever it raises.
+    """
     if find_spec(package) is None:
         raise UserError(f"{package} is not installed; install the extra `trackers` of pmf, or {package} alone")
+    import_module(module or package)

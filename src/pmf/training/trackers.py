@@ -18,6 +18,7 @@ from accelerate.tracking import GeneralTracker
 from PIL import Image
 
 from pmf.config.sections import TRACKERS, Config, as_plain
+from pmf.errors import first_line
 from pmf.files import printable
 from pmf.tables import find_row
 
@@ -156,11 +157,6 @@ def flat_config(config: Config) -> dict[str, Any]:
         for section, values in printable(as_plain(config)).items()
         for key, value in values.items()
     }
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _with_prefix(say: Callable[[str], None], name: str) -> Callable[[str], None]:

@@ -7,6 +7,7 @@ follow from k where the batch size has changed on the way is counted: the images
 from __future__ import annotations
 
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
@@ -113,7 +114,7 @@ class Trainer:
             try:
                 self._run_steps(log)
                 self._show(log, self.snapshots.write_final())
-                self._report(last=True)
+                self.world.ask_main(self.report.end)
             finally:
                 if log:
                     log.close()
@@ -155,7 +156,7 @@ class Trainer:
             if self.evaluation and self.evaluation.is_due():  # the last run stopped before or during it
                 missing = not self.evaluation.output(progress.step).exists()
                 if self.world.gather(missing)[0]:
-                    self._evaluate(self.evaluation, log)
+                    self._report(self._evaluate(self.evaluation, log))
             while progress.step < last:
                 with self.window.timed_step(), self.watchdog.watch(progress.step + 1):
                     stopping = self.train_step([next(stream) for _ in range(self.accumulation)])
@@ -170,16 +171,17 @@ class Trainer:
                     self.save()
                 if stopping:
                     self._leave()
-                evaluating = self.evaluation is not None and self.evaluation.is_due()
+                evaluating, evaluated = self.evaluation is not None and self.evaluation.is_due(), 0.0
                 if self.evaluation and evaluating:
-                    self._evaluate(self.evaluation, log)
+                    evaluated = self._evaluate(self.evaluation, log)
                 if training.sample_every and progress.step % training.sample_every == 0:
                     self._show(log, self.snapshots.save_grid(f"step_{progress.step:08d}.png"))
                 if (evaluating or progress.step % training.checkpoint_every == 0) and progress.step < last:
-                    self._report(last=False)
+                    self._report(evaluated)
 
-    def _evaluate(self, evaluation: TrainingEvaluation, log: MetricsLog | None) -> None:
-        step = self.state.progress.step
+    def _evaluate(self, evaluation: TrainingEvaluation, log: MetricsLog | None) -> float:
+        """Seconds that it took."""
+        step, started = self.state.progress.step, time.monotonic()
         try:
             scores = evaluation.run(step)
         except Preempted:
@@ -188,18 +190,20 @@ class Trainer:
         if log and scores:
             self.say(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in scores.items()))
             log.write({"step": step, "images": self.state.progress.images, **scores})
+        return time.monotonic() - started
 
     def _show(self, log: MetricsLog | None, grid: Path | None) -> None:
         if log and grid:
             log.show_samples(grid, self.state.progress.step)
 
-    def _report(self, *, last: bool) -> None:
-        self.world.ask_main(lambda: self.report.write(last=last))  # the others wait here, where no watchdog counts
+    def _report(self, evaluated: float) -> None:
+        # The others wait here, where no watchdog counts.
+        self.world.ask_main(lambda: self.report.write(evaluated=evaluated))
 
     def _leave(self) -> NoReturn:
         if self.world.is_main:
             self.run_folder.mark_preempted(self.state.progress.step)
-        self._report(last=True)
+        self.world.ask_main(lambda: self.report.end(pictures=False))  # who asked may kill it in seconds
         raise Preempted(
             f"asked to stop: step {self.state.progress.step} of {self.course.max_steps} is saved in "
             f"{self.run_folder.path}; start the same command again to go on"
@@ -231,7 +235,7 @@ class Trainer:
     def _prepare_run_folder(self, step: int) -> None:
         self.run_folder.set_aside_after(step, self.say)
         environment = environment_record(
-            device=str(self.world.device),
+            device=self.world.device.type,  # of several processes on CPUs each has an index, which says nothing
             world_size=self.world.size,
             num_images=len(self.source),
             max_steps=self.course.max_steps,
