@@ -19,7 +19,7 @@ from pmf.config.yaml_file import config_from_plain
 from pmf.hub.card import model_card
 from tests.latents import write_latent_weights
 
-FILES = {"README.md", "config.json", "model.safetensors", "model_index.json", "pipeline.py"}
+FILES = {"README.md", "config.json", "model.safetensors", "model_index.json", "pipeline.py", "weights"}
 
 
 @pytest.fixture(scope="module")
@@ -119,17 +119,26 @@ def test_a_folder_is_complete_or_absent(published, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"there", "file"}
 
 
-def test_diffusers_makes_the_same_images(published, monkeypatch, tmp_path):
-    diffusers = pytest.importorskip("diffusers", reason="needs diffusers: uv sync --extra hub")
+@pytest.fixture
+def diffusers(monkeypatch, tmp_path):
+    found = pytest.importorskip("diffusers", reason="needs diffusers: uv sync --extra hub")
     from diffusers.utils import dynamic_modules_utils
 
     # It copies the code of pipelines to a folder of its own, under the user's home.
-    monkeypatch.setattr(dynamic_modules_utils, "HF_MODULES_CACHE", str(tmp_path))
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(dynamic_modules_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(tmp_path / "modules")
+    return found
+
+
+def pipeline(diffusers, folder, **options):
+    return diffusers.DiffusionPipeline.from_pretrained(
+        str(folder), custom_pipeline=str(folder), trust_remote_code=True, **options
+    )
+
+
+def test_diffusers_makes_the_same_images(diffusers, published):
     model, folder = published
-    pipe = diffusers.DiffusionPipeline.from_pretrained(
-        str(folder), custom_pipeline=str(folder), trust_remote_code=True
-    ).to("cpu")
+    pipe = pipeline(diffusers, folder).to("cpu")
     expected = pixels(model.generate([3, "7"], seed=4, omega=2.5, steps=2))
     options = {"seed": 4, "guidance_scale": 2.5, "num_inference_steps": 2}
     np.testing.assert_array_equal(pixels(pipe([3, "7"], **options).images), expected)
@@ -137,3 +146,24 @@ def test_diffusers_makes_the_same_images(published, monkeypatch, tmp_path):
     assert floats.shape == (2, 8, 8, 1)
     np.testing.assert_array_equal(np.rint(floats[..., 0] * 255), expected)
     assert pipe.device == torch.device("cpu")
+
+
+def test_a_pipeline_stays_with_its_folder_takes_precisions_and_saves_all_of_it(
+    diffusers, published, monkeypatch, tmp_path
+):
+    model, folder = published
+    monkeypatch.chdir(folder.parent)
+    pipe = pipeline(diffusers, folder.name)
+    monkeypatch.chdir(tmp_path)
+    expected = pixels(model.generate(3, num_images=4))
+    for moved in (pipe.to(torch.float32), pipe.to("cpu", torch.float32), pipe.to(dtype=torch.float32, device="cpu")):
+        np.testing.assert_array_equal(pixels(moved(3, num_images=4).images), expected)
+    in_bf16 = pixels(model.generate(3, num_images=4, precision="bf16"))
+    assert (in_bf16 != expected).any()
+    np.testing.assert_array_equal(pixels(pipe.to(torch.bfloat16)(3, num_images=4).images), in_bf16)
+    with pytest.raises(pmf.UserError, match=r"dtype torch.float16: give one of: torch.float32, torch.bfloat16"):
+        pipe.to(torch.float16)
+    pipe.save_pretrained(tmp_path / "again", safe_serialization=True)
+    assert {path.name for path in (tmp_path / "again").iterdir()} == FILES
+    again = pipeline(diffusers, tmp_path / "again").to("cpu")
+    np.testing.assert_array_equal(pixels(again(3, num_images=4).images), expected)

@@ -35,7 +35,7 @@ def test_a_model_that_was_pushed_is_loaded_by_its_name(hub, model, monkeypatch):
     assert (created["organization"], created["name"]) == ("me", "digits")
     assert created.get("private") or created["visibility"] == "private"
     files = hub.repositories["me/digits"]
-    assert set(files) == {"README.md", "config.json", "model.safetensors", "model_index.json", "pipeline.py"}
+    assert set(files) == {"README.md", "config.json", "model.safetensors", "model_index.json", "pipeline.py", "weights/location.py"}
     assert 'pmf.load("me/digits")' in files["README.md"].decode()
     expected = model.generate([3, 7], num_images=6, output="tensor")
     assert torch.equal(pmf.load("me/digits", device="cpu").generate([3, 7], num_images=6, output="tensor"), expected)

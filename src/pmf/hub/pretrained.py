@@ -3,7 +3,7 @@
 config.json         format, library version, class names, average, what is known of the training, the whole config
 model.safetensors   weights for inference, which carry their config too
 README.md           the model card
-model_index.json, pipeline.py   for ``diffusers.DiffusionPipeline``
+model_index.json, pipeline.py, weights/location.py   for ``diffusers.DiffusionPipeline``
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def write_pretrained(folder: Path, model: Model, name: str) -> None:
         temporary.mkdir(parents=True)
         try:
             _write_files(temporary, model, name)
-            for path in (*temporary.iterdir(), temporary):
+            for path in (*temporary.rglob("*"), temporary):
                 flush(path)
             if folder.exists():
                 folder.rmdir()
@@ -139,9 +139,15 @@ def _write_files(folder: Path, model: Model, name: str) -> None:
     write_json(folder / PRETRAINED, record)
     known = {key: value for key, value in training.items() if value is not None}
     (folder / "README.md").write_text(printable(model_card(name, model.config, model.class_names, known)))
-    index = {"_class_name": ["pipeline", "PmfPipeline"], "_diffusers_version": "0.35.0"}
+    index = {
+        "_class_name": ["pipeline", "PmfPipeline"],
+        "_diffusers_version": "0.35.0",
+        "weights": ["location", "WeightsLocation"],
+    }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-    (folder / "pipeline.py").write_text(files("pmf.hub").joinpath("pipeline.py").read_text())
+    (folder / "weights").mkdir()
+    for source, copy in (("pipeline.py", "pipeline.py"), ("location.py", "weights/location.py")):
+        (folder / copy).write_text(files("pmf.hub").joinpath(source).read_text())
 
 
 def _run_of(file: Path | None) -> Path | None:
