@@ -15,6 +15,7 @@ from PIL import Image
 
 import pmf
 from pmf.checkpoint.places import list_checkpoints
+from pmf.config.sections import as_plain
 from pmf.config.yaml_file import config_from_plain
 from pmf.hub.card import model_card
 from tests.latents import write_latent_weights
@@ -98,6 +99,56 @@ def test_the_card_names_licences_of_perceptual_networks_and_the_autoencoder(auto
     told = (tmp_path / "l" / "README.md").read_text()
     assert f"decoded by `{autoencoder}`, which is not part of this folder" in told
     assert "No perceptual network took part" in told
+
+
+def test_nothing_published_names_a_place(published, digits_run, tmp_path):
+    model, _ = published
+    plain = as_plain(model.config)
+    plain["training"]["output_dir"] = "/home/someone/runs/digits"
+    plain["data"]["path"] = "/home/someone/sets/digits"
+    plain["perceptual"]["lpips_weights"] = ["/home/someone/vgg.pth", "../someone/lpips.pth"]
+    plain["evaluation"] |= dict.fromkeys(("reference", "extractor", "extractor_weights"), "/home/someone/s.npz")
+    run = tmp_path / "run"
+    shutil.copytree(digits_run, run)
+    (run / "evaluation").mkdir(exist_ok=True)
+    record = {"fid": 7.0, "step": 12, "images": {"ema": "10", "checkpoint": "/home/someone/runs/digits"}}
+    record["reference"] = {"file": "/home/someone/s.npz", "features_of": {"images": "/home/someone/sets"}}
+    (run / "evaluation" / "a.json").write_text(json.dumps(record))
+    loaded = pmf.load(run, device="cpu")
+    loaded.config = config_from_plain(plain, "test")
+    loaded.save_pretrained(tmp_path / "digits")
+    for file in (tmp_path / "digits").rglob("*"):
+        assert file.is_dir() or b"someone" not in file.read_bytes(), file
+    told = json.loads((tmp_path / "digits" / "config.json").read_text())
+    assert told["config"]["training"]["output_dir"] == "runs/default"
+    assert (told["config"]["data"]["path"], told["config"]["evaluation"]["reference"]) == ("digits", "s.npz")
+    assert told["training"]["evaluations"][0]["reference"]["file"] == "s.npz"
+    card = (tmp_path / "digits" / "README.md").read_text()
+    assert "| data | digits `digits` |" in card and "| s.npz |" in card
+    again = pmf.load(tmp_path / "digits", device="cpu")
+    assert torch.equal(again.generate(3, output="tensor"), model.generate(3, output="tensor"))
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"weights": "w", "step": "many"},
+        {"weights": ["w"]},
+        {"weights": "w", "evaluations": 3},
+        {"weights": "w", "evaluations": [{"fid": "low"}, {"fid": 1.0, "images": []}, {"fid": 2.5}], "later": 1},
+        {},
+        [],
+    ],
+)
+def test_what_a_foreign_folder_says_of_its_training_is_not_trusted(published, tmp_path, training):
+    shutil.copytree(published[1], tmp_path / "theirs")
+    record = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    (tmp_path / "theirs" / "config.json").write_text(json.dumps({**record, "training": training}))
+    pmf.load(tmp_path / "theirs", device="cpu").save_pretrained(tmp_path / "ours")
+    told = json.loads((tmp_path / "ours" / "config.json").read_text())["training"]
+    usable = isinstance(training, dict) and "later" in training
+    assert told["weights"] == "w" if usable else told["weights"].startswith("theirs/model.safetensors ")
+    assert told["evaluations"] == ([{"fid": 2.5}] if usable else [])
 
 
 def test_a_folder_is_complete_or_absent(published, tmp_path):

@@ -15,7 +15,6 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput
 
 import pmf
 
-
 PRECISIONS = {torch.float32: "float32", torch.bfloat16: "bf16"}
 
 
