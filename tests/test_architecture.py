@@ -61,7 +61,7 @@ HOMES = {
     "safetensors": ["tensors.py", "perceptual/weights.py"],
     "torch_fidelity": ["evaluation"],
     "timm": ["perceptual/convnext.py", "evaluation", "data/class_names.py"],
-    "diffusers": ["data/autoencoder.py", "hub/pipeline.py"],
+    "diffusers": ["data/autoencoder.py", "hub/location.py", "hub/pipeline.py"],
     "huggingface_hub": ["hub/repository.py"],
     "onnx": ["export/formats.py"],
     "onnxruntime": ["export/formats.py"],

@@ -99,7 +99,8 @@ def test_the_extra_is_not_installed(fails, tmp_path, monkeypatch):
     )
     line = fails(encode.main, *encode_arguments(tmp_path, "--autoencoder", f"{tmp_path}/none"))
     assert line == (
-        f"error: data.autoencoder {tmp_path}/none: latents need diffusers; install it: uv sync --extra latent\n"
+        f"error: data.autoencoder {tmp_path}/none: latents need diffusers; install it: uv sync --extra latent, or pip "
+        'install "pmf[latent]"\n'
     )
 
 

@@ -114,7 +114,9 @@ def test_an_old_pickle_runs_nothing_unless_told(tmp_path):
 def test_weights_without_our_config_ask_for_the_recipe(tmp_path):
     for metadata in (None, {"format": "pt"}, {"config": "{"}, {"config": "[]"}):
         save_file(WEIGHTS, tmp_path / "w.safetensors", metadata)
-        with pytest.raises(UserError, match=r"carries no config, .*; give the recipe .*: --config configs/NAME.yaml"):
+        with pytest.raises(
+            UserError, match=r"carries no config, .*; give the recipe .*: --config NAME \(pmf configs lists them\)"
+        ):
             load_weights(tmp_path / "w.safetensors", None)
     for ending in (".pt", ".ckpt", ".bin", ""):
         torch.save(WEIGHTS, tmp_path / f"w{ending}")

@@ -30,7 +30,7 @@ CASES = {
         arguments=("{tmp}/w.pt",),
         prepare=write_pickle,
         message="{tmp}/w.pt: is not a .safetensors file; an official checkpoint is read with its recipe "
-        "(eval.py sample --config configs/NAME.yaml) or converted (python -m pmf.convert import)",
+        "(--config NAME; pmf configs lists them) or converted (python -m pmf.convert import)",
     ),
     "pickle": Case(
         arguments=("{tmp}/w.pt", "--config", DIGITS),

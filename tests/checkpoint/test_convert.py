@@ -347,7 +347,9 @@ def test_what_does_not_apply_is_refused(tmp_path):
 @pytest.mark.skipif(find_spec("flax") is not None, reason="flax is installed; this is about its absence")
 def test_a_missing_extra_is_named(tmp_path):
     (tmp_path / "checkpoint_1").mkdir()
-    with pytest.raises(UserError, match="JAX checkpoints need flax and orbax; install them: uv sync --extra jax"):
+    with pytest.raises(
+        UserError, match="JAX checkpoints need flax and orbax; install them: uv sync --extra jax, or pip "
+    ):
         load_official(tmp_path, load_config(DIGITS))
 
 

@@ -76,8 +76,11 @@ def test_an_official_file_is_loaded_with_its_recipe(model, digits_run, tmp_path)
     loaded = pmf.load(tmp_path / "w.pt", config=digits_run / "config.yaml", device="cpu")
     assert torch.equal(loaded.generate([1, 2], output="tensor"), model.generate([1, 2], output="tensor"))
     assert loaded.class_names == tuple("0123456789")
-    with pytest.raises(pmf.UserError, match="is read with its recipe"):
+    with pytest.raises(pmf.UserError, match=r"is read with its recipe \(config=NAME; pmf configs lists them\)"):
         pmf.load(tmp_path / "w.pt")
+    with pytest.raises(pmf.UserError, match=r"w.safetensors: is one file of weights; leave out ema=10, or give"):
+        shutil.copy(list_checkpoints(digits_run)[-1] / "ema_10.safetensors", tmp_path / "w.safetensors")
+        pmf.load(tmp_path / "w.safetensors", ema=10)
 
 
 def test_nothing_of_the_process_is_changed(digits_run):
@@ -111,6 +114,10 @@ WRONG = {
     "a name that is not there": ({"labels": "ten"}, "label 'ten': no class has this name; classes are 0 ... 9, the"),
     "a negative seed": ({"seed": -1}, "generate: seed is -1; give 0 or more"),
     "a negative first": ({"first": -1}, "generate: first is -1; give 0 or more"),
+    "half a seed": ({"seed": 1.5}, "generate: seed is 1.5; give a whole number"),
+    "half an image": ({"num_images": 2.5}, "generate: num_images is 2.5; give a whole number"),
+    "first of a text": ({"first": "3"}, "generate: first is '3'; give a whole number"),
+    "half a class of numpy": ({"labels": np.array(1.5)}, "label array(1.5): give the number of a class, or its name"),
     "another form": ({"output": "numpy"}, "output is 'numpy'; give pil or tensor"),
 }
 
@@ -128,6 +135,7 @@ def test_what_cannot_be_is_refused_in_a_line(model, given, message):
         ({"source": "no/such/run"}, "no/such/run: there is no such file or folder"),
         ({"source": "$NOWHERE/run"}, "uses $NOWHERE, which is not set"),
         ({"ema": 500}, "has no average '500'; choose one of: 0.05, 10, online"),
+        ({"key": "model"}, "key=model: is for PyTorch files, which are read with config=; leave it out"),
         ({"device": "gpu"}, "device gpu: cannot be used ("),
         ({"device": "xpu"}, "device xpu: cannot be used ("),
     ],
@@ -136,6 +144,18 @@ def test_what_cannot_be_loaded_is_refused_in_a_line(digits_run, given, message):
     with pytest.raises(pmf.UserError) as error:
         pmf.load(**{"source": digits_run, **given})
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_whole_numbers_of_any_library_are_numbers(model):
+    expected = model.generate(3, num_images=2, seed=4, output="tensor")
+    for of in (np.array, np.int64, torch.tensor):
+        given = {"num_images": of(2), "seed": of(4), "first": of(0)}
+        assert torch.equal(model.generate(of(3), output="tensor", **given), expected)
+        strip = model.interpolate(of(3), seeds=of(4), frames=of(2), output="tensor")
+        assert torch.equal(strip, model.interpolate(3, seeds=4, frames=2, output="tensor"))
+    several = model.generate([3, 7], output="tensor")
+    for labels in (np.array([3, 7]), torch.tensor([3, 7]), iter((3, "7"))):
+        assert torch.equal(model.generate(labels, output="tensor"), several)
 
 
 def test_the_ends_of_an_interpolation_are_the_images_themselves(model):
@@ -152,6 +172,8 @@ def test_the_ends_of_an_interpolation_are_the_images_themselves(model):
     for given, message in (
         ({"labels": (1, 2, 3)}, "give one or two labels"),
         ({"labels": 1, "seeds": (1, 2, 3)}, "give one or two labels, and one or two seeds"),
+        ({"labels": 1, "frames": 2.5}, "interpolate: frames is 2.5; give a whole number"),
+        ({"labels": 1, "seeds": (0, 1.5)}, "interpolate: seed is 1.5; give a whole number"),
         ({"labels": 1, "frames": 1}, "frames is 1; give at least 2, the two ends"),
     ):
         with pytest.raises(pmf.UserError, match=message):

@@ -15,11 +15,12 @@ from PIL import Image
 
 import pmf
 from pmf.checkpoint.places import list_checkpoints
+from pmf.config.sections import as_plain
 from pmf.config.yaml_file import config_from_plain
 from pmf.hub.card import model_card
 from tests.latents import write_latent_weights
 
-FILES = {"README.md", "config.json", "model.safetensors", "model_index.json", "pipeline.py"}
+FILES = {"README.md", "config.json", "model.safetensors", "model_index.json", "pipeline.py", "weights"}
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +101,56 @@ def test_the_card_names_licences_of_perceptual_networks_and_the_autoencoder(auto
     assert "No perceptual network took part" in told
 
 
+def test_nothing_published_names_a_place(published, digits_run, tmp_path):
+    model, _ = published
+    plain = as_plain(model.config)
+    plain["training"]["output_dir"] = "/home/someone/runs/digits"
+    plain["data"]["path"] = "/home/someone/sets/digits"
+    plain["perceptual"]["lpips_weights"] = ["/home/someone/vgg.pth", "../someone/lpips.pth"]
+    plain["evaluation"] |= dict.fromkeys(("reference", "extractor", "extractor_weights"), "/home/someone/s.npz")
+    run = tmp_path / "run"
+    shutil.copytree(digits_run, run)
+    (run / "evaluation").mkdir(exist_ok=True)
+    record = {"fid": 7.0, "step": 12, "images": {"ema": "10", "checkpoint": "/home/someone/runs/digits"}}
+    record["reference"] = {"file": "/home/someone/s.npz", "features_of": {"images": "/home/someone/sets"}}
+    (run / "evaluation" / "a.json").write_text(json.dumps(record))
+    loaded = pmf.load(run, device="cpu")
+    loaded.config = config_from_plain(plain, "test")
+    loaded.save_pretrained(tmp_path / "digits")
+    for file in (tmp_path / "digits").rglob("*"):
+        assert file.is_dir() or b"someone" not in file.read_bytes(), file
+    told = json.loads((tmp_path / "digits" / "config.json").read_text())
+    assert told["config"]["training"]["output_dir"] == "runs/default"
+    assert (told["config"]["data"]["path"], told["config"]["evaluation"]["reference"]) == ("digits", "s.npz")
+    assert told["training"]["evaluations"][0]["reference"]["file"] == "s.npz"
+    card = (tmp_path / "digits" / "README.md").read_text()
+    assert "| data | digits `digits` |" in card and "| s.npz |" in card
+    again = pmf.load(tmp_path / "digits", device="cpu")
+    assert torch.equal(again.generate(3, output="tensor"), model.generate(3, output="tensor"))
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"weights": "w", "step": "many"},
+        {"weights": ["w"]},
+        {"weights": "w", "evaluations": 3},
+        {"weights": "w", "evaluations": [{"fid": "low"}, {"fid": 1.0, "images": []}, {"fid": 2.5}], "later": 1},
+        {},
+        [],
+    ],
+)
+def test_what_a_foreign_folder_says_of_its_training_is_not_trusted(published, tmp_path, training):
+    shutil.copytree(published[1], tmp_path / "theirs")
+    record = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    (tmp_path / "theirs" / "config.json").write_text(json.dumps({**record, "training": training}))
+    pmf.load(tmp_path / "theirs", device="cpu").save_pretrained(tmp_path / "ours")
+    told = json.loads((tmp_path / "ours" / "config.json").read_text())["training"]
+    usable = isinstance(training, dict) and "later" in training
+    assert told["weights"] == "w" if usable else told["weights"].startswith("theirs/model.safetensors ")
+    assert told["evaluations"] == ([{"fid": 2.5}] if usable else [])
+
+
 def test_a_folder_is_complete_or_absent(published, tmp_path):
     model, _ = published
     (tmp_path / "there").mkdir()
@@ -119,17 +170,26 @@ def test_a_folder_is_complete_or_absent(published, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"there", "file"}
 
 
-def test_diffusers_makes_the_same_images(published, monkeypatch, tmp_path):
-    diffusers = pytest.importorskip("diffusers", reason="needs diffusers: uv sync --extra hub")
+@pytest.fixture
+def diffusers(monkeypatch, tmp_path):
+    found = pytest.importorskip("diffusers", reason="needs diffusers: uv sync --extra hub")
     from diffusers.utils import dynamic_modules_utils
 
     # It copies the code of pipelines to a folder of its own, under the user's home.
-    monkeypatch.setattr(dynamic_modules_utils, "HF_MODULES_CACHE", str(tmp_path))
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(dynamic_modules_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(tmp_path / "modules")
+    return found
+
+
+def pipeline(diffusers, folder, **options):
+    return diffusers.DiffusionPipeline.from_pretrained(
+        str(folder), custom_pipeline=str(folder), trust_remote_code=True, **options
+    )
+
+
+def test_diffusers_makes_the_same_images(diffusers, published):
     model, folder = published
-    pipe = diffusers.DiffusionPipeline.from_pretrained(
-        str(folder), custom_pipeline=str(folder), trust_remote_code=True
-    ).to("cpu")
+    pipe = pipeline(diffusers, folder).to("cpu")
     expected = pixels(model.generate([3, "7"], seed=4, omega=2.5, steps=2))
     options = {"seed": 4, "guidance_scale": 2.5, "num_inference_steps": 2}
     np.testing.assert_array_equal(pixels(pipe([3, "7"], **options).images), expected)
@@ -137,3 +197,24 @@ def test_diffusers_makes_the_same_images(published, monkeypatch, tmp_path):
     assert floats.shape == (2, 8, 8, 1)
     np.testing.assert_array_equal(np.rint(floats[..., 0] * 255), expected)
     assert pipe.device == torch.device("cpu")
+
+
+def test_a_pipeline_stays_with_its_folder_takes_precisions_and_saves_all_of_it(
+    diffusers, published, monkeypatch, tmp_path
+):
+    model, folder = published
+    monkeypatch.chdir(folder.parent)
+    pipe = pipeline(diffusers, folder.name)
+    monkeypatch.chdir(tmp_path)
+    expected = pixels(model.generate(3, num_images=4))
+    for moved in (pipe.to(torch.float32), pipe.to("cpu", torch.float32), pipe.to(dtype=torch.float32, device="cpu")):
+        np.testing.assert_array_equal(pixels(moved(3, num_images=4).images), expected)
+    in_bf16 = pixels(model.generate(3, num_images=4, precision="bf16"))
+    assert (in_bf16 != expected).any()
+    np.testing.assert_array_equal(pixels(pipe.to(torch.bfloat16)(3, num_images=4).images), in_bf16)
+    with pytest.raises(pmf.UserError, match=r"dtype torch.float16: give one of: torch.float32, torch.bfloat16"):
+        pipe.to(torch.float16)
+    pipe.save_pretrained(tmp_path / "again", safe_serialization=True)
+    assert {path.name for path in (tmp_path / "again").iterdir()} == FILES
+    again = pipeline(diffusers, tmp_path / "again").to("cpu")
+    np.testing.assert_array_equal(pixels(again(3, num_images=4).images), expected)

@@ -72,7 +72,7 @@ def _find_file(path: Path, which: str | None) -> WeightsFile:
     if file_format(path) == "pytorch":
         raise UserError(
             f"{path}: is not a .safetensors file; an official checkpoint is read with its recipe "
-            "(eval.py sample --config configs/NAME.yaml) or converted (python -m pmf.convert import)"
+            "(--config NAME; pmf configs lists them) or converted (python -m pmf.convert import)"
         )
     beside: dict[str, Any] = {}
     with contextlib.suppress(DamageError):  # a file that was copied has no manifest beside it

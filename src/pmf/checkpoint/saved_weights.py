@@ -86,7 +86,7 @@ def read_weights(file: WeightsFile) -> SavedWeights:
     if config is None:
         raise UserError(
             f"{path}: carries no config, so it was not written by this library's training; give the recipe of its "
-            "network: --config configs/NAME.yaml"
+            "network: --config NAME (pmf configs lists them)"
         )
     source = printable(f"{path.parent.name}/{path.name} {file.sha256[:16]}")
     return SavedWeights(

@@ -93,7 +93,10 @@ def decode_latents(autoencoder: Any, latents: Tensor) -> Tensor:
 def _read(name: str, device: torch.device) -> Any:
     """One of the shapes that latents need, on the CPU, or on the meta device if ``device`` is that."""
     if importlib.util.find_spec("diffusers") is None:
-        raise UserError(f"data.autoencoder {name}: latents need diffusers; install it: uv sync --extra latent")
+        raise UserError(
+            f"data.autoencoder {name}: latents need diffusers; install it: uv sync --extra latent, or pip install "
+            '"pmf[latent]"'
+        )
     with warnings.catch_warnings(), _quiet():
         warnings.simplefilter("ignore")  # diffusers calls the hub in ways that the hub finds old
         autoencoder = _find(name, device)

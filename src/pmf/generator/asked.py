@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import contextlib
+import operator
+from collections.abc import Iterable, Mapping
+from typing import Any, SupportsIndex
 
 from PIL import Image
 from torch import Tensor
@@ -12,6 +14,42 @@ from pmf.config.sampling_options import Use, options_for
 from pmf.config.sections import Config, sampling_section
 from pmf.errors import UserError
 from pmf.generation.command import with_sampling
+
+Label = str | SupportsIndex
+"""A class by its number or by its name."""
+
+
+def one_or_several(labels: Label | Iterable[Label]) -> list[Label]:
+    """Labels as a list. What stands for a whole number is one label, though an array of no dimension can be iterated by
+    its type."""
+    if isinstance(labels, str):
+        return [labels]
+    with contextlib.suppress(TypeError):
+        return [operator.index(labels)]  # type: ignore[arg-type]
+    try:
+        return list(labels)  # type: ignore[arg-type]
+    except TypeError:
+        return [labels]  # type: ignore[list-item]
+
+
+def whole(name: str, value: SupportsIndex, least: int, advice: str) -> int:
+    """A whole number as an int.
+
+    Args:
+        name: of the call and of what was given, for errors.
+        least: smallest that can be.
+        advice: for what is smaller.
+
+    Raises:
+        UserError: it is none, or smaller.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise UserError(f"{name} is {value!r}; give a whole number") from None
+    if number < least:
+        raise UserError(f"{name} is {number}; {advice}")
+    return number
 
 
 def with_options(config: Config, what: str, steps: int | None, options: Mapping[str, Any]) -> Config:

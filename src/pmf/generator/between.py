@@ -3,13 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pmf.errors import UserError
+from pmf.generation.images import ImageMaker
+from pmf.generation.plan import SamplingPlan
+
+
+def frames_between(
+    maker: ImageMaker, plans: tuple[SamplingPlan, SamplingPlan], ends: tuple[int, int], batch_size: int
+) -> Iterator[Tensor]:
+    """Images on the way from image 0 of one plan to that of another, the first's ``num_images`` of them.
+
+    Args:
+        plans: alike but for the seed.
+        ends: class of the first image and of the last.
+
+    Yields:
+        (B, C, H, W) uint8 on the CPU.
+
+    Raises:
+        UserError: two classes, of a network that has no embeddings to go between.
+        NotFiniteError: an image holds NaN or infinity.
+    """
+    start, end = (maker.noise(plan, [0])[0] for plan in plans)
+    frames = plans[0].num_images
+    for places in torch.arange(frames).split(batch_size):
+        fractions = places.double() / (frames - 1)
+        noise = noise_between(start, end, fractions)
+        with nullcontext() if ends[0] == ends[1] else classes_between(maker.network, *ends, fractions):
+            yield maker.make(plans[0], places.tolist(), noise).cpu()
 
 
 def noise_between(start: Tensor, end: Tensor, fractions: Tensor) -> Tensor:

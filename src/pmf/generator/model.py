@@ -6,11 +6,10 @@ import os
 import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, SupportsIndex, overload
+from typing import Any, Literal, overload
 
 import torch
 from PIL import Image
@@ -22,15 +21,12 @@ from pmf.distributed.world import ALONE, World, float32_precision
 from pmf.errors import UserError
 from pmf.generation.command import PlannedImages
 from pmf.generation.plan import SamplingPlan, plan_samples
-from pmf.generator.asked import as_output, check_output, with_options
-from pmf.generator.between import classes_between, noise_between
+from pmf.generator.asked import Label, as_output, check_output, one_or_several, whole, with_options
+from pmf.generator.between import frames_between
 from pmf.generator.opening import Opening, PathLike, open_weights
 from pmf.hub.pretrained import Model, training_of, write_pretrained
 from pmf.hub.repository import upload
 from pmf.options import expand_path
-
-Label = str | SupportsIndex
-"""A class by its number or by its name."""
 
 
 class Generator:
@@ -186,11 +182,10 @@ class Generator:
         """
         check_output(output)
         chosen = self._labels(labels)
-        count = (1 if labels is None else len(chosen)) if num_images is None else num_images
-        if count < 1:
-            raise UserError(f"generate: num_images is {count}; ask for at least 1")
-        if first < 0:
-            raise UserError(f"generate: first is {first}; give 0 or more")
+        count = 1 if labels is None else len(chosen)
+        if num_images is not None:
+            count = whole("generate: num_images", num_images, 1, "ask for at least 1")
+        first = whole("generate: first", first, 0, "give 0 or more")
         config = with_options(self.config, "generate", steps, options)
         plan = self._plan(config, "generate", first + count, seed, chosen)
         size = config.sampling.batch_size
@@ -249,25 +244,15 @@ class Generator:
         """
         check_output(output)
         ends = self._labels(labels)
-        pair = (seeds, seeds) if isinstance(seeds, int) else tuple(seeds)
-        if len(ends) > 2 or len(pair) != 2:
+        pair = one_or_several(seeds)
+        if len(ends) > 2 or not 1 <= len(pair) <= 2:
             raise UserError("interpolate: give one or two labels, and one or two seeds")
-        if frames < 2:
-            raise UserError(f"interpolate: frames is {frames}; give at least 2, the two ends")
+        frames = whole("interpolate: frames", frames, 2, "give at least 2, the two ends")
         config = with_options(self.config, "interpolate", steps, options)
-        plans = [self._plan(config, "interpolate", frames, seed, ends[:1]) for seed in pair]
-        start, end = (self._maker.noise(plan, [0])[0] for plan in plans)
-        batches = []
+        first, last = (self._plan(config, "interpolate", frames, seed, ends[:1]) for seed in (pair[0], pair[-1]))
         with float32_precision(tf32=config.training.tf32):
-            for places in torch.arange(frames).split(config.sampling.batch_size):
-                fractions = places.double() / (frames - 1)
-                noise = noise_between(start, end, fractions)
-                way = (
-                    classes_between(self.network, ends[0], ends[1], fractions) if len(set(ends)) == 2 else nullcontext()
-                )
-                with way:
-                    batches.append(self._maker.make(plans[0], places.tolist(), noise).cpu())
-        return as_output(torch.cat(batches), output)
+            made = frames_between(self._maker, (first, last), (ends[0], ends[-1]), config.sampling.batch_size)
+            return as_output(torch.cat(list(made)), output)
 
     @property
     def _world(self) -> World:
@@ -276,8 +261,7 @@ class Generator:
     def _labels(self, labels: Label | Iterable[Label] | None) -> tuple[int, ...]:
         if labels is None:
             return tuple(range(self.config.data.num_classes))
-        several = labels if isinstance(labels, Iterable) and not isinstance(labels, str) else [labels]
-        found = tuple(self.find_class(label) for label in several)
+        found = tuple(self.find_class(label) for label in one_or_several(labels))
         if not found:
             raise UserError("labels is empty; give at least one class, or leave it out for all")
         return found
@@ -292,7 +276,6 @@ class Generator:
             return find_class(label, self.class_names)
         return check_label(label, self.config.data.num_classes)
 
-    def _plan(self, config: Config, what: str, num_images: int, seed: int, labels: tuple[int, ...]) -> SamplingPlan:
-        if seed < 0:
-            raise UserError(f"{what}: seed is {seed}; give 0 or more")
+    def _plan(self, config: Config, what: str, num_images: int, seed: Any, labels: tuple[int, ...]) -> SamplingPlan:
+        seed = whole(f"{what}: seed", seed, 0, "give 0 or more")
         return plan_samples(config, num_images=num_images, seed=seed, weights=self._saved.source, labels=labels)

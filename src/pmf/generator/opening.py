@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +19,8 @@ from pmf.hub.repository import NAME, download
 from pmf.options import expand_path, number_name
 
 PathLike = str | os.PathLike[str]
+FLAG = "--(config|key|ema|autoencoder)"
+"""A flag of the commands that :func:`pmf.load` has as an argument."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +59,25 @@ def open_weights(wanted: Opening) -> PlannedImages:
         autoencoder=None if wanted.autoencoder is None else expand_path(os.fspath(wanted.autoencoder)),
     )
     # Loading sets the precision, as the commands want it, and a new network draws weights, from torch's own generator.
-    with float32_precision(tf32=False), torch.random.fork_rng(devices=[]):
+    with _in_words_of_python(), float32_precision(tf32=False), torch.random.fork_rng(devices=[]):
         return plan_images(request, replace(ALONE, device=_device(wanted.device)))
+
+
+@contextmanager
+def _in_words_of_python() -> Iterator[None]:
+    """Errors that name arguments as :func:`pmf.load` has them, where the commands have flags.
+
+    Raises:
+        UserError: in place of that with flags.
+    """
+    try:
+        yield
+    except UserError as error:
+        with_value = re.sub(rf"(^|leave out |\(|: ){FLAG} (?=\S)", r"\1\2=", str(error))
+        told = re.sub(rf"(^|\s){FLAG}\b", r"\1\2=", with_value)
+        if told == str(error):
+            raise
+        raise UserError(told) from None
 
 
 def _device(device: str | torch.device | None) -> torch.device:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -78,8 +79,9 @@ pipe = DiffusionPipeline.from_pretrained("{name}", custom_pipeline="{name}", tru
 images = pipe([0, {label}], seed=0).images
 ```
 
-Both need the package `pmf`. Without other options they sample with guidance scale omega {sampling.omega}, guidance
-interval {list(sampling.interval)} and {sampling.num_steps} step(s).
+Both need the package `pmf`, installed from its wheel or a checkout: it is on no package index. Without other options
+they sample with guidance scale omega {sampling.omega}, guidance interval {list(sampling.interval)} and
+{sampling.num_steps} step(s).
 {latent}"""
 
 
@@ -93,7 +95,8 @@ def _training_rows(config: Config, training: Mapping[str, Any]) -> Iterable[tupl
         yield "images seen", f"{training['images_seen']:,}"
     if "step" in training:
         yield "optimizer steps", f"{training['step']:,}"
-    yield "data", f"{data.kind}{f', split {data.split}' if data.kind == 'parquet' else ''}"
+    folder = f" `{Path(data.path).name}`" if data.path else ""
+    yield "data", f"{data.kind}{folder}{f', split {data.split}' if data.kind == 'parquet' else ''}"
     yield "images", f"{data.image_size} pixels, {data.channels} channel(s), {data.num_classes:,} classes"
     yield "horizontal flip", "yes" if data.horizontal_flip else "no"
     length = f"{options.epochs:g} epochs" if options.epochs else f"{options.max_steps:,} steps"
@@ -125,7 +128,7 @@ def _perceptual(config: Config) -> str:
 
 def _evaluation(records: Sequence[Mapping[str, Any]]) -> str:
     if not records:
-        return "No evaluation of these weights is recorded. `python eval.py fid` of the library makes one.\n"
+        return "No evaluation of these weights is recorded. `pmf fid` makes one.\n"
     columns = ("FID", "Inception score", "images", "reference", "features", "omega", "interval", "steps", "date")
     return table([_evaluation_row(record) for record in records], columns) + "\n"
 

@@ -1,4 +1,4 @@
-"""The diffusers pipeline that stands beside published weights; ``pip install pmf`` does the work.
+"""The diffusers pipeline that stands beside published weights; the package pmf (its wheel or a checkout) does the work.
 
 from diffusers import DiffusionPipeline
 
@@ -15,20 +15,24 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput
 
 import pmf
 
+PRECISIONS = {torch.float32: "float32", torch.bfloat16: "bf16"}
+
 
 class PmfPipeline(DiffusionPipeline):
     """Makes the images that ``pmf.load(path).generate`` makes; the weights are read when they are first needed."""
 
-    def __init__(self) -> None:
+    def __init__(self, weights: Any) -> None:
         super().__init__()
-        self._where: torch.device | None = None
+        self.register_modules(weights=weights)
+        self._where: str | torch.device | None = None
+        self._precision: dict[str, str] = {}
         self._generator: pmf.Generator | None = None
 
     @property
     def generator(self) -> pmf.Generator:
         """The weights, with all that they can do."""
         if self._generator is None:
-            self._generator = pmf.load(self.name_or_path, device=self._where)
+            self._generator = pmf.load(self.weights.folder, device=self._where)
         return self._generator
 
     @property
@@ -36,10 +40,39 @@ class PmfPipeline(DiffusionPipeline):
         """Where images are made."""
         return self.generator.device
 
-    def to(self, device: str | torch.device) -> PmfPipeline:
-        """Make images there; precision is an option of the call."""
-        self._where, self._generator = torch.device(device), None
+    def to(self, *args: Any, device: Any = None, dtype: Any = None, **_: Any) -> PmfPipeline:
+        """Make images on another device or in another precision; in any order, by position or by name.
+
+        Args:
+            *args: a device, a dtype, or both.
+            device: ``cpu``, ``cuda``, ...
+            dtype: ``torch.float32``, or ``torch.bfloat16`` for products in it, by autocast.
+
+        Raises:
+            pmf.UserError: another dtype.
+        """
+        for given in (*args, device, dtype):
+            if isinstance(given, torch.dtype):
+                if given not in PRECISIONS:
+                    raise pmf.UserError(f"dtype {given}: give one of: {', '.join(map(str, PRECISIONS))}")
+                self._precision = {"precision": PRECISIONS[given]}
+            elif given is not None:
+                self._where, self._generator = given, None
         return self
+
+    def save_pretrained(self, save_directory: Any, *, push_to_hub: bool = False, **_: Any) -> None:
+        """Write the whole folder again, as ``pmf.Generator.save_pretrained`` does; diffusers' other options say how to
+        split and serialise weights, and have no meaning here.
+
+        Args:
+            save_directory: to be made, or empty.
+
+        Raises:
+            pmf.UserError: it holds something, storage fails, or ``push_to_hub`` is asked for.
+        """
+        if push_to_hub:
+            raise pmf.UserError("save_pretrained: push with pipe.generator.push_to_hub('owner/name')")
+        self.generator.save_pretrained(save_directory)
 
     def __call__(
         self,
@@ -75,7 +108,7 @@ class PmfPipeline(DiffusionPipeline):
             seed=seed,
             steps=num_inference_steps,
             output="pil" if output_type == "pil" else "tensor",
-            **options,
+            **{**self._precision, **options},
         )
         images: Any = made if isinstance(made, list) else made.movedim(1, -1).float().div(255).numpy()
         return ImagePipelineOutput(images=images) if return_dict else (images,)

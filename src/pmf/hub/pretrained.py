@@ -3,12 +3,11 @@
 config.json         format, library version, class names, average, what is known of the training, the whole config
 model.safetensors   weights for inference, which carry their config too
 README.md           the model card
-model_index.json, pipeline.py   for ``diffusers.DiffusionPipeline``
+model_index.json, pipeline.py, weights/location.py   for ``diffusers.DiffusionPipeline``
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from pmf.checkpoint.places import PRETRAINED, WEIGHTS
@@ -25,10 +25,11 @@ from pmf.checkpoint.saved_weights import SavedWeights, save_weights
 from pmf.config.sections import Config, as_plain
 from pmf.errors import UserError
 from pmf.files import flush, printable, write_json, writing
+from pmf.hub.anonymous import published_config, without_places
 from pmf.hub.card import model_card
+from pmf.hub.repository import FORMAT
 from pmf.report.facts import read_facts
 
-FORMAT = 1
 RECORDED = (
     *("fid", "inception_score", "kid", "precision_recall", "num_images", "images", "extractor", "reference"),
     *("versions", "date"),
@@ -59,10 +60,9 @@ class Training:
 
 def training_of(saved: SavedWeights) -> Training:
     """What is recorded beside weights: by a run, or by the folder that they were published in."""
-    published = saved.record.get("training")
-    if isinstance(published, dict):
-        with contextlib.suppress(TypeError):  # of a later format
-            return Training(**published)
+    published = _published(saved.record.get("training"))
+    if published is not None:
+        return published
     step, images_seen = (saved.record.get(name) for name in ("step", "images_seen"))
     training = Training(weights=saved.source, average=saved.average, step=step, images_seen=images_seen)
     run = _run_of(saved.path)
@@ -75,10 +75,28 @@ def training_of(saved: SavedWeights) -> Training:
     own = [
         {name: record[name] for name in RECORDED if name in record}
         for record in facts.evaluations
-        if _measures(record, training)
+        if _measures(record, training) and _is_evaluation(record)
     ]
     commit = facts.environment.get("commit")
     return replace(training, evaluations=own, commit=commit)
+
+
+def _published(values: Any) -> Training | None:
+    """What a folder says, which others may have written; None if it is not of this form."""
+    try:
+        told = TypeAdapter(Training).validate_python(values)
+    except ValidationError:
+        return None
+    return replace(told, evaluations=list(filter(_is_evaluation, told.evaluations)))
+
+
+def _is_evaluation(record: Mapping[str, Any]) -> bool:
+    """Whether the card can show a record of an evaluation."""
+    score = record.get("inception_score") or {"mean": 0, "std": 0}
+    parts = (score, *(record.get(name, {}) for name in ("images", "reference", "extractor")))
+    return all(isinstance(part, dict) for part in parts) and all(
+        isinstance(number, int | float) for number in (record.get("fid"), score.get("mean"), score.get("std"))
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +116,7 @@ class Model:
 
 
 def write_pretrained(folder: Path, model: Model, name: str) -> None:
-    """Write a model's folder, complete or absent.
+    """Write a model's folder, complete or absent. Nothing in it names a place on this machine.
 
     Args:
         folder: must not be there, or be empty.
@@ -114,8 +132,8 @@ def write_pretrained(folder: Path, model: Model, name: str) -> None:
         shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
         temporary.mkdir(parents=True)
         try:
-            _write_files(temporary, model, name)
-            for path in (*temporary.iterdir(), temporary):
+            _write_files(temporary, replace(model, config=published_config(model.config)), name)
+            for path in (*temporary.rglob("*"), temporary):
                 flush(path)
             if folder.exists():
                 folder.rmdir()
@@ -126,7 +144,7 @@ def write_pretrained(folder: Path, model: Model, name: str) -> None:
 
 
 def _write_files(folder: Path, model: Model, name: str) -> None:
-    training = asdict(model.training)
+    training = without_places(asdict(model.training))
     save_weights(folder / WEIGHTS, model.weights, model.config)
     record = {
         "format": FORMAT,
@@ -139,9 +157,15 @@ def _write_files(folder: Path, model: Model, name: str) -> None:
     write_json(folder / PRETRAINED, record)
     known = {key: value for key, value in training.items() if value is not None}
     (folder / "README.md").write_text(printable(model_card(name, model.config, model.class_names, known)))
-    index = {"_class_name": ["pipeline", "PmfPipeline"], "_diffusers_version": "0.35.0"}
+    index = {
+        "_class_name": ["pipeline", "PmfPipeline"],
+        "_diffusers_version": "0.35.0",
+        "weights": ["location", "WeightsLocation"],
+    }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-    (folder / "pipeline.py").write_text(files("pmf.hub").joinpath("pipeline.py").read_text())
+    (folder / "weights").mkdir()
+    for source, copy in (("pipeline.py", "pipeline.py"), ("location.py", "weights/location.py")):
+        (folder / copy).write_text(files("pmf.hub").joinpath(source).read_text())
 
 
 def _run_of(file: Path | None) -> Path | None:

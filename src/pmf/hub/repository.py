@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ from pathlib import Path
 from pmf.checkpoint.places import PRETRAINED, WEIGHTS
 from pmf.errors import UserError
 
+FORMAT = 1
+"""Of the ``config.json`` of a model's folder."""
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 """What can be a repository's name: owner and name."""
 TRANSPORTS = ("requests", "httpx", "httpx2")
@@ -22,17 +25,40 @@ def download(name: str) -> Path:
     Raises:
         UserError: there is none of that name, it is private, is no model of this library, or the hub cannot be reached.
     """
-    from huggingface_hub import snapshot_download  # takes a second, and is not needed for local files
+    from huggingface_hub import errors, hf_hub_download, snapshot_download  # a second, not needed for local files
 
+    other = "so save_pretrained did not write it; download an official file and give its path, with config="
     with _in_one_line(name, "there is no such file or folder, and"):
-        folder = Path(snapshot_download(name, allow_patterns=[PRETRAINED, WEIGHTS, "README.md"]))
-    missing = [file for file in (PRETRAINED, WEIGHTS) if not (folder / file).is_file()]
-    if missing:
-        raise UserError(
-            f"{name}: this repository has no {missing[0]}, so save_pretrained did not write it; download an official "
-            "file and give its path, with config="
-        )
+        try:
+            record = Path(hf_hub_download(name, PRETRAINED))
+        except errors.EntryNotFoundError as error:
+            if isinstance(error, errors.LocalEntryNotFoundError):
+                raise
+            raise UserError(f"{name}: this repository has no {PRETRAINED}, {other}") from None
+        _require_ours(record, f"{name}: this repository", other)
+        commit = record.parent.name  # of the hub's cache: weights and config are of one commit
+        folder = Path(snapshot_download(name, revision=commit, allow_patterns=[PRETRAINED, WEIGHTS, "README.md"]))
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(f"{name}: this repository has no {WEIGHTS}, {other}")
     return folder
+
+
+def _require_ours(record: Path, where: str, other: str) -> None:
+    """Look at a ``config.json`` before weights of any size are downloaded.
+
+    Raises:
+        UserError: it is not of this library, or of a later version.
+    """
+    try:
+        values = json.loads(record.read_text())
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict) or values.get("library_name") != "pmf":
+        raise UserError(f"{where} holds another library's model by its {PRETRAINED}, {other}")
+    if values.get("format") != FORMAT:
+        raise UserError(
+            f"{where} has format {values.get('format')}, and this version of pmf reads format {FORMAT}; update pmf"
+        )
 
 
 def upload(folder: Path, name: str, *, private: bool) -> str:

@@ -76,7 +76,9 @@ def write_jax(folder: Path, tensors: Mapping[str, Tensor], average: str | None) 
 
 def _prepare_flax(path: Path) -> None:
     if not (importlib.util.find_spec("flax") and importlib.util.find_spec("orbax")):
-        raise UserError(f"{path}: JAX checkpoints need flax and orbax; install them: uv sync --extra jax")
+        raise UserError(
+            f'{path}: JAX checkpoints need flax and orbax; install them: uv sync --extra jax, or pip install "pmf[jax]"'
+        )
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # files need no accelerator
     logging.getLogger("absl").setLevel(logging.ERROR)
 
