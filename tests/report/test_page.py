@@ -231,7 +231,7 @@ def test_its_commands_work(tmp_path):
     name = "a run's & (odd) folder"
     options = [*TINY, f"training.output_dir={name}", "training.sample_every=6", "evaluation.every_images=96"]
     options += ["evaluation.num_images=40", "evaluation.reference=digits", "training.max_steps=6"]
-    script = "train.py"  # run_command finds it, wherever it is started
+    script = str(ROOT / "train.py")
     started = run_command(script, "--config", str(ROOT / "configs" / "digits.yaml"), *options, ranks=2, cwd=tmp_path)
     assert started.returncode == 0, started.stderr
     run = tmp_path / name
