@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.demo.visit import Visit
+from tests.export.small import small_networks  # noqa: F401
 
 
 @pytest.fixture(scope="session")

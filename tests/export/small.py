@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -45,8 +47,13 @@ class OtherWhenTraced(OneProduct):
         return outputs
 
 
-SIZES["one_product"] = NetworkSize(OneProduct, patch_size=1)
-SIZES["other_when_traced"] = NetworkSize(OtherWhenTraced, patch_size=1)
+@pytest.fixture(scope="module", autouse=True)
+def small_networks() -> Iterator[None]:
+    """In the table of sizes while a module's tests run; for the ``conftest.py`` of a folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SIZES, "one_product", NetworkSize(OneProduct, patch_size=1))
+        patch.setitem(SIZES, "other_when_traced", NetworkSize(OtherWhenTraced, patch_size=1))
+        yield
 
 
 def small_generator(folder: Path, name: str = "one_product") -> Generator:
