@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pmf.errors import UserError
 from pmf.generation.images import ImageMaker
 from pmf.generation.plan import SamplingPlan
+from pmf.net.interface import Network
 
 
 def frames_between(
@@ -61,7 +62,7 @@ def noise_between(start: Tensor, end: Tensor, fractions: Tensor) -> Tensor:
 
 
 @contextmanager
-def classes_between(network: nn.Module, start: int, end: int, fractions: Tensor) -> Iterator[None]:
+def classes_between(network: Network, start: int, end: int, fractions: Tensor) -> Iterator[None]:
     """A context in which the network is told classes on the line between the embeddings of two.
 
     Args:
