@@ -17,7 +17,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from pmf.checkpoint.places import PRETRAINED, WEIGHTS
@@ -58,6 +57,11 @@ class Training:
     commit: str | None = None
 
 
+FORM: dict[str, Any] = {"weights": str, "evaluations": list} | dict.fromkeys(("average", "commit"), str | None)
+FORM |= dict.fromkeys(("step", "images_seen"), int | None)
+"""What each attribute of :class:`Training` is in a file."""
+
+
 def training_of(saved: SavedWeights) -> Training:
     """What is recorded beside weights: by a run, or by the folder that they were published in."""
     published = _published(saved.record.get("training"))
@@ -83,11 +87,13 @@ def training_of(saved: SavedWeights) -> Training:
 
 def _published(values: Any) -> Training | None:
     """What a folder says, which others may have written; None if it is not of this form."""
-    try:
-        told = TypeAdapter(Training).validate_python(values)
-    except ValidationError:
+    if not isinstance(values, dict) or "weights" not in values:
         return None
-    return replace(told, evaluations=list(filter(_is_evaluation, told.evaluations)))
+    told = {name: values[name] for name in FORM if name in values}
+    if not all(isinstance(value, FORM[name]) for name, value in told.items()):
+        return None
+    evaluations = [record for record in told.pop("evaluations", ()) if isinstance(record, dict)]
+    return Training(**told, evaluations=list(filter(_is_evaluation, evaluations)))
 
 
 def _is_evaluation(record: Mapping[str, Any]) -> bool:
