@@ -107,7 +107,7 @@ def test_the_search_for_a_batch_size_writes_into_no_recipe_of_the_library(monkey
         ([], "pmf needs a command: train, sample"),
         (["trian"], "pmf trian: there is no such command; did you mean train?"),
         (["xyz"], "pmf xyz: there is no such command; choose one of: train, sample"),
-        (["--verson"], "unrecognized arguments: --verson; pmf --help shows what there is"),
+        (["--verson"], "there is no --verson; did you mean --version?"),
     ],
     ids=str,
 )

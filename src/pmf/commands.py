@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import signal
 import sys
@@ -50,7 +51,16 @@ class CommandParser(argparse.ArgumentParser):
         Raises:
             UserError: always.
         """
-        raise UserError(f"{message}; {self.prog} --help shows what there is")
+        raise UserError(self._misspelt() or f"{message}; {self.prog} --help shows what there is")
+
+    def _misspelt(self) -> str | None:
+        """The line about the first flag that there is not, but another much like it; argparse reports others first."""
+        flags = (word.partition("=")[0] for word in sys.argv[1:] if word.startswith("--"))
+        for flag in flags:
+            close = difflib.get_close_matches(flag, self._option_string_actions, n=1, cutoff=0.8)
+            if close and not any(known.startswith(flag) for known in self._option_string_actions):
+                return f"there is no {flag}; did you mean {close[0]}?"
+        return None
 
 
 def completed_by(action: argparse.Action, completer: Callable[..., Mapping[str, str]]) -> None:
@@ -117,9 +127,9 @@ def run_command(main: Callable[[], None]) -> None:
             finally:
                 sys.stdout.flush()  # what is wrong with it shows here
     except BrokenPipeError:
-        if "torch" in sys.modules:  # work of hours, that nobody listens to any more
-            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if "torch" in sys.modules:  # there was work, which ends here
+            print("error: stopped: nobody reads the output any more", file=sys.stderr)
         sys.exit(128 + signal.SIGPIPE)  # as of a program that `head` has ended
     except Preempted as stop:
         if is_main_rank(os.environ):

@@ -97,6 +97,21 @@ def test_whoever_reads_may_have_had_enough(arguments):
     assert (done.returncode, done.stderr) == (141, "")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--confg", "digits"], "there is no --confg; did you mean --config?"),
+        (["fid", "--checkpoint", "x", "--refernce=digits"], "there is no --refernce; did you mean --reference?"),
+        (["demo", "x", "--prt", "7000"], "there is no --prt; did you mean --port?"),
+    ],
+)
+def test_a_misspelt_flag_is_named(arguments, message, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["pmf", *arguments])
+    with pytest.raises(SystemExit):
+        resolve("pmf.cli.entry:pmf")()
+    assert capsys.readouterr().err == f"error: {message}\n"
+
+
 def test_what_may_be_left_out_is_not_called_required(capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["pmf", "doctor"])
     with pytest.raises(SystemExit):

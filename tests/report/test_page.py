@@ -87,32 +87,34 @@ def test_what_cannot_be_written_is_told_once(run):
     assert not list(run.glob(".incomplete_*"))
 
 
-def test_it_follows_every_evaluation_that_takes_longer_and_else_takes_little_of_the_time(run, monkeypatch):
-    def written() -> bool:
-        there = (run / "README.md").exists()
-        (run / "README.md").unlink(missing_ok=True)
+def test_pictures_follow_every_evaluation_and_else_take_little_of_the_time(run, monkeypatch):
+    def written() -> tuple[bool, bool]:
+        names = ("README.md", "curves.png")
+        there = tuple((run / name).exists() for name in names)
+        for name in names:
+            (run / name).unlink(missing_ok=True)
         return there
 
+    written()
     report = RunReport(run, pytest.fail)
-    report.write()
-    report.write(evaluated=0.01)
-    assert not written()  # a run that has just begun
+    report.write(evaluated=False)
+    assert written() == (True, False)  # a run that has just begun
     for _ in range(2):
-        report.write(evaluated=1000.0)
-        assert written()
-    report.write()
-    assert not written()  # too soon
+        report.write(evaluated=True)
+        assert written() == (True, True)
+    report.write(evaluated=False)
+    assert written() == (True, False)  # too soon
     monkeypatch.setattr(pmf.report.writing, "SHARE", 1e9)
     report.end()
-    assert written()
-    report.write()
-    assert written()
+    assert written() == (True, True)
+    report.write(evaluated=False)
+    assert written() == (True, True)
 
 
-def test_training_says_how_long_each_evaluation_took(tmp_path):
+def test_training_says_what_follows_an_evaluation(tmp_path):
     class Recording(RunReport):
-        def write(self, *, evaluated: float = 0.0) -> None:
-            told.append(evaluated > 0)
+        def write(self, *, evaluated: bool) -> None:
+            told.append(evaluated)
 
     told: list[bool] = []
     evaluation = ("evaluation.every_images=96", "evaluation.num_images=40", "evaluation.reference=digits")
@@ -209,7 +211,7 @@ def test_the_evaluation_is_that_of_the_run(tmp_path):
     environment = {"command": ["train.py"]}
     of_config = ("evaluation.every_images=96", "evaluation.num_images=40", "evaluation.reference=stats.npz")
     words = shlex.split(commands(Path("r"), facts(tmp_path, *of_config, **environment))["evaluate"])
-    assert words[-4:] == ["--reference", "stats.npz", "--num-images", "40"]
+    assert words[-6:] == ["--reference", "stats.npz", "--num-images", "40", "--seed", "42"]
     words = shlex.split(commands(Path("r"), facts(tmp_path, "evaluation.reference=null", **environment))["evaluate"])
     assert words[-2:] == ["--reference", "digits"]
     others = ("data.kind=synthetic", "evaluation.reference=null")

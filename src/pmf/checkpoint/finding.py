@@ -13,6 +13,8 @@ from pmf.checkpoint.places import MANIFEST, PRETRAINED, STATE, WEIGHTS, run_or_c
 from pmf.errors import UserError
 from pmf.files import file_format, read_object
 
+NO_CHECKPOINT = "this run has no checkpoint yet; training.checkpoint_every says when it writes one"
+
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsFile:
@@ -57,8 +59,10 @@ def find_weights(path: Path, wanted: Sequence[str | None]) -> list[WeightsFile]:
             advice="repair or restore one",
         )
         if found is None:
-            raise UserError(f"{path}: this run has no checkpoint yet")
+            raise UserError(f"{path}: {NO_CHECKPOINT}")
         return found
+    if (path / "config.yaml").is_file() and (path / "environment.json").is_file():
+        raise UserError(f"{path}: {NO_CHECKPOINT}")
     try:
         manifest = read_manifest(path) if (path / MANIFEST).exists() else {}
         return _find_in(path, manifest, wanted)

@@ -62,7 +62,7 @@ def curves(records: Sequence[Mapping[str, Any]], *, flat_total: bool) -> Figure:
     from matplotlib.figure import Figure  # only here: it takes a second
 
     figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI)
-    figure.subplots_adjust(left=0.065, right=0.945, top=0.95, bottom=0.08, hspace=0.26, wspace=0.3)
+    figure.subplots_adjust(left=0.065, right=0.945, top=0.95, bottom=0.08, hspace=0.26, wspace=0.36)
     panels = figure.subplots(2, 3).flat
     plain = [name for name in ("loss_u", "loss_v") if _line(records, name)[0]]
     _panel(next(panels), "Plain losses" if plain else "Loss", records, plain or ["loss"], log=True)
@@ -145,6 +145,8 @@ def _dress(axes: Any, title: str, *, empty: bool, reason: str = "nothing logged 
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.locator_params(nbins=5)
     if empty:
+        axes.set_xticks([])
+        axes.set_yticks([])
         axes.text(0.5, 0.5, reason, transform=axes.transAxes, ha="center", va="center", fontsize=8, color=GREY)
 
 

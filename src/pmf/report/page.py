@@ -70,7 +70,7 @@ def commands(run_folder: Path, facts: RunFacts) -> dict[str, str]:
     reference = evaluation.reference or ("digits" if config.data.kind == "digits" else f"{run}/config.yaml")
     fid = ["fid", "--checkpoint", run, "--reference", reference]
     if evaluation.every_images:
-        fid += ["--num-images", str(evaluation.num_images)]
+        fid += ["--num-images", str(evaluation.num_images), "--seed", str(config.training.seed)]  # as in training
     for option, value in (("--extractor", evaluation.extractor), ("--extractor-weights", evaluation.extractor_weights)):
         fid += [option, value] if value else []
     more = ["sample", "--checkpoint", run, "--output", f"{run}/samples/more", "--num-images", "100"]

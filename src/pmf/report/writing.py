@@ -14,9 +14,9 @@ from pmf.report.page import is_ours, write_page
 from pmf.report.strip import draw_strip
 
 SHARE = 0.02
-"""Of a run's time, what reports that follow no evaluation may take."""
-EXPECTED = 0.5
-"""Seconds for which a report is taken until one was written."""
+"""Of a run's time, what pictures that follow no evaluation may take."""
+FIRST = 30.0
+"""Seconds from which on such pictures are drawn."""
 
 
 def write_report(run_folder: Path, *, pictures: bool = True) -> None:
@@ -57,17 +57,11 @@ class RunReport:
     run_folder: Path
     warn: Callable[[str], None]
     _told: set[str] = field(default_factory=set)
-    _took: float = EXPECTED
-    _not_before: float = field(default_factory=lambda: time.monotonic() + EXPECTED / SHARE)
+    _not_before: float = field(default_factory=lambda: time.monotonic() + FIRST)
 
-    def write(self, *, evaluated: float = 0.0) -> None:
-        """Write it after an evaluation that took longer than a report does, or if ``SHARE`` of the run's time allows.
-
-        Args:
-            evaluated: seconds of the evaluation that it follows; 0 where it follows none.
-        """
-        if evaluated > self._took or time.monotonic() >= self._not_before:
-            self.end()
+    def write(self, *, evaluated: bool) -> None:
+        """Write it, with its pictures after an evaluation or if ``SHARE`` of the run's time allows them."""
+        self.end(pictures=evaluated or time.monotonic() >= self._not_before)
 
     def end(self, *, pictures: bool = True) -> None:
         """Write it in any case: the run ends or stops here.
@@ -83,5 +77,5 @@ class RunReport:
             if problem not in self._told:
                 self._told.add(problem)
                 self.warn(f"warning: {self.run_folder}: curves.png and README.md cannot be written: {problem}")
-        self._took = time.monotonic() - started
-        self._not_before = started + self._took / SHARE
+        if pictures:
+            self._not_before = started + (time.monotonic() - started) / SHARE

@@ -7,7 +7,6 @@ follow from k where the batch size has changed on the way is counted: the images
 from __future__ import annotations
 
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
@@ -156,7 +155,8 @@ class Trainer:
             if self.evaluation and self.evaluation.is_due():  # the last run stopped before or during it
                 missing = not self.evaluation.output(progress.step).exists()
                 if self.world.gather(missing)[0]:
-                    self._report(self._evaluate(self.evaluation, log))
+                    self._evaluate(self.evaluation, log)
+                    self._report(evaluated=True)
             while progress.step < last:
                 with self.window.timed_step(), self.watchdog.watch(progress.step + 1):
                     stopping = self.train_step([next(stream) for _ in range(self.accumulation)])
@@ -171,17 +171,16 @@ class Trainer:
                     self.save()
                 if stopping:
                     self._leave()
-                evaluating, evaluated = self.evaluation is not None and self.evaluation.is_due(), 0.0
+                evaluating = self.evaluation is not None and self.evaluation.is_due()
                 if self.evaluation and evaluating:
-                    evaluated = self._evaluate(self.evaluation, log)
+                    self._evaluate(self.evaluation, log)
                 if training.sample_every and progress.step % training.sample_every == 0:
                     self._show(log, self.snapshots.save_grid(f"step_{progress.step:08d}.png"))
                 if (evaluating or progress.step % training.checkpoint_every == 0) and progress.step < last:
-                    self._report(evaluated)
+                    self._report(evaluated=evaluating)
 
-    def _evaluate(self, evaluation: TrainingEvaluation, log: MetricsLog | None) -> float:
-        """Seconds that it took."""
-        step, started = self.state.progress.step, time.monotonic()
+    def _evaluate(self, evaluation: TrainingEvaluation, log: MetricsLog | None) -> None:
+        step = self.state.progress.step
         try:
             scores = evaluation.run(step)
         except Preempted:
@@ -190,13 +189,12 @@ class Trainer:
         if log and scores:
             self.say(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in scores.items()))
             log.write({"step": step, "images": self.state.progress.images, **scores})
-        return time.monotonic() - started
 
     def _show(self, log: MetricsLog | None, grid: Path | None) -> None:
         if log and grid:
             log.show_samples(grid, self.state.progress.step)
 
-    def _report(self, evaluated: float) -> None:
+    def _report(self, *, evaluated: bool) -> None:
         # The others wait here, where no watchdog counts.
         self.world.ask_main(lambda: self.report.write(evaluated=evaluated))
 
