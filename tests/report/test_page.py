@@ -228,8 +228,9 @@ def test_a_run_whose_report_fails_is_the_same_run(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_its_commands_work(tmp_path):
+def test_its_commands_work(tmp_path, monkeypatch):
     """Of two processes, in a folder whose name a shell would take apart."""
+    monkeypatch.delenv("UV", raising=False)  # that runs the tests
     name = "a run's & (odd) folder"
     options = [*TINY, f"training.output_dir={name}", "training.sample_every=6", "evaluation.every_images=96"]
     options += ["evaluation.num_images=40", "evaluation.reference=digits", "training.max_steps=6"]
