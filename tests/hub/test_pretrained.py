@@ -63,7 +63,8 @@ def test_a_folder_makes_the_same_images_to_the_bit(published, monkeypatch, tmp_p
 def test_the_card_tells_what_is_recorded_and_nothing_else(published, digits_run, tmp_path):
     _, folder = published
     card = ModelCard.load(folder / "README.md")
-    assert (card.data.library_name, card.data.pipeline_tag) == ("pmf", "unconditional-image-generation")
+    front = card.data.to_dict()
+    assert (front["library_name"], front["pipeline_tag"]) == ("pmf", "unconditional-image-generation")
     assert 'pmf.load("digits-pmf")' in card.text
     rows = [tuple(cell.strip() for cell in line.split("|")[1:-1]) for line in card.text.splitlines() if "|" in line]
     weights = f"{list_checkpoints(digits_run)[-1].name}/ema_10.safetensors"
