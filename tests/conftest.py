@@ -50,6 +50,26 @@ def _fresh_accelerator():
         assert not PartialState._shared_state
 
 
+def _tables() -> dict[tuple[str, str], list[object]]:
+    """The rows of the library's tables, by module and name, as far as it is loaded."""
+    return {
+        (module, name): list(value)
+        for module, loaded in list(sys.modules.items())
+        if module.startswith("pmf.")
+        for name, value in vars(loaded).items()
+        if isinstance(value, dict) and name.isupper() and not name.startswith("_")
+    }
+
+
+@pytest.fixture(autouse=True)
+def _rows_go_with_their_test():
+    """A row left in a table would make the tests after it depend on which process ran this one."""
+    before = _tables()
+    yield
+    after = _tables()
+    assert {table: after[table] for table in before} == before
+
+
 @pytest.fixture(scope="session")
 def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
     """A path of that name, made by the first of all the tests that ask for it and changed by none.

@@ -15,7 +15,7 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
 
-from pmf.auto_batch.candidate import _for_measuring, measure
+from pmf.auto_batch.candidate import measure
 from pmf.config.network import network_of
 from pmf.config.sections import Config
 from pmf.config.yaml_file import config_from_plain, load_config
@@ -173,7 +173,7 @@ def test_the_summary_counts_the_decoder(trained, plain, method, tmp_path, capsys
 
 
 def test_a_trial_of_a_batch_size_takes_made_up_latents(plain, tmp_path):
-    result = measure(_for_measuring(config_of(plain, tmp_path / "run"), str(tmp_path / "measured")), steps=3)
+    result = measure(config_of(plain, tmp_path / "run"), str(tmp_path / "measured"), steps=3)
     assert not result.out_of_memory
     assert result.seconds > 0
 

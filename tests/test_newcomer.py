@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pmf.auto_batch.candidate import _for_measuring, measure
+from pmf.auto_batch.candidate import measure
 from pmf.config.yaml_file import load_config
 from pmf.costs.memory import MemoryEstimator
 from pmf.data.options import SOURCES, DataKind
@@ -38,7 +38,6 @@ def rows(monkeypatch):
     denoising = Method("tests.newcomer.loss:DenoisingOptions", "tests.newcomer.loss:Denoising")
     monkeypatch.setitem(OBJECTIVES, "denoising", denoising)
     monkeypatch.setitem(SOURCES, "greys", DataKind(source="tests.newcomer.data_set:Greys"))
-    monkeypatch.setitem(SOURCES, "made up", None)  # taken back at the end: what a trial of a batch size adds
     moments = DataKind(source=f"{MOMENTS}:Moments", codec=f"{MOMENTS}:MomentsCodec", space=space_of_moments)
     monkeypatch.setitem(SOURCES, "moments", moments)
     small = {"width": 32, "depth": 2, "head_depth": 1, "num_heads": 2, "mlp_width": 64, "bottleneck": 16}
@@ -116,7 +115,7 @@ def test_a_data_set_with_a_space_of_its_own(tmp_path):
     config = load_config(CONFIG, shape)
     (estimate,) = MemoryEstimator(config, device="cpu")([4])
     assert estimate.peak > 0
-    result = measure(_for_measuring(config, str(tmp_path / "measured")), steps=3)
+    result = measure(config, str(tmp_path / "measured"), steps=3)
     assert not result.out_of_memory
     assert result.seconds > 0
 

@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def main() -> None:
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     try:
         with tempfile.TemporaryDirectory() as folder:
-            result = measure(_for_measuring(load_config(config_path), folder), int(steps))
+            result = measure(load_config(config_path), folder, int(steps))
     except (torch.OutOfMemoryError, MemoryError):
         result = Result(out_of_memory=True)
     except RuntimeError as error:
@@ -72,13 +73,19 @@ def main() -> None:
         os._exit(1)  # the other ranks may wait for this one in a collective; do not wait for them
 
 
-def measure(config: Config, steps: int) -> Result:
-    """Run the first steps of a run.
+def measure(config: Config, folder: str, steps: int) -> Result:
+    """Run the first steps of a run, on made-up images.
 
     Args:
-        config: with a run folder that may be written to.
+        config: the run's.
+        folder: for what the trial writes; the run's own is not touched.
         steps: more than WARM_UP_STEPS.
     """
+    with _for_measuring(config, folder) as trial:
+        return _measure(trial, steps)
+
+
+def _measure(config: Config, steps: int) -> Result:
     available = available_memory()
     trainer = Trainer(config, resume="never")
     device = trainer.world.device
@@ -102,10 +109,13 @@ def measure(config: Config, steps: int) -> Result:
     )
 
 
-def _for_measuring(config: Config, folder: str) -> Config:
-    """The same run on made-up images, in a folder of its own, with nothing but steps in it."""
+@contextmanager
+def _for_measuring(config: Config, folder: str) -> Iterator[Config]:
+    """The same run on made-up images, in a folder of its own, with nothing but steps in it.
+
+    The kind of its data is in the table of kinds until the trial ends.
+    """
     own = SOURCES[config.data.kind]
-    SOURCES[MADE_UP] = replace(SOURCES["synthetic"], codec=own.codec, space=own.space)
     data = config.data.model_copy(
         update={"kind": MADE_UP, "path": None, "num_images": config.training.global_batch_size, "num_workers": 0}
     )
@@ -115,7 +125,11 @@ def _for_measuring(config: Config, folder: str) -> Config:
     sampling = config.sampling.model_copy(update={"final_images": 0})
     evaluation = config.evaluation.model_copy(update={"every_images": 0})
     sections = {"data": data, "training": training, "sampling": sampling, "evaluation": evaluation}
-    return config.model_copy(update=sections)
+    SOURCES[MADE_UP] = replace(SOURCES["synthetic"], codec=own.codec, space=own.space)
+    try:
+        yield config.model_copy(update=sections)
+    finally:
+        del SOURCES[MADE_UP]
 
 
 def _batches(config: Config, size: int, count: int, step: int) -> Iterator[Batch]:
