@@ -14,7 +14,7 @@ from pmf.checkpoint.places import list_checkpoints
 from pmf.config.sections import Config
 from pmf.config.yaml_file import load_config
 from pmf.training.trainer import Trainer
-from tests.launch import ROOT, TINY
+from tests.launch import NETWORKS, ROOT, TINY
 
 TIMES = {"images_per_second"}
 
@@ -29,7 +29,8 @@ METHODS: dict[str, tuple[str, ...]] = {
 
 
 def tiny_config(output: Path, *overrides: str, config: str = "digits") -> Config:
-    given = [*TINY, *METHODS[config], f"training.output_dir={output}", *overrides]
+    network = f"model.name={NETWORKS[config]}"
+    given = [*TINY, network, *METHODS[config], f"training.output_dir={output}", *overrides]
     return load_config(ROOT / "configs" / f"{config}.yaml", given)
 
 

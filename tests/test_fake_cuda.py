@@ -32,12 +32,12 @@ from tests.fake_cuda import MixedDevicesError, Trace, fake_cuda
 from tests.flow.methods import METHODS
 from tests.flow.small_step import in_float32, inputs
 from tests.latents import latent_config
-from tests.launch import ROOT, TINY
+from tests.launch import NETWORKS, ROOT, TINY
 from tests.perceptual.published import random_convnext, random_lpips
 
 GPU = torch.device("cuda:0")
 ACCUMULATION = 2
-CONFIGS = {"pmf": "digits.yaml", "imf": "digits_imf.yaml", "meanflow": "digits_meanflow.yaml"}
+CONFIGS = {"pmf": "digits", "imf": "digits_imf", "meanflow": "digits_meanflow"}
 GUIDED = (
     "objective.guidance_scale=2",
     "objective.guidance_mixing=0.5",
@@ -95,8 +95,9 @@ def take_step(
     tamper: Callable[[TrainingStep], None] = lambda step: None,
 ) -> Done:
     """uint8 images to draws, guidance, loss, gradients, their norm, weights and averages."""
-    overrides = [*TINY, f"training.output_dir={folder}", "data.image_size=32", "objective.derivative=dual", *changes]
-    config = load_config(ROOT / "configs" / CONFIGS[method], overrides)
+    settings = ["data.image_size=32", "objective.derivative=dual", f"model.name={NETWORKS[CONFIGS[method]]}"]
+    overrides = [*TINY, f"training.output_dir={folder}", *settings, *changes]
+    config = load_config(ROOT / "configs" / f"{CONFIGS[method]}.yaml", overrides)
     world = World(rank=0, size=1, device=GPU, barrier=lambda: None)
     monkeypatch.setattr(step_module, "step_flops", lambda *_: None)  # it simulates a device of its own
     with fake_cuda(monkeypatch) as trace:
@@ -170,7 +171,7 @@ ON_GPU = {(FakeTensor, GPU, torch.float32)}
 def test_a_step_stays_on_the_gpu_and_waits_once(method, precision, changes, tmp_path, monkeypatch):
     done = take_step(precision, tmp_path, monkeypatch, *changes, method=method)
     state, half = done.step.state, AUTOCAST[precision]
-    assert len(done.gradients) > 50
+    assert len(done.gradients) > 30
     assert placed(done.gradients) == ON_GPU
     for name in state.averages.names:
         assert placed(state.averages.state(name)) == ON_GPU

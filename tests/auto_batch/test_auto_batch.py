@@ -11,7 +11,7 @@ import pytest
 
 from pmf.auto_batch.search import Measurement, Trial, best_size, largest_that_fits, verified_size
 from pmf.distributed.batching import divisors
-from tests.launch import ROOT, run_command
+from tests.launch import NETWORKS, ROOT, run_command
 from tests.runs import METHODS
 
 # Each trial is a process that imports torch's stack: half a minute in all, more where others compute.
@@ -81,6 +81,7 @@ def test_a_dry_run_estimates_for_a_device_that_is_not_here(tmp_path, config):
         "--dry-run",
         "--device-memory",
         "40GiB",
+        f"model.name={NETWORKS[config]}",
         timeout=PATIENCE,
         CUDA_VISIBLE_DEVICES="",
     )

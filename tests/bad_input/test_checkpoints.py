@@ -49,7 +49,7 @@ CASES = {
         arguments=("data.image_size=16",),
         resume="{tmp}/run",
         message="{tmp}/run/checkpoints/step_00000001: weights of another network: position_embedding is (1, 36, "
-        "64) there and (1, 84, 64) here; check model.name, data.image_size and data.num_classes",
+        "32) there and (1, 84, 32) here; check model.name, data.image_size and data.num_classes",
     ),
     "average that is not there": Case(
         continues=True,
@@ -62,7 +62,7 @@ CASES = {
         arguments=("optimizer.name=adamw",),
         message="the optimizer's state is of another run: exp_avg/time_embedding.hidden.weight is "
         "missing; exp_avg_sq/time_embedding.hidden.weight is missing; exp_avg/time_embedding.output.weight is "
-        "missing and 156 more; check optimizer.name, model.name, data.image_size and data.num_classes",
+        "missing and 93 more; check optimizer.name, model.name, data.image_size and data.num_classes",
     ),
 }
 

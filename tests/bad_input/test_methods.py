@@ -9,7 +9,7 @@ import eval as eval_command
 from pmf.config.yaml_file import load_config
 from pmf.training.trainer import Trainer
 from tests.bad_input.cases import Case, each
-from tests.launch import TINY
+from tests.launch import NETWORKS, TINY
 
 DIGITS = "data: {kind: digits, image_size: 8, channels: 1, num_classes: 10, num_workers: 0}\n"
 MEAN_FLOW = (
@@ -115,7 +115,8 @@ def finished_mean_flow(once):
     def train(folder):
         config = folder.with_suffix(".yaml")
         config.write_text(MEAN_FLOW)
-        Trainer(load_config(config, [*TINY, "training.max_steps=1", f"training.output_dir={folder}"])).train()
+        network = f"model.name={NETWORKS['digits_meanflow']}"
+        Trainer(load_config(config, [*TINY, network, "training.max_steps=1", f"training.output_dir={folder}"])).train()
         AcceleratorState._reset_state(reset_partial_state=True)
 
     return once("finished run of MeanFlow", train)

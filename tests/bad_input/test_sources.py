@@ -22,12 +22,12 @@ def write_table(folder: Path, **columns: object) -> None:
 CASES = {
     "image size not divisible": Case(
         arguments=("data.image_size=9",),
-        message="data.image_size is 9, not a multiple of pmf_tiny_2's patch size 2; use 8 or 10, or a model with "
+        message="data.image_size is 9, not a multiple of test_pmf_2's patch size 2; use 8 or 10, or a model with "
         "another patch size",
     ),
     "latents not divisible": Case(
         arguments=("data.kind=latents", "data.path={tmp}", "data.channels=3", "data.image_size=24"),
-        message="data.image_size is 24, of which latents have a side of 3, not a multiple of pmf_tiny_2's patch size "
+        message="data.image_size is 24, of which latents have a side of 3, not a multiple of test_pmf_2's patch size "
         "2; use 16 or 32, or a model with another patch size",
     ),
     "other number of classes": Case(

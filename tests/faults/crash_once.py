@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import tests.launch  # noqa: F401  (has the networks of short runs)
 import train as train_command
 from pmf.commands import run_command
 from tests.faults.faults import STEP, SignalAt

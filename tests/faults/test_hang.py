@@ -16,7 +16,7 @@ from tests.faults.faults import STEP, SignalAt, SignalWorkers
 from tests.faults.processes import EVERY_FOUR, finish, started, trace
 
 # Longer than a step on a machine that many tests share.
-TIMEOUT = "training.step_timeout=20"
+TIMEOUT = "training.step_timeout=10"
 
 
 def test_a_stopped_rank_is_named_and_the_run_can_go_on(whole, tmp_path):
@@ -29,7 +29,7 @@ def test_a_stopped_rank_is_named_and_the_run_can_go_on(whole, tmp_path):
     assert 'step.py", line' in printed  # where rank 0 waits for the gradients of the other
     (line,) = [line for line in printed.splitlines() if line.startswith("error: ")]
     assert line.startswith(
-        "error: step 6 did not end within 20 s (training.step_timeout); rank 1 does not answer; "
+        "error: step 6 did not end within 10 s (training.step_timeout); rank 1 does not answer; "
         "rank 0 waits in step.py:"
     )
     finish(run, EVERY_FOUR, ranks=2)

@@ -14,8 +14,8 @@ from tests.faults.processes import EVERY_FOUR, cut_back, finish, started, trace
 
 def test_files_that_may_not_grow_for_rank_0_end_the_run_in_one_line(whole, tmp_path):
     run = cut_back(whole(2), tmp_path / "run", 4)
-    # The weights are 1.6 MB; metrics, logs and samples stay far below the limit.
-    with started(run, EVERY_FOUR, ranks=2, faults={0: FullDisk(500_000)}) as full:
+    # The weights are 0.3 MB; metrics, logs and samples stay far below the limit.
+    with started(run, EVERY_FOUR, ranks=2, faults={0: FullDisk(150_000)}) as full:
         assert full.wait() == [2, 2], full.printed()
         printed = full.printed()
     (line,) = [line for line in printed.splitlines() if "error" in line]

@@ -252,11 +252,11 @@ def test_a_run_with_both_terms_trains_and_keeps_them_out_of_its_checkpoints(tmp_
             assert one[name] == pytest.approx(two[name], rel=1e-4), name
 
     network = Trainer(tiny_config(tmp_path / "plain")).state.network
-    assert f"pmf_tiny_2: {sum(p.numel() for p in network.parameters()):,} parameters" in printed[1]
+    assert f"test_pmf_2: {sum(p.numel() for p in network.parameters()):,} parameters" in printed[1]
     checkpoint = tmp_path / "1" / "checkpoints" / "step_00000002"
     for name in ("model", "ema_10"):
         assert load_file(checkpoint / f"{name}.safetensors").keys() == network.state_dict().keys()
-    assert checkpoint.joinpath("optimizer.safetensors").stat().st_size < 4e6  # VGG16 alone has 59 MB
+    assert checkpoint.joinpath("optimizer.safetensors").stat().st_size < 1e6  # VGG16 alone has 59 MB
 
 
 def test_gradients_on_two_processes_equal_those_on_one(tmp_path, overrides):

@@ -24,7 +24,7 @@ from pmf.training.preflight import require_cuda_graph
 from pmf.training.trainer import Trainer
 from tests.flow.methods import METHODS
 from tests.flow.small_step import inputs, small_network
-from tests.launch import ROOT, TINY
+from tests.launch import NETWORKS, ROOT, TINY
 from tests.recorders import Rerunning
 
 STEPS = 6
@@ -35,7 +35,7 @@ CHANGING = (
     "optimizer.warmup_steps=3",
     "optimizer.weight_decay=0.01",
 )
-CONFIGS = {"pmf": "digits.yaml", "meanflow": "digits_meanflow.yaml"}
+CONFIGS = {"pmf": "digits", "meanflow": "digits_meanflow"}
 
 
 def config_of(folder: Path, method: str, *changes: str) -> Config:
@@ -43,8 +43,9 @@ def config_of(folder: Path, method: str, *changes: str) -> Config:
     settings = ["data.kind=synthetic", "data.num_workers=0", "training.log_every=1", "training.checkpoint_every=3"]
     guided = ["objective.guidance_scale=2", "objective.guidance_mixing=0.5", "objective.guidance_interval=[0.3,0.8]"]
     batch = ["training.global_batch_size=16", "training.micro_batch_size=8", f"training.output_dir={folder}"]
-    overrides = [*TINY, *settings, *batch, *(guided if method == "meanflow" else []), *changes]
-    return load_config(ROOT / "configs" / CONFIGS[method], overrides)
+    network = f"model.name={NETWORKS[CONFIGS[method]]}"
+    overrides = [*TINY, network, *settings, *batch, *(guided if method == "meanflow" else []), *changes]
+    return load_config(ROOT / "configs" / f"{CONFIGS[method]}.yaml", overrides)
 
 
 def train(config: Config, *, poisoned: int = -1) -> Trainer:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -45,7 +44,7 @@ def test_a_good_config_passes_and_nothing_is_written(examine, tmp_path):
     assert " ".join(verdicts) == subjects
     assert {verdict for verdict, _ in verdicts.values()} <= {"ok", "warning"}
     assert verdicts["data"] == ("ok", "1,797 images, 112 steps an epoch; the first images decode")
-    assert verdicts["model"] == ("ok", "pmf_tiny_2, 392,136 parameters")
+    assert verdicts["model"] == ("ok", "test_pmf_2, 76,024 parameters")
     assert verdicts["run folder"] == ("ok", f"{tmp_path}/run holds no checkpoint: starting from scratch")
     assert list(tmp_path.iterdir()) == []
 
@@ -116,9 +115,9 @@ def test_the_size_of_a_checkpoint_is_known_from_shapes(optimizer, tmp_path):
     overrides = [*TINY, f"training.output_dir={tmp_path}/run", "training.max_steps=1", f"optimizer.name={optimizer}"]
     config: Config = load_config(DIGITS, overrides)
     with torch.device("meta"):
-        network = create_network("pmf_tiny_2", image_size=8, num_classes=10, channels=1)
+        network = create_network("test_pmf_2", image_size=8, num_classes=10, channels=1)
     expected = checkpoint_bytes(network, config)
     Trainer(config).train()
-    files = (tmp_path / "run" / "checkpoints").rglob("*.safetensors")
-    # The files' headers come on top: names, shapes and the config, 20 KB each.
-    assert expected < sum(Path(file).stat().st_size for file in files) < expected * 1.03
+    files = list((tmp_path / "run" / "checkpoints").rglob("*.safetensors"))
+    # The files' headers come on top: names, shapes and the config, 20 KB each at most.
+    assert expected < sum(file.stat().st_size for file in files) < expected + 20_000 * len(files)

@@ -53,7 +53,8 @@ def test_a_signal_saves_the_step_and_the_next_start_goes_on(tmp_path):
 def test_a_signal_to_torchrun_and_all_its_processes(tmp_path):
     train_tiny(tmp_path / "whole", *STEPS, ranks=2)
     stopped = tmp_path / "stopped"
-    command = (*torchrun(2), "train.py", *DIGITS, *STEPS, "data.num_workers=2", f"training.output_dir={stopped}")
+    options = (*DIGITS, *STEPS, "data.num_workers=2", f"training.output_dir={stopped}")
+    command = (*torchrun(2), "tests/faults/short_train.py", *options)
     with launched(*command) as process:
         while not has_begun(stopped):
             assert process.poll() is None

@@ -60,7 +60,7 @@ def test_gradients_on_two_processes_equal_those_on_one(tmp_path, config):
     one, two = (load_file(tmp_path / f"{ranks}.safetensors") for ranks in (1, 2))
     assert int(two.pop("world_size")) == 2
     assert int(one.pop("world_size")) == 1
-    assert len(one) == len(two) > 50
+    assert len(one) == len(two) > 30
     for name in one:
         # Means of the same four micro-batch gradients in float32, added in another order.
         difference = float((one[name] - two[name]).norm() / one[name].norm().clamp_min(1e-20))

@@ -17,6 +17,8 @@ NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 """What can be a repository's name: owner and name."""
 TRANSPORTS = ("requests", "httpx", "httpx2")
 """By which huggingface_hub speaks HTTP, depending on its version; it passes their errors on."""
+TIMEOUT = 10.0
+"""Seconds that the hub has to answer."""
 
 
 def download(name: str) -> Path:
@@ -30,7 +32,7 @@ def download(name: str) -> Path:
     other = "so save_pretrained did not write it; download an official file and give its path, with config="
     with _in_one_line(name, "there is no such file or folder, and"):
         try:
-            record = Path(hf_hub_download(name, PRETRAINED))
+            record = Path(hf_hub_download(name, PRETRAINED, local_files_only=not _reached(name)))
         except errors.EntryNotFoundError as error:
             if isinstance(error, errors.LocalEntryNotFoundError):
                 raise
@@ -41,6 +43,17 @@ def download(name: str) -> Path:
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{name}: this repository has no {WEIGHTS}, {other}")
     return folder
+
+
+def _reached(name: str) -> bool:
+    """Whether the hub answers at all. Its library would ask again for half a minute before it says so."""
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().model_info(name, timeout=TIMEOUT)
+    except Exception as error:  # an answer of any kind is for the download to tell
+        return not _is_unreached(error)
+    return True
 
 
 def _require_ours(record: Path, where: str, other: str) -> None:
@@ -108,9 +121,16 @@ def _in_one_line(name: str, lead: str) -> Iterator[None]:
     except (errors.LocalTokenNotFoundError, errors.HFValidationError) as error:
         raise UserError(f"{name}: {lead} {' '.join(str(error).split())}") from None
     except Exception as error:
-        offline = (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)
-        if not isinstance(error, offline) and type(error).__module__.partition(".")[0] not in TRANSPORTS:
+        if not _is_unreached(error):
             raise
         raise UserError(
             f"{name}: {lead} the Hugging Face hub cannot be reached; correct the path, or connect, or give a folder"
         ) from None
+
+
+def _is_unreached(error: Exception) -> bool:
+    """Whether an error of the hub's library says that there is no hub to be asked."""
+    from huggingface_hub import errors
+
+    offline = (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)
+    return isinstance(error, offline) or type(error).__module__.partition(".")[0] in TRANSPORTS
