@@ -100,8 +100,8 @@ def digits_run(once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
     return once("digits run", train_tiny)
 
 
-@pytest.fixture(scope="module")
-def one_fit() -> Iterator[None]:
+@pytest.fixture(scope="session", autouse=True)
+def _one_fit() -> Iterator[None]:
     """Evaluations in this process share one fit of the digits' features: seconds, and the same numbers each time."""
     from pmf.evaluation import extractor_table
 

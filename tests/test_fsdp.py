@@ -85,7 +85,7 @@ def test_two_ranks_in_shards_equal_ddp_and_one_process(one_process, tmp_path):
         assert difference < 2e-3, f"{name}: {difference}"
 
 
-@pytest.mark.parametrize("config", ["digits_imf", "digits_meanflow"])
+@pytest.mark.parametrize("config", ["digits_imf", pytest.param("digits_meanflow", marks=pytest.mark.slow)])
 def test_the_other_methods_and_networks_equal_one_process_too(config, tmp_path):
     one, ddp, checkpointed = (
         run_here(tmp_path / "one", config),
@@ -107,7 +107,7 @@ def test_the_other_methods_and_networks_equal_one_process_too(config, tmp_path):
 @pytest.mark.parametrize(
     ("config", "options"),
     [
-        ("digits_meanflow", "objective.label_drop=0.8"),
+        pytest.param("digits_meanflow", "objective.label_drop=0.8", marks=pytest.mark.slow),
         ("digits_imf", "objective.label_drop=0.8,objective.data_proportion=1"),
     ],
 )

@@ -56,6 +56,7 @@ def test_the_b_16_recipe_trains_on_mixed_jpegs_with_workers(imagenet, tmp_path):
     assert (run / "samples" / "step_00000006.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_accelerate_launch_runs_the_command(tmp_path):
     launcher = ["-m", "accelerate.commands.launch", "--cpu", "train.py", "--config", "configs/digits.yaml"]
     overrides = ["training.max_steps=2", "training.global_batch_size=8", "sampling.final_images=0"]

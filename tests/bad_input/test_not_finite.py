@@ -26,8 +26,6 @@ from pmf.training.trainer import Trainer
 from tests.launch import ROOT, TINY
 from tests.launch import run_command as start_command
 
-pytestmark = pytest.mark.usefixtures("one_fit")
-
 DIGITS = ROOT / "configs" / "digits.yaml"
 FRAGILE = "tests.evaluation.networks:Standardised"
 

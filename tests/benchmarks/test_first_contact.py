@@ -104,6 +104,7 @@ def test_stages_after_a_failed_one_measure_and_the_report_shows_both(tmp_path, m
     assert content["hardware"] in text.partition("\n")[0] and content["date"] in text.partition("\n")[0]
 
 
+@pytest.mark.slow
 def test_a_killed_command_leaves_all_that_was_measured_and_no_process(tmp_path):
     arguments = ("--out", str(tmp_path), "--only", "float64_gradients", "muon_bf16", "--fault=muon_bf16=hang")
 

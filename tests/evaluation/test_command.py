@@ -18,8 +18,6 @@ from pmf.generation.pictures import save_png
 from pmf.net.sizes import create_network
 from tests.launch import ROOT, run_command
 
-pytestmark = pytest.mark.usefixtures("one_fit")
-
 SMALL = "tests.evaluation.networks:create"
 SETTINGS = ["--num-images", "100", "--seed", "5", "--omega", "2", "--interval", "0.1", "0.6", "--num-steps", "2"]
 

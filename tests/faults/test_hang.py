@@ -19,6 +19,7 @@ from tests.faults.processes import EVERY_FOUR, finish, started, trace
 TIMEOUT = "training.step_timeout=10"
 
 
+@pytest.mark.slow
 def test_a_stopped_rank_is_named_and_the_run_can_go_on(whole, tmp_path):
     run = tmp_path / "run"
     with started(run, EVERY_FOUR, TIMEOUT, ranks=2, faults={1: SignalAt(STEP, 6, (signal.SIGSTOP,))}) as stopped:

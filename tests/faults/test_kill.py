@@ -50,7 +50,12 @@ def test_a_save_killed_before_its_writes(chosen, whole, tmp_path):
     assert [path.name for path in (killed / "checkpoints").iterdir()] == ["step_00000020"]
 
 
-@pytest.mark.parametrize("target", ["pmf.tensors.save_file", "os.fsync", "os.rename", "os.replace"])
+OTHER_PLACES = [
+    pytest.param(name, marks=pytest.mark.slow) for name in ("pmf.tensors.save_file", "os.fsync", "os.replace")
+]
+
+
+@pytest.mark.parametrize("target", ["os.rename", *OTHER_PLACES])
 def test_rank_0_of_two_killed_in_a_save(target, whole, tmp_path):
     run = cut_back(whole(2), tmp_path / "run", 4)
     with started(run, EVERY_FOUR, ranks=2, faults={0: SignalAt(target, 2)}) as killed:
@@ -98,7 +103,7 @@ def test_torchrun_starts_again_after_a_crash(whole, tmp_path):
     ("ranks", "workers", "precision"),
     [
         (1, 0, "no"),
-        (2, 2, "bf16"),
+        pytest.param(2, 2, "bf16", marks=pytest.mark.slow),
         pytest.param(1, 2, "no", marks=pytest.mark.slow),
         pytest.param(1, 0, "bf16", marks=pytest.mark.slow),
         pytest.param(1, 2, "bf16", marks=pytest.mark.slow),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from pmf.training.step import MAX_SKIPPED_IN_A_ROW
 from tests.faults.faults import InfiniteAverage, NaNImages
 from tests.faults.processes import EVERY_FOUR, finish, samples_of, started, trace
@@ -43,6 +45,7 @@ def test_too_many_in_a_row_end_the_run_naming_the_samples(tmp_path):
     assert "Traceback" not in printed
 
 
+@pytest.mark.slow
 def test_snapshots_that_one_rank_spoils_are_left_out_on_both(tmp_path):
     """Its part of the average is infinite after odd steps: no FID and no grid then, and the same training."""
     evaluation = ("evaluation.every_images=16", "evaluation.num_images=20", "evaluation.reference=digits")

@@ -38,6 +38,7 @@ def test_asked_to_stop_in_the_middle(rank, target, number, saved, whole, tmp_pat
     assert trace(run) == trace(whole(2))
 
 
+@pytest.mark.slow
 def test_asked_to_stop_in_an_evaluation(whole, tmp_path):
     """Which belongs to step 6, saved a moment before: the checkpoint that is there is kept."""
     run, overrides = tmp_path / "run", ("training.checkpoint_every=6", *EVALUATION)

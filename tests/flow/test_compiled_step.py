@@ -46,7 +46,9 @@ STATIC = "static shapes, padded and checkpointed"
 
 
 # "aot_eager" traces, differentiates and counts graphs as the default does, and spares the machine code.
-@pytest.mark.parametrize("method", ["pmf", "meanflow", pytest.param("imf", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "method", ["pmf", *(pytest.param(name, marks=pytest.mark.slow) for name in ("imf", "meanflow"))]
+)
 @pytest.mark.parametrize(
     ("kind", "backend"),
     [

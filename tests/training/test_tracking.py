@@ -186,7 +186,7 @@ print("the end")
 """
 
 
-@pytest.mark.parametrize("signal", ["SIGKILL", "SIGSTOP"])
+@pytest.mark.parametrize("signal", ["SIGKILL", pytest.param("SIGSTOP", marks=pytest.mark.slow)])
 def test_a_service_that_dies_or_hangs_is_left_behind(signal, tmp_path):
     settings = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "HOME": str(tmp_path)}
     digits = str(ROOT / "configs" / "digits.yaml")
