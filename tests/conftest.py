@@ -50,24 +50,24 @@ def _fresh_accelerator():
         assert not PartialState._shared_state
 
 
-def _tables() -> dict[tuple[str, str], list[object]]:
-    """The rows of the library's tables, by module and name, as far as it is loaded."""
-    return {
-        (module, name): list(value)
-        for module, loaded in list(sys.modules.items())
-        if module.startswith("pmf.")
-        for name, value in vars(loaded).items()
-        if isinstance(value, dict) and name.isupper() and not name.startswith("_")
-    }
+_TABLES: dict[str, list[dict[str, object]]] = {}
+"""By module of the library, each of which is looked through once."""
+
+
+def _rows() -> list[tuple[str, int, list[str]]]:
+    """The names in all tables, as far as the library is loaded."""
+    for module in [name for name in sys.modules if name.startswith("pmf.") and name not in _TABLES]:
+        values = vars(sys.modules[module]).items()
+        _TABLES[module] = [v for name, v in values if isinstance(v, dict) and name.isupper() and name[0] != "_"]
+    return [(module, i, list(table)) for module, tables in _TABLES.items() for i, table in enumerate(tables)]
 
 
 @pytest.fixture(autouse=True)
 def _rows_go_with_their_test():
     """A row left in a table would make the tests after it depend on which process ran this one."""
-    before = _tables()
+    before = _rows()
     yield
-    after = _tables()
-    assert {table: after[table] for table in before} == before
+    assert _rows()[: len(before)] == before
 
 
 @pytest.fixture(scope="session")
