@@ -24,8 +24,8 @@ from pmf.net.sizes import DIFFUSION_TRANSFORMER, IMF_TRANSFORMER, PIXEL_TRANSFOR
 
 ROOT = Path(__file__).parents[1]
 
-# Networks of every kind of part and two or three blocks, a third of the time of the shipped tiny ones; processes that
-# are forked here know them too.
+# Networks of every kind of part and of two or three blocks: a run takes less than half the time that it takes with the
+# shipped tiny ones. Processes that are forked here know them too.
 _NUMBERS = {"patch_size": 2, "width": 32, "depth": 2, "num_heads": 2}
 SIZES["test_pmf_2"] = NetworkSize(PIXEL_TRANSFORMER, **_NUMBERS, head_depth=1, mlp_width=80, bottleneck=16)
 SIZES["test_imf_2"] = NetworkSize(IMF_TRANSFORMER, **_NUMBERS, head_depth=1)

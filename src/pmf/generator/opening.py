@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from pmf.distributed.world import ALONE, float32_precision
-from pmf.errors import UserError
+from pmf.errors import UserError, first_line
 from pmf.generation.command import PlannedImages, plan_images
 from pmf.generation.sampling_request import SamplingRequest
 from pmf.hub.repository import NAME, download
@@ -87,6 +87,5 @@ def _device(device: str | torch.device | None) -> torch.device:
         found = torch.device(device)
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:  # no name of a device, or none that is here
-        reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"device {device}: cannot be used ({reason}); give cpu, cuda, cuda:1, ...") from None
+        raise UserError(f"device {device}: cannot be used ({first_line(error)}); give cpu, cuda, cuda:1, ...") from None
     return found

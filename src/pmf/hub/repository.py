@@ -31,15 +31,17 @@ def download(name: str) -> Path:
 
     other = "so save_pretrained did not write it; download an official file and give its path, with config="
     with _in_one_line(name, "there is no such file or folder, and"):
+        offline = not _reached(name)
         try:
-            record = Path(hf_hub_download(name, PRETRAINED, local_files_only=not _reached(name)))
+            record = Path(hf_hub_download(name, PRETRAINED, local_files_only=offline))
         except errors.EntryNotFoundError as error:
             if isinstance(error, errors.LocalEntryNotFoundError):
                 raise
             raise UserError(f"{name}: this repository has no {PRETRAINED}, {other}") from None
         _require_ours(record, f"{name}: this repository", other)
         commit = record.parent.name  # of the hub's cache: weights and config are of one commit
-        folder = Path(snapshot_download(name, revision=commit, allow_patterns=[PRETRAINED, WEIGHTS, "README.md"]))
+        files = [PRETRAINED, WEIGHTS, "README.md"]
+        folder = Path(snapshot_download(name, revision=commit, allow_patterns=files, local_files_only=offline))
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{name}: this repository has no {WEIGHTS}, {other}")
     return folder
