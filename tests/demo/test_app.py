@@ -79,6 +79,22 @@ def test_the_app_shows_the_pixels_of_generate(visit: Visit, address: tuple[str, 
     assert visit.complaints == []
 
 
+def test_a_file_that_a_browser_may_read_is_not_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("gradio", reason="needs gradio: uv sync --extra demo")
+    from pmf.demo.app import grid_files, strip_files
+
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "served"))
+    small_generator(tmp_path)
+    studio = Studio(lambda ema: pmf.load(tmp_path / "one_product.safetensors", ema=ema))
+    guidance = (3.0, 0.0, 1.0, 1, None)
+    grid = grid_files(studio, 0, 0, 10, *guidance)
+    assert len(set(grid)) == 10
+    Path(grid[0]).write_bytes(b"as it was")
+    assert strip_files(studio, 0, 0, *guidance, 1, 0, 8)[0] == grid[0]  # the same class and seed
+    assert grid_files(studio, 0, 0, 10, *guidance) == grid
+    assert Path(grid[0]).read_bytes() == b"as it was"
+
+
 def test_the_nearest_training_image_is_found(monkeypatch: pytest.MonkeyPatch):
     config = load_config(ROOT / "configs" / "digits.yaml")
     source = create_source(config.data, 0)

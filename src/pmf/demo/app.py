@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -13,6 +15,8 @@ from pmf.errors import UserError
 
 try:
     import gradio as gr
+    from gradio.processing_utils import save_file_to_cache
+    from gradio.utils import get_upload_folder
 except ImportError:
     raise UserError(
         'the app needs gradio, which is not installed; uv sync --extra demo, or pip install "pmf[demo]"'
@@ -110,11 +114,12 @@ def build_app(studio: Studio) -> gr.Blocks:
                 show_progress="minimal",
             )
 
-        show(lambda *chosen: _grid(studio, *chosen), controls, grid, [app.load, *(each.change for each in controls)])
+        moves = [app.load, *(each.change for each in controls)]
+        show(lambda *chosen: grid_files(studio, *chosen), controls, grid, moves)
         of_strip = [control for control in controls if control.label != "Images"]
         changes = [each.change for each in (*of_strip, *ends)]
-        show(lambda *chosen: _strip(studio, *chosen), [*of_strip, *ends], strip, [app.load, *changes])
-        show(lambda *chosen: _nearest(studio, *chosen), controls, nearest, [button.click])
+        show(lambda *chosen: strip_files(studio, *chosen), [*of_strip, *ends], strip, [app.load, *changes])
+        show(lambda *chosen: nearest_files(studio, *chosen), controls, nearest, [button.click])
     return app
 
 
@@ -128,7 +133,6 @@ def _gallery(title: str, name: str, columns: int) -> gr.Gallery:
         label=title,
         show_label=False,
         elem_id=name,
-        format="png",
         columns=columns,
         height="auto",
         object_fit="contain",
@@ -152,17 +156,20 @@ def _tensor(studio: Studio, label: int, seed: int, count: float, *guidance: Any)
         return studio.model.generate([label], num_images=int(count), seed=seed, output="tensor", **options)
 
 
-def _grid(studio: Studio, *chosen: Any) -> list[Image.Image]:
-    return [as_picture(image) for image in _tensor(studio, *chosen).numpy()]
+def grid_files(studio: Studio, *chosen: Any) -> list[str]:
+    """The images of the controls, as files."""
+    return [_png_file(as_picture(image)) for image in _tensor(studio, *chosen).numpy()]
 
 
-def _nearest(studio: Studio, *chosen: Any) -> list[tuple[Image.Image, str]]:
+def nearest_files(studio: Studio, *chosen: Any) -> list[tuple[str, str]]:
+    """Their nearest training images, as files, with the distances."""
     with _told():
         found = nearest_images(_tensor(studio, *chosen), studio.model.config)
-    return [(picture, f"{distance:.1f}") for picture, distance in found]
+    return [(_png_file(picture), f"{distance:.1f}") for picture, distance in found]
 
 
-def _strip(studio: Studio, label: int, seed: int, *rest: Any) -> list[Image.Image]:
+def strip_files(studio: Studio, label: int, seed: int, *rest: Any) -> list[str]:
+    """The frames from the first class and seed to the second, as files."""
     *guidance, second_label, second_seed, frames = rest
     with _told():
         made = studio.model.interpolate(
@@ -172,7 +179,18 @@ def _strip(studio: Studio, label: int, seed: int, *rest: Any) -> list[Image.Imag
             output="tensor",
             **_options(studio, *guidance),
         )
-    return [as_picture(image) for image in made.numpy()]
+    return [_png_file(as_picture(image)) for image in made.numpy()]
+
+
+def _png_file(picture: Image.Image) -> str:
+    """The file of a picture in Gradio's folder, its name made of its bytes; one that is there is left alone.
+
+    A gallery that is given the picture itself writes such a file each time anew, in place. Grid and strip often
+    show one picture, and a browser that fetched it for the one would get a part of it while the other is written.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        picture.save(file := Path(folder) / "image.png")
+        return save_file_to_cache(file, get_upload_folder())
 
 
 @contextmanager
