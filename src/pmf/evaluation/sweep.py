@@ -163,7 +163,8 @@ def _plot(points: Sequence[Point], path: Path) -> None:
     axes.set_xlabel(across)
     axes.set_ylabel("FID")
     axes.legend(fontsize="small")
-    figure.savefig(path, dpi=150)
+    with complete_or_absent(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
 
 
 def _told(options: Mapping[str, Any]) -> str:
