@@ -194,10 +194,10 @@ def run_command(
 
 
 @contextlib.contextmanager
-def launched(*arguments: str, **environment: str) -> Iterator[subprocess.Popen]:
+def launched(*arguments: str, program: str = sys.executable, **environment: str) -> Iterator[subprocess.Popen]:
     """Python with these arguments, from its start, in a process group of which nothing is left in the end."""
     process = subprocess.Popen(
-        [sys.executable, *arguments],
+        [program, *arguments],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment},
         stdout=subprocess.PIPE,

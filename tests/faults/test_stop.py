@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import dataclass
 
 import pytest
 
 from pmf.checkpoint.integrity import find_damage
 from pmf.checkpoint.places import list_checkpoints
 from pmf.errors import PREEMPTED_STATUS
+from pmf.training import preemption
 from tests.faults.faults import SignalAt
 from tests.faults.processes import finish, started, trace
 
@@ -17,17 +19,17 @@ TERM = (signal.SIGTERM,)
 
 
 @pytest.mark.parametrize(
-    ("rank", "target", "number", "saved"),
+    ("rank", "target", "number", "signals", "saved"),
     [
-        (1, "pmf.training.step.TrainingStep._backward", 6, 6),  # in the sixth step, to one rank of two
-        # In the save of step 8: that one is finished, and the step after it.
-        (0, "pmf.tensors.save_file", 2, 9),
+        (1, "pmf.training.step.TrainingStep._backward", 6, TERM, 6),  # in the sixth step, to one rank of two
+        # In the save of step 8, and from a launcher once more: that one is finished, and the step after it.
+        (0, "pmf.tensors.save_file", 2, TERM * 2, 9),
     ],
     ids=["mid-step", "mid-save"],
 )
-def test_asked_to_stop_in_the_middle(rank, target, number, saved, whole, tmp_path):
+def test_asked_to_stop_in_the_middle(rank, target, number, signals, saved, whole, tmp_path):
     run, overrides = tmp_path / "run", ("training.checkpoint_every=8",)
-    with started(run, *overrides, ranks=2, faults={rank: SignalAt(target, number, TERM)}) as stopped:
+    with started(run, *overrides, ranks=2, faults={rank: SignalAt(target, number, signals)}) as stopped:
         assert stopped.wait() == [PREEMPTED_STATUS] * 2, stopped.printed()
         assert stopped.printed().count("asked to stop: ") == 1
         assert "Traceback" not in stopped.printed()
@@ -53,9 +55,23 @@ def test_asked_to_stop_in_an_evaluation(whole, tmp_path):
     assert ended == trace(whole(1))
 
 
-def test_asked_twice_it_ends_at_once(whole, tmp_path):
+@dataclass(frozen=True)
+class Later(SignalAt):
+    """The second signal comes when it can be no echo of the first any more."""
+
+    def __call__(self) -> None:
+        preemption.ECHO = 0.0
+        super().__call__()
+
+
+@pytest.mark.parametrize(
+    ("kind", "signals"),
+    [(SignalAt, (signal.SIGTERM, signal.SIGUSR1)), pytest.param(Later, TERM * 2, marks=pytest.mark.slow)],
+    ids=["by another signal", "by the same later"],
+)
+def test_asked_twice_it_ends_at_once(kind, signals, whole, tmp_path):
     run, overrides = tmp_path / "run", ("training.checkpoint_every=4",)
-    fault = SignalAt("pmf.tensors.save_file", 6, (signal.SIGTERM, signal.SIGUSR1))
+    fault = kind("pmf.tensors.save_file", 6, signals)
     with started(run, *overrides, faults={0: fault}) as stopped:
         assert stopped.wait() in ([128 + signal.SIGTERM], [128 + signal.SIGUSR1]), stopped.printed()
     assert [path.name for path in list_checkpoints(run)] == ["step_00000004"]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -50,19 +52,27 @@ def test_a_signal_saves_the_step_and_the_next_start_goes_on(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_signal_to_torchrun_and_all_its_processes(tmp_path):
-    train_tiny(tmp_path / "whole", *STEPS, ranks=2)
+@pytest.mark.parametrize(
+    ("launcher", "ranks"),
+    [((sys.executable, *torchrun(2)), 2), (("uv", "run", "--no-sync"), 1)],
+    ids=["torchrun", "uv"],
+)
+def test_a_signal_to_a_launcher_and_all_its_processes(launcher, ranks, tmp_path):
+    """The processes of torchrun are groups of their own; that of uv has it from the scheduler and from uv."""
+    program = shutil.which(launcher[0])
+    if program is None:
+        pytest.skip(f"needs {launcher[0]} on PATH")
+    train_tiny(tmp_path / "whole", *STEPS, ranks=ranks)
     stopped = tmp_path / "stopped"
     options = (*DIGITS, *STEPS, "data.num_workers=2", f"training.output_dir={stopped}")
-    command = (*torchrun(2), "tests/faults/short_train.py", *options)
-    with launched(*command) as process:
+    with launched(*launcher[1:], "tests/faults/short_train.py", *options, program=program) as process:
         while not has_begun(stopped):
             assert process.poll() is None
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGTERM)
         printed = "".join(process.communicate(timeout=100))
         assert process.returncode not in (0, None)
-    assert_saved_and_continued(stopped, printed, 2, tmp_path / "whole")
+    assert_saved_and_continued(stopped, printed, ranks, tmp_path / "whole")
 
 
 def test_a_second_signal_ends_at_once_and_a_locked_folder_is_refused(tmp_path):

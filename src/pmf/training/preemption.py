@@ -2,13 +2,15 @@
 
 SIGTERM and SIGUSR1 are what schedulers send before they take a machine away; Ctrl-C counts as well. The first signal
 sets a flag. At the end of the step all ranks agree whether any of them has it, save once, and leave with an exit status
-of their own. A second signal to the same process ends it at once.
+of their own. A second signal to the same process ends it at once, but not an echo of the first: ``uv run`` passes on
+what a scheduler, or a shell without a terminal, has sent to the whole process group already.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -18,6 +20,9 @@ from torch import Tensor
 from pmf.distributed.world import World
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+ECHO = 5.0
+"""Seconds in which the same signal again is an echo: it comes within milliseconds, but Python may first see it when a
+long call into torch returns."""
 
 
 class StopRequest:
@@ -25,7 +30,7 @@ class StopRequest:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._received: int | None = None
+        self._received: tuple[int, float] | None = None
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -51,6 +56,9 @@ class StopRequest:
         return bool(self.flag())
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
-        if self._received is not None:
+        if self._received is None:
+            self._received = number, time.monotonic()
+            return
+        first, at = self._received
+        if number != first or time.monotonic() - at > ECHO:
             os._exit(128 + number)
-        self._received = number
